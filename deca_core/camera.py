@@ -1,0 +1,27 @@
+"""Weak-perspective camera (paper section 4.1): v = s Pi(M) + t, in the image frame of the method.
+
+World: x to the subject's left, y up, z out of the face, metres. Image: x right, y down, both in [-1, 1] over the crop;
+z grows away from the viewer, so the smaller z is nearer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IMAGE_SIZE = 224  # pixels on a side of the crop that the networks see
+
+
+def project(points: Tensor, cam: Tensor) -> Tensor:
+    """Orthographic projection with scale and shift: points (B,N,3) metres, cam (B,3) = s, tx, ty -> (B,N,3).
+
+    x' = s (x + tx), y' = -s (y + ty), z' = -s z.
+    """
+    scale, shift = cam[:, None, :1], cam[:, None, 1:]
+    x, y = (scale * (points[..., :2] + shift)).unbind(-1)
+    return torch.stack([x, -y, -scale[..., 0] * points[..., 2]], dim=-1)
+
+
+def to_pixels(normalised: Tensor, size: int = IMAGE_SIZE) -> Tensor:
+    """Image coordinates in [-1, 1] to pixels of a square picture: p = (l + 1) size / 2."""
+    return (normalised + 1) * (size / 2)

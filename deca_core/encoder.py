@@ -1,0 +1,87 @@
+"""The encoders E_c and E_d (paper sections 4.1, 4.2): ResNet50 features and two linear layers.
+
+Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NUM_FEATURES, NUM_HIDDEN = 2048, 1024
+BACKBONES = ("resnet50",)
+
+
+class Bottleneck(nn.Module):
+    """Residual block 1x1, 3x3 (with the stride), 1x1 (He et al. 2016, the variant with the stride on the 3x3)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet50(nn.Module):
+    """Images (B,3,H,W) to globally averaged features (B,2048)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        inputs = 64
+        for stage, (width, blocks) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True), start=1):
+            layers = []
+            for block in range(blocks):
+                layers.append(Bottleneck(inputs, width, stride=2 if stage > 1 and block == 0 else 1))
+                inputs = 4 * width
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)  # blocks start as the identity (Goyal et al. 2017)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x.mean((2, 3))
+
+
+class Encoder(nn.Module):
+    """Backbone, Linear(2048, 1024), ReLU, Linear(1024, outputs): images (B,3,224,224) in [0, 1] -> (B, outputs)."""
+
+    def __init__(self, outputs: int, backbone: str = "resnet50") -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {backbone!r}; this version has {', '.join(BACKBONES)}")
+        self.encoder = ResNet50()
+        self.layers = nn.Sequential(nn.Linear(NUM_FEATURES, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(self.encoder(images))
+
+    @torch.no_grad()
+    def start_at(self, prior: Tensor) -> None:
+        """Make an untrained encoder answer `prior` (outputs,) plus a tenth of its random guess."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(0.1)
+        last.bias.copy_(prior)

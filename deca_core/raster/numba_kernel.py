@@ -1,0 +1,45 @@
+"""Visibility on the CPU: an integer z-buffer whose cost is the number of pixels that the faces cover."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+@numba.njit(cache=True, nogil=True)
+def rasterize_numba(vertices: NDArray, faces: NDArray, nearest: NDArray, out: NDArray) -> None:
+    """Fill `out` (B,H,W) int64 with the nearest face of every pixel, -1 where there is none.
+
+    vertices (B,V,3) float in image space; faces (F,3) int64; nearest (B,H,W) float scratch.
+    Same rules as `rasterize_reference`.
+    """
+    batch, height, width = out.shape
+    for image in range(batch):
+        points, depth_map, face_map = vertices[image], nearest[image], out[image]
+        depth_map[:] = np.inf
+        face_map[:] = -1
+        for face in range(len(faces)):
+            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+            ax, ay = (points[a, 0] + 1) * width * 0.5, (points[a, 1] + 1) * height * 0.5
+            bx, by = (points[b, 0] + 1) * width * 0.5, (points[b, 1] + 1) * height * 0.5
+            cx, cy = (points[c, 0] + 1) * width * 0.5, (points[c, 1] + 1) * height * 0.5
+            area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+            if not (abs(area) > 1e-12 and math.isfinite(area)):
+                continue
+            x0, x1 = max(math.ceil(min(ax, bx, cx) - 0.5), 0), min(math.floor(max(ax, bx, cx) - 0.5), width - 1)
+            y0, y1 = max(math.ceil(min(ay, by, cy) - 0.5), 0), min(math.floor(max(ay, by, cy) - 0.5), height - 1)
+            inverse = 1.0 / area
+            for y in range(y0, y1 + 1):
+                for x in range(x0, x1 + 1):
+                    px, py = x + 0.5, y + 0.5
+                    wa = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * inverse
+                    wb = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * inverse
+                    wc = ((ax - px) * (by - py) - (ay - py) * (bx - px)) * inverse
+                    if wa >= 0 and wb >= 0 and wc >= 0:
+                        z = wa * points[a, 2] + wb * points[b, 2] + wc * points[c, 2]
+                        if z < depth_map[y, x]:
+                            depth_map[y, x] = z
+                            face_map[y, x] = face

@@ -1,0 +1,48 @@
+"""The UV atlas: which face and which point on it every texel shows. It is fixed, so it is computed once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deca_core.assets.bundle import UV_SIZE, AssetBundle
+from deca_core.raster.reference import barycentric, rasterize_reference
+
+
+def uv_to_grid(uv: np.ndarray) -> np.ndarray:
+    """Texture coordinates (u right, v up, [0, 1]) to `grid_sample` coordinates (x right, y down, [-1, 1])."""
+    return np.stack([uv[..., 0] * 2 - 1, 1 - uv[..., 1] * 2], axis=-1)
+
+
+class UVAtlas(nn.Module):
+    """Transfers vertex attributes to the UV map by a precomputed gather.
+
+    >>> uv_positions = atlas(vertices)  # (B,V,3) -> (B,3,256,256)  # doctest: +SKIP
+    """
+
+    triangles: Tensor  # (N, 3) vertex indices of every covered texel
+    bary: Tensor  # (N, 3)
+    texels: Tensor  # (N,) position in the flattened map
+
+    def __init__(self, bundle: AssetBundle, size: int = UV_SIZE) -> None:
+        super().__init__()
+        self.size = size
+        corners = uv_to_grid(bundle.uv.astype(np.float64))[bundle.uv_faces]  # (F, 3, 2)
+        flat = np.concatenate([corners, np.zeros_like(corners[..., :1])], axis=-1).reshape(-1, 3)
+        own_faces = np.arange(len(flat)).reshape(-1, 3)
+        face = rasterize_reference(flat, own_faces, size, size).ravel()
+        texels = np.flatnonzero(face >= 0)
+        centre = np.stack([texels % size, texels // size], axis=-1) * (2 / size) + (1 / size - 1)
+        bary = barycentric(corners[face[texels]], centre)
+        self.register_buffer("triangles", torch.from_numpy(bundle.faces[face[texels]]), persistent=False)
+        self.register_buffer("bary", torch.from_numpy(bary.astype(np.float32)), persistent=False)
+        self.register_buffer("texels", torch.from_numpy(texels), persistent=False)
+
+    def forward(self, attributes: Tensor) -> Tensor:
+        """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where no face lies."""
+        batch, _, channels = attributes.shape
+        values = (attributes[:, self.triangles] * self.bary[..., None]).sum(2)  # (B, N, C)
+        out = attributes.new_zeros(batch, channels, self.size * self.size)
+        out[:, :, self.texels] = values.transpose(1, 2)
+        return out.unflatten(2, (self.size, self.size))

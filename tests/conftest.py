@@ -1,0 +1,80 @@
+"""Session fixtures: the costly machines (Ray, an S3 endpoint, the Prefect harness) start once for the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+# Before Ray or Prefect are imported anywhere.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden("flame.npz")`: the reference's answers on small inputs, or a skip where they are absent."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        path = GOLDEN / name
+        if not path.is_file():
+            pytest.skip(f"golden file {name} is not beside this checkout (expected in ../shared/golden)")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    return load
+
+
+@dataclass(frozen=True)
+class S3Endpoint:
+    """A real S3 protocol endpoint on loopback with one bucket."""
+
+    endpoint: str
+    bucket: str
+
+    def uri(self, path: str) -> str:
+        return f"s3://{self.bucket}/{path}"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Endpoint]:
+    """moto's S3 server; credentials and endpoint stand in the environment, as for a user."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    environment = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="photos")
+    yield S3Endpoint(endpoint, "photos")
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: S3Endpoint) -> Iterator[None]:
+    """One local Ray of two CPUs for the session; it inherits the S3 endpoint's environment."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()

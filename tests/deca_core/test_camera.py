@@ -1,0 +1,27 @@
+"""Projection and vertex normals against the reference's answers; the gradient of the camera."""
+
+from __future__ import annotations
+
+import torch
+
+from deca_core.camera import project, to_pixels
+from deca_core.render import vertex_normals
+from tests.deca_core.conftest import assert_close
+
+
+def test_golden_projection_and_normals(mini, golden):
+    answer = golden("camera_normals.npz")
+    vertices = torch.from_numpy(answer["vertices"])
+    assert_close(project(vertices, torch.from_numpy(answer["cam"])), answer["projected"])
+    assert_close(vertex_normals(vertices, torch.from_numpy(mini.faces)), answer["vertex_normals"])
+
+
+def test_pixels_of_the_image_corners():
+    assert to_pixels(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 112, 224]
+
+
+def test_gradcheck():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    cam = torch.randn(2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(project, (points, cam))

@@ -1,0 +1,63 @@
+"""Crop squares and warping against the reference's answers and against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deca_core.crop import CropError, Square, crop_transform, square_from_box, square_from_landmarks, warp
+from tests.deca_core.conftest import assert_close
+
+
+def test_golden_squares(golden):
+    answer = golden("crop.npz")
+    for row in answer["rows"]:
+        is_landmarks, left, right, top, bottom, size, x, y = row
+        box = np.array([left, top, right, bottom])
+        if is_landmarks:
+            square = square_from_landmarks(np.array([[left, top], [right, bottom]]), scale=1.25)
+        else:
+            square = square_from_box(box, scale=1.25)
+        assert square.size == int(size * 1.25)
+        np.testing.assert_allclose(square.center, (x, y), rtol=1e-6)
+
+
+def test_golden_warp(golden):
+    answer = golden("crop.npz")
+    _, left, right, top, bottom, *_ = answer["rows"][0]
+    square = square_from_landmarks(np.array([[left, top], [right, bottom]]))
+    transform = crop_transform(square)
+    np.testing.assert_allclose(transform, answer["tform"][:2], rtol=1e-6, atol=1e-9)
+    assert_close(warp(answer["image"], transform), answer["crop"].transpose(2, 0, 1))
+
+
+def test_warp_of_a_ramp_is_exact_and_black_outside():
+    ramp = np.tile(np.linspace(0, 1, 50, dtype=np.float32)[None, :, None], (40, 1, 3))
+    transform = crop_transform(Square((45.0, 20.0), 30), size=64)
+    crop = warp(ramp, transform, size=64)
+    x = 30 + np.arange(64) * 30 / 63
+    inside = x <= 49
+    np.testing.assert_allclose(crop[0, 32, inside], x[inside] / 49, atol=1e-5)
+    assert (crop[:, :, x >= 50] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 30, 3), (30, 1, 3)])
+def test_warp_of_a_sliver(shape):
+    crop = warp(np.full(shape, 255, np.uint8), crop_transform(Square((0.0, 0.0), 2), size=9), size=9)
+    assert crop.shape == (3, 9, 9)
+    assert crop[:, 4, 4] == pytest.approx(1, abs=1e-5)
+    assert (crop[:, 0, 0] == 0).all()
+
+
+def test_rotated_transform():
+    image = np.zeros((9, 9, 3), np.float32)
+    image[2, 6] = 1
+    quarter_turn = np.array([[0.0, 1, 0], [-1, 0, 8]])  # (x, y) -> (y, 8 - x)
+    assert warp(image, quarter_turn, size=9)[0, 2, 2] == pytest.approx(1, abs=1e-5)
+
+
+def test_face_without_extent():
+    with pytest.raises(CropError, match="no extent"):
+        square_from_landmarks(np.full((68, 2), 10.0))
+    with pytest.raises(CropError, match="no extent"):
+        square_from_landmarks(np.full((68, 2), np.nan))

@@ -1,0 +1,94 @@
+"""DECA as a user holds it: encode, decode, render, animate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deca_core import DECA, Codes
+from deca_core.codes import NUM_COARSE, NUM_DETAIL
+
+
+@pytest.fixture(scope="module")
+def model(mini) -> DECA:
+    torch.manual_seed(0)
+    return DECA(mini)
+
+
+@pytest.fixture(scope="module")
+def codes(model) -> Codes:
+    with torch.no_grad():
+        return model.encode(torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+
+
+def test_code_order():
+    vector = torch.arange(NUM_COARSE).float()[None]
+    codes = Codes.from_vectors(vector, torch.zeros(1, NUM_DETAIL))
+    firsts = {name: value.flatten()[0].item() for name, value in codes.items() if name != "detail"}
+    assert firsts == {"shape": 0, "tex": 100, "exp": 150, "pose": 200, "cam": 206, "light": 209}
+    assert codes.light[0, 1].tolist() == [212, 213, 214]  # a row is a band, a column a colour
+
+
+@torch.no_grad()
+def test_shapes(model, codes):
+    out = model.decode(codes)
+    vertices = model.bundle.num_vertices
+    assert out.vertices.shape == out.projected.shape == (2, vertices, 3)
+    assert out.landmarks2d.shape == (2, 68, 2)
+    assert out.landmarks3d.shape == (2, 68, 3)
+    assert out.displacement.shape == (2, 1, 256, 256)
+    pictures = model.render(codes, out, size=64)
+    assert pictures.images.shape == pictures.shaded_detail.shape == (2, 3, 64, 64)
+    assert pictures.alpha.mean() > 0.2
+
+
+@torch.no_grad()
+def test_untrained_model_starts_at_the_mean_face_in_the_crop(model, codes):
+    landmarks = model.decode(codes).landmarks2d
+    assert landmarks.abs().max() < 1.2
+    assert (landmarks.amax(1) - landmarks.amin(1)).mean() > 1
+
+
+@torch.no_grad()
+def test_detail_pictures_equal_coarse_ones_without_displacement(model, codes):
+    out = model.decode(codes)
+    flat = type(out)(**{**vars(out), "z": torch.zeros_like(out.z)})
+    bumpy = model.render(codes, out, size=96)
+    assert not torch.allclose(bumpy.detail_normals, bumpy.normals, atol=1e-2)
+    smooth = model.render(codes, flat, size=96)
+    # Inside, flat detail shows the facets that interpolated vertex normals hide: close, not equal.
+    assert (smooth.detail_normals - smooth.normals).abs().median() < 0.02
+
+
+@torch.no_grad()
+def test_animate_keeps_the_person(model, codes):
+    mixed = Codes.animate(codes[:1], codes[1:])
+    for name in ("shape", "tex", "detail", "cam", "light"):
+        assert torch.equal(getattr(mixed, name), getattr(codes, name)[:1])
+    assert torch.equal(mixed.exp, codes.exp[1:])
+    assert torch.equal(mixed.pose, torch.cat([codes.pose[:1, :3], codes.pose[1:, 3:]], dim=1))
+    assert len(Codes.animate(codes[:1], codes)) == 2
+    with pytest.raises(ValueError, match="driver has 2 faces"):
+        Codes.animate(Codes.zeros(3), codes)
+
+
+def test_bundle_stays_out_of_the_state(model):
+    assert {name.split(".")[0] for name in model.state_dict()} == {"E_flame", "E_detail", "D_detail"}
+
+
+def test_wrong_picture_size_is_named(model):
+    with pytest.raises(ValueError, match=r"\(1, 3, 100, 100\), expected \(B, 3, 224, 224\)"):
+        model.encode(torch.zeros(1, 3, 100, 100))
+
+
+def test_gradient_reaches_every_network(mini):
+    model = DECA(mini)
+    model.train()
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    codes = model.encode(images)
+    pictures = model.render(codes, model.decode(codes), size=32)
+    (pictures.detail_images.square().mean() + pictures.images.square().mean()).backward()
+    for part in (model.E_flame, model.E_detail, model.D_detail):
+        gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
+        assert gradients
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
