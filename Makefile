@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.planning
 
 # Names, versions and hashes only. Run it after changing dependencies in pyproject.toml.
 lock: setup

@@ -84,9 +84,9 @@ class DECA(nn.Module):
         return Codes.from_vectors(self.E_flame(images), self.E_detail(images))
 
     def decode(self, codes: Codes) -> Reconstruction:
-        """Codes to posed vertices, landmarks and the displacement map F_d(delta, psi, theta_jaw), eq. 9."""
+        """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9)."""
         head = self.flame(codes.shape, codes.exp, codes.pose)
-        z = self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1))
+        z = self.detail(codes)
         return Reconstruction(
             vertices=head.vertices,
             projected=project(head.vertices, codes.cam),
@@ -95,6 +95,14 @@ class DECA(nn.Module):
             z=z,
             displacement=z + self.fixed_displacement,
         )
+
+    def detail(self, codes: Codes) -> Tensor:
+        """The decoder's displacement z = F_d(delta, psi, theta_jaw), eq. 9: (B,1,256,256) metres."""
+        return self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1))
+
+    def displacement(self, codes: Codes) -> Tensor:
+        """What is exported: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
+        return self.detail(codes) + self.fixed_displacement
 
     def albedo(self, codes: Codes) -> Tensor:
         """Albedo maps A(alpha), (B,3,256,256) RGB; plain grey where the bundle has no albedo model."""

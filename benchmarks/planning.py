@@ -1,0 +1,82 @@
+"""Memory and time of planning a large bucket: `python -m benchmarks.planning --objects 1000000`.
+
+The real discovery and planning run over s3fs, whose one network call (list_objects_v2) is answered here, page by page;
+the plan is written to a local folder. Each size runs in a process of its own, so that its peak is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+PAGE = 1000  # keys in a page of S3's answer
+KEY = "{:04d}/photo-{:07d}.jpg"  # sorted, 1000 in a folder
+
+
+def list_page(objects: int, token: str | None) -> dict[str, Any]:
+    """What S3 answers to list_objects_v2 on a bucket of `objects` pictures."""
+    first = int(token or 0)
+    last = min(first + PAGE, objects)
+    contents = [
+        {"Key": KEY.format(n // 1000, n), "Size": 30_000 + n % 9999, "ETag": f'"{n:032x}"'} for n in range(first, last)
+    ]
+    return {"Contents": contents, "IsTruncated": last < objects, "NextContinuationToken": str(last)}
+
+
+def measure(objects: int) -> dict[str, float]:
+    """Plan `objects` listed pictures in this process."""
+    from s3fs import S3FileSystem
+
+    from tasks.plan import open_or_build
+
+    def call_s3(self: S3FileSystem, method: str, **request: Any) -> dict[str, Any]:
+        assert method == "list_objects_v2"
+        return list_page(objects, request.get("ContinuationToken"))
+
+    S3FileSystem.call_s3 = call_s3
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as dest:
+        plan = open_or_build(dest, "s3://bucket")
+        assert plan.record.items == objects
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "objects": objects,
+        "seconds": round(seconds, 2),
+        "objects_per_second": round(objects / seconds),
+        "peak_mib": round(peak / 1024),
+        "imports_mib": round(before / 1024),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--objects", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        print(json.dumps(measure(options.objects[0])))
+        return
+    rows = []
+    for objects in options.objects:
+        command = [sys.executable, "-m", "benchmarks.planning", "--here", "--objects", str(objects)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    print("   objects   seconds  objects/s  peak MiB  of it imports MiB")
+    for row in rows:
+        figures = (row["objects"], row["seconds"], row["objects_per_second"], row["peak_mib"], row["imports_mib"])
+        print("{:>10,} {:>9.1f} {:>10,} {:>9} {:>18}".format(*figures))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

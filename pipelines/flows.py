@@ -1,0 +1,69 @@
+"""The Prefect flows. They add states, artifacts and schedules to the same stages that the command line runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact
+from prefect.artifacts import update_progress_artifact as update_progress
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from pipelines.reconstruct import UNTRAINED
+from pipelines.reconstruct import reconstruct as run_stages
+from schemas.reconstruct import ReconstructConfig
+from tasks.engine import Progress
+
+ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
+
+
+def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A stage as a Prefect task. Never cached: the commits in storage say what is done."""
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)(function)(*args, **kwargs)
+
+    return named
+
+
+class ProgressArtifact:
+    """`on_progress` for `run_units`: a progress bar in Prefect's pages, updated every few seconds."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.artifact: UUID | None = None
+        self.last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        percent = 100.0 * progress.items_done / max(progress.items_total, 1)
+        done = f"{progress.items_done} of {progress.items_total} pictures"
+        note = f"{done}, {progress.rows} faces, {progress.quarantined} in quarantine"
+        if self.artifact is None:
+            created = create_progress_artifact(percent, key=self.key, description=note)
+            self.artifact = created if isinstance(created, UUID) else None
+        elif progress.units_done == progress.units_total or time.monotonic() - self.last > ARTIFACT_SECONDS:
+            update_progress(self.artifact, percent, description=note)
+        else:
+            return
+        self.last = time.monotonic()
+
+
+@flow(name="reconstruct")
+def reconstruct(config: ReconstructConfig) -> Any:
+    """Photos in, codes and displacement maps out: see `deca reconstruct --help`. The call's result is the summary."""
+    summary = run_stages(config, on_progress=ProgressArtifact("reconstruct-progress"), stage=as_task)
+    if not summary.trained:
+        create_markdown_artifact(f"**{UNTRAINED}**", key="reconstruct-untrained")
+    rows = [{"what": name, "value": str(value)} for name, value in summary.model_dump(mode="json").items()]
+    create_table_artifact(rows, key="reconstruct-summary", description=f"reconstructions in {summary.dest}")
+    if summary.outcome == "complete":
+        return Completed(data=summary)
+    quarantined = sum(summary.quarantined.values())
+    message = f"{quarantined} rows in quarantine, {summary.pending_units} units pending"
+    return Completed(name="Partial", message=message, data=summary)

@@ -1,0 +1,138 @@
+"""The reconstruct flow: photos in, codes and displacement maps out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from schemas.reconstruct import ReconstructConfig, ReconstructSummary
+from tasks.annotators import load_annotator
+from tasks.engine import Progress, RunSummary, run_units
+from tasks.models import bundle_of, is_trained, load_model, weights_hash
+from tasks.plan import Plan, PlanError, load_plan, open_or_build, plan_retry, status
+from tasks.reconstruct import ReconstructWorker
+from tasks.report import CONTACT_SHEET, contact_sheet
+from tasks.storage import Store
+
+CONFIG, SUMMARY = "_config.json", "_report/summary.json"
+UNTRAINED = (
+    "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
+    "Give trained ones with --checkpoint"
+)
+
+logger = logging.getLogger("deca")
+Function = TypeVar("Function", bound=Callable[..., Any])
+Stage = Callable[[Function], Function]
+OnProgress = Callable[[Progress], None]
+
+
+def reconstruct(
+    config: ReconstructConfig, on_progress: OnProgress | None = None, stage: Stage = lambda function: function
+) -> ReconstructSummary:
+    """Photos in, codes and displacement maps out; calling it again goes on where it stopped.
+
+    stage: wraps each stage, for an engine that watches them (Prefect).
+    """
+    config = stage(settle)(config)
+    weights = stage(check_models)(config)
+    plan = stage(freeze_plan)(config, weights)
+    run = stage(reconstruct_faces)(plan, config, on_progress)
+    sheet = stage(draw_contact_sheet)(plan, config, run)
+    return stage(summarise)(plan, config, run, sheet)
+
+
+def settle(config: ReconstructConfig) -> ReconstructConfig:
+    """The settings that hold: to go on with a stored plan is to go on with its settings, but for Ray's."""
+    if config.existing not in ("resume", "retry"):
+        return config
+    return stored_config(config.dest).model_copy(update={"existing": config.existing, "ray": config.ray})
+
+
+def stored_config(dest: str) -> ReconstructConfig:
+    """The resolved settings that lie beside a dataset. Raises PlanError where there are none."""
+    store = Store(dest)
+    load_plan(dest)
+    try:
+        return ReconstructConfig.model_validate_json(store.read(CONFIG))
+    except (FileNotFoundError, ValidationError) as error:
+        raise PlanError(f"{store.join(CONFIG)}: missing or of another version ({error}). Run with --new") from error
+
+
+def check_models(config: ReconstructConfig) -> dict[str, str]:
+    """Load everything that the workers will need once, before any work; the hashes of what takes part, by name."""
+    bundle = bundle_of(config)
+    weights = {"bundle": bundle.hash, "checkpoint": weights_hash(config), **load_annotator(config.annotate).versions}
+    if config.checkpoint is not None:
+        load_model(config)
+    if not is_trained(config):
+        logger.warning(UNTRAINED)
+    return weights
+
+
+def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
+    """List the source and cut it into units, or open the plan that is already there."""
+    if config.existing in ("resume", "retry"):
+        plan = plan_retry(config.dest) if config.existing == "retry" else load_plan(config.dest)
+        changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)
+        if changed:
+            raise PlanError(
+                f"{plan.dest}: {', '.join(changed)} changed since the plan was made, so the new rows would not fit "
+                "the earlier ones. Bring back the earlier files, or start over with --new"
+            )
+        return plan
+    plan = open_or_build(
+        config.dest,
+        config.source,
+        config=config.plan_config(),
+        weights=weights,
+        source_config=config.inputs,
+        units=config.units,
+        mode="new" if config.existing == "new" else "auto",
+    )
+    plan.store.write(CONFIG, config.model_dump_json(indent=2).encode())
+    logger.info("%d pictures in %d units, plan %s", plan.record.items, plan.units, plan.fingerprint[:8])
+    return plan
+
+
+def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProgress | None) -> RunSummary:
+    """Work the pending units on Ray."""
+    return run_units(plan, partial(ReconstructWorker, config), config.ray, on_progress)
+
+
+def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -> str | None:
+    """The sheet of sampled faces; an earlier one is kept where nothing new was made."""
+    if not run.units_run and plan.store.exists(CONTACT_SHEET):
+        return plan.store.join(CONTACT_SHEET)
+    return contact_sheet(plan, config)
+
+
+def summarise(plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str | None) -> ReconstructSummary:
+    """Count what lies in DEST and write it beside the data."""
+    now = status(plan.dest)
+    summary = ReconstructSummary(
+        outcome="complete" if now.complete else "partial",
+        source=now.source,
+        dest=now.dest,
+        images=now.items,
+        faces=now.rows,
+        quarantined=now.quarantined,
+        pending_units=now.pending,
+        units_run=run.units_run,
+        units_skipped=run.units_skipped,
+        faces_run=run.rows,
+        seconds=round(run.seconds, 2),
+        faces_per_second=round(run.rows / run.seconds, 2) if run.rows else 0.0,
+        trained=is_trained(config),
+        checkpoint=plan.record.weights["checkpoint"],
+        bundle=plan.record.weights["bundle"],
+        fingerprint=now.fingerprint,
+        code=now.code,
+        bytes=now.bytes,
+        contact_sheet=sheet,
+    )
+    plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary

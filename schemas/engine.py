@@ -1,0 +1,61 @@
+"""Settings of the unit engine: where pictures come from, how they are cut into units, what runs them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+
+
+class SourceConfig(BaseModel):
+    """Which files of a source are pictures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # File extensions without dot, any case. Default: what the decoder reads.
+    extensions: tuple[str, ...] = IMAGE_EXTENSIONS
+    # Shell patterns on the path below the source (`archive.tar#member` inside archives; `*` crosses folders).
+    # Default: every picture.
+    include: tuple[str, ...] = ()
+    # Shell patterns that win over `include`. Default: none, because hidden files are skipped anyway.
+    exclude: tuple[str, ...] = ()
+    # Bytes; a larger picture is quarantined unread. Default 256 MiB: above any camera, below a worker's memory.
+    max_bytes: int = Field(default=256 * 2**20, gt=0)
+
+
+class UnitsConfig(BaseModel):
+    """How a plan is cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Pictures in a unit. Default 256: seconds to minutes of work, so a crash costs little and a commit costs nothing.
+    items_per_unit: int = Field(default=256, gt=0)
+
+
+class RayConfig(BaseModel):
+    """What runs the units. Nothing here influences results, so none of it belongs in a plan's config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Address of a Ray cluster; RAY_ADDRESS wins. Default None: a cluster of this machine, started for the run.
+    address: str | None = None
+    # Worker processes; 0 runs the units in this process without Ray. Default None: as many as the cluster holds.
+    workers: int | None = Field(default=None, ge=0)
+    # CPU cores a worker reserves. Default 1: it computes with one thread, see `threads`.
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    # GPUs a worker reserves; 0.5 puts two on one GPU, so that one computes while the other publishes.
+    # Default None: 1 where the cluster has GPUs, else 0.
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    # Threads of torch and OpenMP in a worker. Default 1: many workers are faster than many threads, and the number
+    # changes the order of sums, so it must not depend on the machine.
+    threads: int = Field(default=1, gt=0)
+    # Tries a unit gets before it is quarantined as a whole. Default 3: survives a lost node, ends a poisoned unit.
+    attempts: int = Field(default=3, gt=0)
+    # Seconds a unit may take before its worker is killed; not enforced with workers=0. Default: half an hour, far
+    # above an honest unit.
+    unit_timeout_s: float = Field(default=1800.0, gt=0)
+    # Seconds a worker may take to start and load its models. Default: ten minutes, for weights read over a network.
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    # Workers that may die in a row, without a unit finished between, before the run is stopped. Default 20: more than
+    # a poisoned unit or a lost node costs, less than a machine without memory would go on for.
+    max_deaths_in_a_row: int = Field(default=20, gt=0)

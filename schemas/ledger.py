@@ -1,0 +1,213 @@
+"""The records of the unit protocol: items, quarantined rows, plans, retry rounds and commits.
+
+Arrow schemas for what lies in Parquet, pydantic models for what lies in JSON; each carries a schema version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "unit"]
+STAGES: tuple[str, ...] = get_args(Stage)
+
+MESSAGE_LIMIT = 500  # characters of an error message that are kept: enough for a cause, not for a dump
+
+ITEM_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("face_index", pa.int32()),
+        pa.field("attempts", pa.int32(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("face_index", pa.int32()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a plan: a file, an object, or a member of an archive."""
+
+    index: int  # position in the plan, unique over the plan
+    uri: str  # fsspec URI of the object or of the archive that holds it; never with credentials
+    member: str | None = None  # name inside the archive
+    offset: int | None = None  # of a member: where its data starts in the (unpacked) tar, or its local header in a zip
+    size: int = -1  # bytes of the picture, -1 unknown
+    etag: str | None = None  # the store's etag, or "<mtime_ns>-<size>" of a file; of the archive for members
+    face_index: int | None = None  # only this face of the picture (retry of one quarantined face)
+    attempts: int = 0  # earlier attempts at this row
+    root: str = ""  # the plan's source folder, so that ids survive a move of the whole folder; not stored per row
+
+    @property
+    def source_uri(self) -> str:
+        """What users see: the URI, or `archive#member`."""
+        return self.uri if self.member is None else f"{self.uri}#{self.member}"
+
+    @property
+    def image_id(self) -> str:
+        """Stable id of the picture: 16 hex digits of the SHA-256 of its place below the plan's source."""
+        place = self.source_uri
+        if self.root and place.startswith(self.root):
+            place = place[len(self.root) :].lstrip("/")
+        return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One row that could not be produced, and why."""
+
+    index: int  # index of the item
+    uri: str  # the item's source_uri
+    face_index: int | None  # None: the whole picture
+    stage: Stage
+    error: str  # type of the error
+    message: str
+    attempts: int = 1  # attempts made so far, this one included; the engine sets it
+
+    @classmethod
+    def of(
+        cls,
+        item: Item,
+        stage: Stage,
+        error: BaseException | str,
+        message: str | None = None,
+        face_index: int | None = None,
+    ) -> Quarantined:
+        """The row for an `error` (or the name of its type, with a message) that struck `item` at `stage`."""
+        name = error if isinstance(error, str) else type(error).__name__
+        text = " ".join((str(error) if message is None else message).split())[:MESSAGE_LIMIT]
+        face = item.face_index if face_index is None else face_index
+        return cls(item.index, item.source_uri, face, stage, name, text, item.attempts + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one worker takes at once, and what is committed at once."""
+
+    index: int
+    items: list[Item] = field(default_factory=list)
+
+
+def units_to_table(units: Sequence[Unit]) -> pa.Table:
+    """Rows of ITEM_SCHEMA, one per item."""
+    columns: dict[str, list[Any]] = {name: [] for name in ITEM_SCHEMA.names}
+    for unit in units:
+        for item in unit.items:
+            columns["unit"].append(unit.index)
+            for name in ITEM_SCHEMA.names[1:]:
+                columns[name].append(getattr(item, name))
+    return pa.table(columns, schema=ITEM_SCHEMA)
+
+
+def table_to_items(table: pa.Table, root: str) -> list[Item]:
+    """The items of one unit's rows; inverse of `units_to_table`."""
+    rows = table.select(ITEM_SCHEMA.names[1:]).to_pylist()
+    return [Item(**row, root=root) for row in rows]
+
+
+def quarantine_to_table(rows: Sequence[Quarantined]) -> pa.Table:
+    """Rows of QUARANTINE_SCHEMA in a fixed order, so that the same failures give the same bytes."""
+    ordered = sorted(rows, key=lambda row: (row.index, -1 if row.face_index is None else row.face_index, row.stage))
+    columns = {name: [getattr(row, name) for row in ordered] for name in QUARANTINE_SCHEMA.names}
+    return pa.table(columns, schema=QUARANTINE_SCHEMA)
+
+
+def table_to_quarantine(table: pa.Table) -> list[Quarantined]:
+    """Inverse of `quarantine_to_table`."""
+    return [Quarantined(**row) for row in table.to_pylist()]
+
+
+def settle(row: Quarantined, item: Item) -> Quarantined:
+    """A worker's row made consistent with its item: the retried face and the count of attempts."""
+    face = item.face_index if row.face_index is None else row.face_index
+    return replace(row, face_index=face, attempts=item.attempts + 1)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int = SCHEMA_VERSION
+
+
+class StoredFile(BaseModel):
+    """One published file and what it must hash to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str  # name below the dataset
+    bytes: int
+    sha256: str
+
+
+class UnitFile(StoredFile):
+    """A Parquet file of a plan: consecutive units, one row group each."""
+
+    first_unit: int
+    units: int
+    items: int
+
+
+class PlanRecord(_Record):
+    """`_plan.json`: the frozen plan. The fingerprint is over every other field."""
+
+    source: str  # what was asked for
+    root: str  # folder that ids are relative to
+    config: dict[str, Any]  # the resolved settings that influence results
+    code: str  # package version and hash of the sources
+    weights: dict[str, str]  # name -> hash of each model that takes part
+    items_per_unit: int
+    items: int
+    units: int
+    items_sha256: str  # over every item
+    files: list[UnitFile]
+    fingerprint: str
+
+
+class RetryRecord(_Record):
+    """`_plan/retry-001.json`: one round over rows that stood in quarantine; its units follow the earlier ones."""
+
+    round: int
+    fingerprint: str  # of the plan it belongs to
+    items: int
+    units: int
+    files: list[UnitFile]
+
+
+class CommitRecord(_Record):
+    """`_commits/00042-<fp8>.json`: what makes a unit's part data. Read by every reader before any part."""
+
+    unit: int
+    fingerprint: str
+    items: int
+    rows: int
+    quarantined: int
+    stages: dict[str, int] = Field(default_factory=dict)  # quarantined rows by stage
+    part: str | None  # None: the unit was given up as a whole and has no rows
+    bytes: int
+    sha256: str | None
+    quarantine: StoredFile | None = None
+    seconds: float
+    versions: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,165 @@
+"""From a source to a plan on local disk, before anything is published: items, units, record, and what differs from
+another plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from schemas.engine import SourceConfig, UnitsConfig
+from schemas.ledger import ITEM_SCHEMA, Item, PlanRecord, Unit, UnitFile, table_to_items, units_to_table
+from schemas.parquet import open_writer
+from tasks.discover import discover, source_root
+from tasks.storage import Store, hash_file, normalise
+
+UNITS_PER_FILE = 64  # 16k items, about 1 MB: what a reader holds at once
+
+
+def make_draft(
+    folder: Path,
+    source: str,
+    *,
+    config: Mapping[str, Any],
+    weights: Mapping[str, str],
+    source_config: SourceConfig,
+    units: UnitsConfig,
+    skip: str | None = None,
+) -> PlanRecord:
+    """Write the item files of a plan for `source` into the local `folder` and work out its record.
+
+    skip: a folder inside the source that is no input. Raises SourceError.
+    """
+    digest = hashlib.sha256()
+
+    def hashed() -> Iterator[Item]:
+        for item in discover(source, source_config, skip):
+            digest.update(_item_line(item))
+            yield item
+
+    files = write_units(folder, "units", cut_units(hashed(), units.items_per_unit))
+    record = {
+        "source": normalise(source),
+        "root": source_root(source),
+        "config": {**config, "source": source_config.model_dump(mode="json")},
+        "code": code_version(),
+        "weights": dict(sorted(weights.items())),
+        "items_per_unit": units.items_per_unit,
+        "items": sum(file.items for file in files),
+        "units": sum(file.units for file in files),
+        "items_sha256": digest.hexdigest(),
+        "files": [file.model_dump() for file in files],
+    }
+    canonical = json.dumps({key: record[key] for key in record if key != "files"}, sort_keys=True)
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return PlanRecord.model_validate({**json.loads(json.dumps(record)), "fingerprint": fingerprint})
+
+
+def cut_units(items: Iterable[Item], size: int, first: int = 0) -> Iterator[Unit]:
+    source = iter(items)
+    index = first
+    while block := list(islice(source, size)):
+        yield Unit(index, block)
+        index += 1
+
+
+def write_units(folder: Path, stem: str, units: Iterable[Unit]) -> list[UnitFile]:
+    """Units as local Parquet files of at most 64 row groups, each a unit."""
+    source, files = iter(units), list[UnitFile]()
+    while block := next(source, None):
+        path = folder / f"{stem}-{len(files):05d}.parquet"
+        count = rows = 0
+        with open_writer(ITEM_SCHEMA, path) as writer:
+            for unit in chain([block], islice(source, UNITS_PER_FILE - 1)):
+                writer.write_table(units_to_table([unit]), row_group_size=len(unit.items))
+                count, rows = count + 1, rows + len(unit.items)
+        size, sha256 = hash_file(path)
+        file = UnitFile(file=path.name, bytes=size, sha256=sha256, first_unit=block.index, units=count, items=rows)
+        files.append(file)
+    return files
+
+
+def _item_line(item: Item) -> bytes:
+    return f"{item.uri}\0{item.member}\0{item.offset}\0{item.size}\0{item.etag}\n".encode()
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Package version and a short hash over the sources that make results: deca_core, tasks, schemas."""
+    home = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for package in ("deca_core", "schemas", "tasks"):
+        for path in sorted((home / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(home).as_posix()}\0".encode() + path.read_bytes())
+    return f"{importlib.metadata.version('deca-pipeline')}+{digest.hexdigest()[:12]}"
+
+
+def differences(old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) -> list[str]:
+    """What differs between the plan in `store` and a draft whose item files lie in `folder`, in words."""
+    found = [
+        f"{name} {before} -> {after}"
+        for name, before, after in (
+            ("source", old.source, draft.source),
+            ("code", old.code, draft.code),
+            ("items per unit", old.items_per_unit, draft.items_per_unit),
+        )
+        if before != after
+    ]
+    for name, before, after in (("config", old.config, draft.config), ("weights", old.weights, draft.weights)):
+        left, right = _flat(before), _flat(after)
+        found += [
+            f"{name} {key} {left.get(key, 'unset')} -> {right.get(key, 'unset')}"
+            for key in sorted({*left, *right})
+            if left.get(key) != right.get(key)
+        ]
+    if old.items_sha256 != draft.items_sha256:
+        found.append(_input_differences(old, draft, store, folder))
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"a.b": value}, values as JSON text."""
+    if not isinstance(value, Mapping):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _input_differences(old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) -> str:
+    """Counts of inputs added, removed and changed; 16 bytes of memory an item."""
+    drafted = (pq.ParquetFile(folder / file.file).read() for file in draft.files)
+    planned = (pq.ParquetFile(pa.BufferReader(store.read(file.file))).read() for file in old.files)
+    old_keys, old_rows = _item_hashes(planned)
+    new_keys, new_rows = _item_hashes(drafted)
+    added = len(np.setdiff1d(new_keys, old_keys))
+    removed = len(np.setdiff1d(old_keys, new_keys))
+    changed = len(np.setdiff1d(new_rows, old_rows)) - added
+    counts = f"inputs: {added} added, {removed} removed, {changed} changed"
+    return counts if added or removed or changed else "inputs: the same ones in another order"
+
+
+def _item_hashes(tables: Iterable[pa.Table]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """64-bit hashes of every item: of its name, and of its name and content."""
+
+    def short(data: bytes) -> bytes:
+        return hashlib.blake2b(data, digest_size=8).digest()
+
+    keys, rows = bytearray(), bytearray()
+    for table in tables:
+        for item in table_to_items(table, ""):
+            keys += short(item.source_uri.encode())
+            rows += short(_item_line(item))
+    return np.frombuffer(keys, np.uint64), np.frombuffer(rows, np.uint64)

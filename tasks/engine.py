@@ -1,0 +1,483 @@
+"""Units on Ray actors: every pending unit of a plan is worked, published and committed, whatever dies on the way.
+
+Plain actors with `ray.wait`, one unit in flight each, so that a death is charged to the unit that caused it. Ray itself
+restarts and retries nothing; attempts, deadlines and the give-up rule are here. With workers=0 the same units run in
+this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from schemas.engine import RayConfig
+from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile, Unit, quarantine_to_table, settle
+from schemas.parquet import write_table
+from tasks.plan import Plan, pending, publish_commit
+from tasks.storage import StorageError, Store
+
+LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
+POLL_SECONDS = 1.0  # how late a deadline may be noticed
+
+
+@dataclass
+class UnitOutput:
+    """What a worker makes of a unit: its rows, and the rows that failed."""
+
+    table: pa.Table
+    quarantine: list[Quarantined] = field(default_factory=list)
+
+
+class Worker(Protocol):
+    """Built once in each process by a picklable factory; turns items into rows. One bad row never raises."""
+
+    def process(self, items: Sequence[Item]) -> UnitOutput: ...
+
+
+Factory = Callable[[], Worker]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. Counts are over the whole plan, rates over this run."""
+
+    units_done: int
+    units_total: int
+    items_done: int
+    items_total: int
+    rows: int  # of this run
+    quarantined: int  # of this run
+    seconds: float
+    rows_per_second: float
+    eta_seconds: float | None  # None before the first unit
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one call of `run_units` did."""
+
+    units_run: int
+    units_skipped: int  # committed before
+    units_failed: int  # given up whole; their items are in quarantine
+    rows: int
+    quarantined: dict[str, int]  # by stage
+    seconds: float
+
+
+class EngineError(Exception):
+    """A run that cannot go on; what is committed stays."""
+
+
+class WorkerStartError(EngineError):
+    """A worker that cannot be built: a model that does not load, a missing file."""
+
+
+class RunInterrupted(EngineError):
+    """Stopped by Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why an attempt at a unit failed."""
+
+    error: str
+    message: str
+
+
+# --- one unit ---------------------------------------------------------------------------------------------------------
+
+
+class _Runner:
+    """Works and commits units; lives in an actor or in this process."""
+
+    def __init__(self, plan: Plan, factory: Factory, threads: int) -> None:
+        self.plan, self.factory, self.threads = plan, factory, threads
+
+    def start(self) -> None:
+        """Build the worker; whatever the factory raises is raised."""
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        self.worker = self.factory()
+
+    def run(self, unit: Unit) -> CommitRecord | _Failure:
+        """Work one unit and commit it. A worker's exception is a _Failure; only storage may raise."""
+        if torch := sys.modules.get("torch"):  # only where the worker brought it
+            torch.set_num_threads(self.threads)
+        started = time.monotonic()
+        try:
+            output = self.worker.process(unit.items)
+            rows = _settled(unit, output.quarantine)
+        except Exception as error:
+            return _Failure(type(error).__name__, str(error))
+        return commit_unit(self.plan, unit, output.table, rows, time.monotonic() - started)
+
+
+def _settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
+    """Rows made consistent with the unit's items: each retried face gets its own row, with the attempts so far."""
+    settled: dict[tuple[int, int | None], Quarantined] = {}
+    for row in rows:
+        items = [item for item in unit.items if item.index == row.index]
+        if not items:
+            raise EngineError(f"the worker quarantined item {row.index}, which is not in unit {unit.index}")
+        for item in [item for item in items if item.face_index == row.face_index] or items:
+            new = settle(row, item)
+            settled.setdefault((new.index, new.face_index), new)
+    return list(settled.values())
+
+
+def commit_unit(
+    plan: Plan, unit: Unit, table: pa.Table | None, rows: Sequence[Quarantined], seconds: float
+) -> CommitRecord:
+    """Publish a unit's quarantine and part, then its commit record. No table: the unit is given up whole.
+
+    The same table and rows give the same bytes under the same names, so doing it twice is harmless.
+    """
+    metadata = {"fingerprint": plan.fingerprint} | {f"weights.{name}": sha for name, sha in plan.record.weights.items()}
+    quarantine, part = None, None
+    if rows:
+        quarantine = _publish_table(plan.store, plan.quarantine_name(unit.index), quarantine_to_table(rows), metadata)
+    if table is not None:
+        part = _publish_table(plan.store, plan.part_name(unit.index), table, metadata)
+    commit = CommitRecord(
+        unit=unit.index,
+        fingerprint=plan.fingerprint,
+        items=len(unit.items),
+        rows=0 if table is None else table.num_rows,
+        quarantined=len(rows),
+        stages=dict(sorted(Counter(row.stage for row in rows).items())),
+        part=part.file if part else None,
+        bytes=part.bytes if part else 0,
+        sha256=part.sha256 if part else None,
+        quarantine=quarantine,
+        seconds=round(seconds, 3),
+        versions={"code": plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
+    )
+    publish_commit(plan, commit)
+    return commit
+
+
+def _publish_table(store: Store, name: str, table: pa.Table, metadata: dict[str, str]) -> StoredFile:
+    with store.scratch(name) as path:
+        write_table(table, path, metadata)
+        size, sha256 = store.publish(path, name)
+    return StoredFile(file=name, bytes=size, sha256=sha256)
+
+
+# --- all units --------------------------------------------------------------------------------------------------------
+
+
+class _Ledger:
+    """The driver's side of a run: units to do, attempts, commits so far."""
+
+    def __init__(self, plan: Plan, attempts: int, on_progress: Callable[[Progress], None] | None) -> None:
+        self.plan, self.attempts, self.on_progress = plan, attempts, on_progress or (lambda progress: None)
+        todo = pending(plan)
+        self.todo, self.skipped = len(todo), plan.units - len(todo)
+        self.items_total = sum(file.items for file in plan.files)
+        self.items_before = self.items_total - plan.count_items(todo)
+        self.fresh = plan.iter_units(todo)
+        self.again: deque[Unit] = deque()
+        self.tries: Counter[int] = Counter()
+        self.commits: list[CommitRecord] = []
+        self.given_up = 0
+        self.started = time.monotonic()
+        self.working: float | None = None  # since the first worker is up: rates leave out what starting takes
+
+    def next_unit(self) -> Unit | None:
+        self.working = self.working or time.monotonic()
+        return self.again.popleft() if self.again else next(self.fresh, None)
+
+    def take(self, unit: Unit, result: CommitRecord | _Failure) -> None:
+        """Book a commit; after a failure try again, or give the unit up: its items go to quarantine."""
+        if isinstance(result, _Failure):
+            self.tries[unit.index] += 1
+            if self.tries[unit.index] < self.attempts:
+                self.again.append(unit)
+                return
+            message = f"{result.message} (unit {unit.index} given up after {self.attempts} attempts)"
+            rows = [Quarantined.of(item, "unit", result.error, message) for item in unit.items]
+            self.given_up += 1
+            result = commit_unit(self.plan, unit, None, rows, 0.0)
+        self.commits.append(result)
+        self.on_progress(self.progress())
+
+    def progress(self) -> Progress:
+        now = time.monotonic()
+        working = max(now - (self.working or now), 1e-9)
+        items = sum(commit.items for commit in self.commits)
+        rows = sum(commit.rows for commit in self.commits)
+        left = self.items_total - self.items_before - items
+        return Progress(
+            units_done=self.skipped + len(self.commits),
+            units_total=self.plan.units,
+            items_done=self.items_before + items,
+            items_total=self.items_total,
+            rows=rows,
+            quarantined=sum(commit.quarantined for commit in self.commits),
+            seconds=now - self.started,
+            rows_per_second=rows / working,
+            eta_seconds=left * working / items if items else None,
+        )
+
+    def summary(self) -> RunSummary:
+        stages: Counter[str] = Counter()
+        for commit in self.commits:
+            stages.update(commit.stages)
+        return RunSummary(
+            units_run=len(self.commits),
+            units_skipped=self.skipped,
+            units_failed=self.given_up,
+            rows=sum(commit.rows for commit in self.commits),
+            quarantined=dict(sorted(stages.items())),
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def run_units(
+    plan: Plan,
+    factory: Factory,
+    ray: RayConfig | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunSummary:
+    """Work every pending unit of `plan` and commit it. Calling it again goes on where it stopped.
+
+    factory: picklable, without arguments, builds the worker once in each process (functools.partial of a class).
+    Raises StorageError where the destination cannot be written, WorkerStartError where the factory fails, EngineError
+    where workers keep dying, RunInterrupted on Ctrl-C or SIGTERM; what is committed stays in every case.
+    """
+    config = ray or RayConfig()
+    plan.store.check_writable()
+    plan.store.sweep()
+    ledger = _Ledger(plan, config.attempts, on_progress)
+    if not ledger.todo:
+        return ledger.summary()
+    if config.workers != 0:
+        connect(config)  # before the signal handler: ray.init sets its own
+    try:
+        with _sigterm_interrupts():
+            ledger.on_progress(ledger.progress())
+            if config.workers == 0:
+                _run_here(plan, factory, config, ledger)
+            else:
+                _Crew(plan, factory, config, ledger).run()
+    except KeyboardInterrupt as error:
+        done = ledger.skipped + len(ledger.commits)
+        raise RunInterrupted(
+            f"stopped with {done} of {plan.units} units of {plan.dest} committed; they are kept. Go on with the same "
+            "command, or with --resume"
+        ) from error
+    return ledger.summary()
+
+
+def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
+    runner = _Runner(plan, factory, config.threads)
+    with _restored_threads():
+        try:
+            runner.start()
+        except Exception as error:
+            raise _start_error(error) from error
+        while (unit := ledger.next_unit()) is not None:
+            ledger.take(unit, runner.run(unit))
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Flight:
+    """What an actor is at: a unit, or (None) building its worker."""
+
+    actor: Any
+    unit: Unit | None
+    deadline: float
+
+
+class _Crew:
+    """The actors of one run."""
+
+    def __init__(self, plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
+        import ray
+
+        self.ray, self.config, self.ledger = ray, config, ledger
+        cpus, gpus, self.size = _resources(config, ray.cluster_resources())
+        self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
+        self.build = lambda: remote.remote(plan, factory, config.threads)
+        self.flights: dict[Any, _Flight] = {}
+        self.deaths = 0  # in a row
+
+    def run(self) -> None:
+        """Keep one unit in flight on every actor until none is left."""
+        try:
+            for _ in range(min(self.size, self.ledger.todo)):
+                self.hire()
+            while self.flights:
+                ready, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
+                now = time.monotonic()
+                late = [ref for ref, flight in self.flights.items() if flight.deadline < now and ref not in ready]
+                for ref in ready:
+                    self.land(ref, self.flights.pop(ref))
+                for ref in late:
+                    self.expire(self.flights.pop(ref))
+        finally:
+            for flight in self.flights.values():
+                self.dismiss(flight)
+
+    def hire(self) -> None:
+        actor = self.build()
+        self.flights[actor.start.remote()] = _Flight(actor, None, time.monotonic() + self.config.start_timeout_s)
+
+    def dismiss(self, flight: _Flight) -> None:
+        self.ray.kill(flight.actor, no_restart=True)
+
+    def employ(self, flight: _Flight) -> None:
+        """The next unit for a free actor, or its dismissal."""
+        unit = self.ledger.next_unit()
+        if unit is None:
+            self.dismiss(flight)
+            return
+        deadline = time.monotonic() + self.config.unit_timeout_s
+        self.flights[flight.actor.run.remote(unit)] = _Flight(flight.actor, unit, deadline)
+
+    def land(self, ref: Any, flight: _Flight) -> None:
+        """Take what an actor returned, or bury it."""
+        errors = self.ray.exceptions
+        try:
+            result = self.ray.get(ref)
+        except errors.RayTaskError as error:  # raised by the worker's factory, or by storage
+            self.dismiss(flight)
+            if flight.unit is None:
+                raise _start_error(error.cause) from error
+            if isinstance(error.cause, StorageError):
+                raise StorageError(str(error.cause)) from error
+            raise EngineError(f"unit {flight.unit.index} could not be committed: {error.cause}") from error
+        except errors.RayError as error:
+            self.died(flight, error)
+            return
+        if flight.unit is not None:
+            self.deaths = 0
+            self.ledger.take(flight.unit, result)
+        self.employ(flight)
+
+    def died(self, flight: _Flight, error: Exception) -> None:
+        if getattr(error, "actor_init_failed", False):
+            raise _start_error(error) from error
+        self.dismiss(flight)  # Ray may only have lost sight of it
+        self.deaths += 1
+        if self.deaths >= self.config.max_deaths_in_a_row:
+            raise EngineError(
+                f"{self.deaths} workers died in a row, the last with: {str(error).splitlines()[0]} "
+                "Look at memory (dmesg) and `ray logs`, then go on with --resume; fewer workers need less memory"
+            ) from error
+        if flight.unit is not None:
+            self.ledger.take(
+                flight.unit, _Failure("WorkerDied", f"the worker process died on this unit ({type(error).__name__})")
+            )
+        self.replace()
+
+    def expire(self, flight: _Flight) -> None:
+        """Kill an actor that is over its time."""
+        self.dismiss(flight)
+        if flight.unit is not None:
+            message = f"no result after {self.config.unit_timeout_s:g} s (ray.unit_timeout_s)"
+            self.ledger.take(flight.unit, _Failure("UnitTimeout", message))
+            self.replace()
+        elif not self.flights:
+            raise EngineError(
+                f"no worker started in {self.config.start_timeout_s:g} s (ray.start_timeout_s): {self.needs}. Ask for "
+                "less with ray.cpus_per_worker and ray.gpus_per_worker, or look at `ray status`"
+            )
+
+    def replace(self) -> None:
+        """A new actor for a dead one, if there is a unit for it."""
+        in_flight = sum(flight.unit is not None for flight in self.flights.values())
+        starting = len(self.flights) - in_flight
+        if self.ledger.todo - len(self.ledger.commits) - in_flight > starting:
+            self.hire()
+
+
+def connect(config: RayConfig) -> None:
+    """Join the cluster of RAY_ADDRESS or the config, else start one on this machine; an open connection is kept."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    address = os.environ.get("RAY_ADDRESS") or config.address
+    if address and address != "local":
+        ray.init(address=address, log_to_driver=False)
+        return
+    ray.init(
+        address="local",
+        num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
+        include_dashboard=False,
+        object_store_memory=LOCAL_OBJECT_STORE,
+        log_to_driver=False,
+    )
+
+
+def _resources(config: RayConfig, cluster: dict[str, float]) -> tuple[float, float, int]:
+    """(CPUs a worker, GPUs a worker, workers)."""
+    cpus, gpus = config.cpus_per_worker, config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.get("GPU") else 0.0
+    room = int(cluster.get("CPU", 1) // cpus)
+    if gpus:
+        room = min(room, int(cluster.get("GPU", 0) // gpus))
+    return cpus, gpus, config.workers or max(1, room)
+
+
+def _start_error(error: BaseException) -> WorkerStartError:
+    return WorkerStartError(
+        f"the worker could not be built: {type(error).__name__}: {error}. No unit was tried; mend it, then go on with "
+        "the same command"
+    )
+
+
+# --- process state ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does; only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _restored_threads() -> Iterator[None]:
+    """Undo what a runner sets for its own process, where that is ours."""
+    variable, torch = os.environ.get("OMP_NUM_THREADS"), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    try:
+        yield
+    finally:
+        if variable is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = variable
+        if torch and threads:
+            torch.set_num_threads(threads)

@@ -1,0 +1,68 @@
+"""The model that a run uses: bundle and checkpoint by URI, with the hashes that enter plan, rows and report."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from deca_core import DECA
+from deca_core import checkpoint as checkpoints
+from deca_core.assets import AssetBundle, load_bundle, procedural_head
+from deca_core.assets import bundle as bundles
+from schemas.reconstruct import ReconstructConfig
+from tasks.storage import Store, is_local
+
+
+def bundle_of(config: ReconstructConfig) -> AssetBundle:
+    """The bundle the config names, or the procedural head. Raises BundleError or StorageError."""
+    if config.bundle is None:
+        return procedural_head()
+    return load_bundle(_local_folder(config.bundle, (bundles.META_FILE, bundles.ARRAYS_FILE)))
+
+
+def weights_hash(config: ReconstructConfig) -> str:
+    """What the `checkpoint` column says: the checkpoint's hash, or "untrained-<seed>". Raises CheckpointError."""
+    if config.checkpoint is None:
+        return f"untrained-{config.seed}"
+    return checkpoints.checkpoint_hash(_checkpoint_folder(config.checkpoint))
+
+
+def is_trained(config: ReconstructConfig) -> bool:
+    """Whether the weights come from training, as their checkpoint says."""
+    if config.checkpoint is None:
+        return False
+    meta = json.loads((_checkpoint_folder(config.checkpoint) / checkpoints.META_FILE).read_text())
+    return meta["info"].get("trained") != "no"
+
+
+def load_model(config: ReconstructConfig) -> DECA:
+    """The model in eval mode. Raises CheckpointError when the checkpoint is damaged or made for another bundle."""
+    bundle = bundle_of(config)
+    if config.checkpoint is not None:
+        return checkpoints.load_checkpoint(_checkpoint_folder(config.checkpoint), bundle=bundle)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return DECA(bundle)
+
+
+def _checkpoint_folder(uri: str) -> Path:
+    return _local_folder(uri, (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE))
+
+
+@cache
+def _local_folder(uri: str, names: tuple[str, ...]) -> Path:
+    """The folder itself where it is local, else a copy of the named files that lives as long as this process."""
+    if is_local(uri):
+        return Path(uri.removeprefix("file://"))
+    folder = Path(tempfile.mkdtemp(prefix="deca-models-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    store = Store(uri)
+    for name in names:
+        (folder / name).write_bytes(store.read(name))
+    return folder

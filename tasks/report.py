@@ -1,0 +1,130 @@
+"""What a person looks at after a run: the summary and the contact sheet of sampled faces."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from deca_core import DECA, Codes
+from deca_core.camera import IMAGE_SIZE
+from deca_core.crop import warp
+from schemas.ledger import Item
+from schemas.parquet import fixed_values
+from schemas.reconstruct import ReconstructConfig
+from tasks.images import decode_image
+from tasks.models import load_model
+from tasks.plan import Plan, read_commits
+from tasks.read import read_items
+from tasks.storage import Store
+
+CONTACT_SHEET = "_report/contact_sheet.png"
+COLUMNS = ("picture", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
+HEADER, GAP = 26, 4  # pixels
+DISPLACEMENT_SHOWN = 0.002  # metres that appear black and white; wrinkles are below 1.5 mm
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of reconstructions/ with the item that it came from."""
+
+    row: pa.Table  # of one row
+    item: Item
+
+
+def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
+    """Draw sampled faces (picture, landmarks, mesh, shape, detail, displacement) and publish one PNG in DEST.
+
+    The rows are spread evenly over the dataset, so the same dataset gives the same sheet. Returns its URI, or None
+    when there is nothing to show.
+    """
+    model = load_model(config)
+    strips = [_strip(model, sample, config) for sample in _samples(plan, config.contact_sheet_rows)]
+    if not strips:
+        return None
+    note = "" if model.info.get("trained") != "no" else "UNTRAINED NETWORK: shape, detail and displacement mean nothing"
+    sheet = _assemble(strips, note)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG")
+    store = Store(plan.dest)
+    store.write(CONTACT_SHEET, buffer.getvalue())
+    return store.join(CONTACT_SHEET)
+
+
+def _samples(plan: Plan, count: int) -> Iterator[Sample]:
+    commits = [commit for commit in read_commits(plan.dest) if commit.part is not None and commit.rows]
+    ends = np.cumsum([commit.rows for commit in commits])
+    total = int(ends[-1]) if commits else 0
+    store = Store(plan.dest)
+    for position in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)):
+        which = int(np.searchsorted(ends, position, side="right"))
+        commit = commits[which]
+        assert commit.part is not None
+        row = int(position) - int(ends[which] - commit.rows)
+        table = pq.read_table(io.BytesIO(store.read(commit.part))).slice(row, 1)
+        image_id = table["image_id"][0].as_py()
+        item = next(item for unit in plan.iter_units([commit.unit]) for item in unit.items if item.image_id == image_id)
+        yield Sample(table, item)
+
+
+@torch.inference_mode()
+def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArray[np.uint8]]:
+    """The panels of one face, (224,224,3) each."""
+    row = {name: fixed_values(sample.row, name) for name in ("landmarks", "crop_transform", "displacement")}
+    codes = Codes(
+        **{name: torch.from_numpy(fixed_values(sample.row, name).copy()) for name, _ in Codes.zeros().items()}
+    )
+    [(_, data)] = read_items([sample.item], max_bytes=config.inputs.max_bytes)
+    if isinstance(data, Exception):
+        crop = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)  # the picture has gone since: the rest still shows
+    else:
+        image = decode_image(data, max_pixels=config.annotate.max_pixels)
+        crop = warp(image, row["crop_transform"][0].astype(np.float64))
+    pictures = model.render(codes, model.decode(codes))
+    alpha = pictures.alpha[0].numpy()
+    grey = 0.5 + row["displacement"][0] / (2 * DISPLACEMENT_SHOWN)
+    wide = np.array(Image.fromarray(_to_bytes(grey[None].repeat(3, 0))).resize((IMAGE_SIZE, IMAGE_SIZE)))
+    return [
+        _to_bytes(crop),
+        _with_landmarks(_to_bytes(crop), row["landmarks"][0], row["crop_transform"][0]),
+        _to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * pictures.shape[0].numpy() * alpha),
+        _to_bytes(pictures.shape[0].numpy()),
+        _to_bytes(pictures.shaded_detail[0].numpy()),
+        wide,
+    ]
+
+
+def _to_bytes(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    """(3,H,W) float in [0, 1] to (H,W,3) uint8."""
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def _with_landmarks(panel: NDArray[np.uint8], landmarks: NDArray[Any], transform: NDArray[Any]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(panel)
+    draw = ImageDraw.Draw(picture)
+    for x, y in landmarks @ transform[:, :2].T + transform[:, 2]:
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 255, 90), outline=(0, 60, 0))
+    return np.asarray(picture)
+
+
+def _assemble(strips: list[list[NDArray[np.uint8]]], note: str) -> NDArray[np.uint8]:
+    step = IMAGE_SIZE + GAP
+    top = HEADER * (2 if note else 1)
+    sheet = Image.new("RGB", (len(COLUMNS) * step - GAP, top + len(strips) * step - GAP), (24, 24, 28))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    if note:
+        draw.rectangle((0, 0, sheet.width, HEADER), fill=(176, 32, 32))
+        draw.text((8, 4), note, fill="white", font=font)
+    for column, title in enumerate(COLUMNS):
+        draw.text((column * step + 8, top - HEADER + 4), title, fill=(210, 210, 215), font=font)
+        for line, strip in enumerate(strips):
+            sheet.paste(Image.fromarray(strip[column]), (column * step, top + line * step))
+    return np.asarray(sheet)

@@ -1,0 +1,300 @@
+"""One dataset folder on any fsspec URI: atomic publish, reads, listing, and errors that say what to do.
+
+A reader never sees half an object: files are written beside the process, made durable, hashed, and put once.
+Credentials come from the environment (AWS_ACCESS_KEY_ID ...) and never stand in a URI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+S3_OPTIONS: dict[str, Any] = {
+    # The default mode gives up after few tries; 403 is not retried in either.
+    "config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}},
+    # A cached listing would hide what other workers have committed.
+    "use_listings_cache": False,
+}
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # no folders to make
+SCRATCH_PREFIX = ".deca-"
+STALE_SECONDS = 24 * 3600  # a leftover of another host is taken for dead after a day
+
+
+class StorageError(Exception):
+    """Storage that cannot be read or written; says which, why, and what to check."""
+
+
+def normalise(uri: str | os.PathLike[str]) -> str:
+    """The URI as it is stored and shown: local paths absolute and without scheme, no credentials, no slash at the end.
+
+    >>> normalise("s3://key:secret@bucket/photos/")
+    's3://bucket/photos'
+    """
+    text = re.sub(r"^([\w+.-]+://)[^/@]*:[^/@]*@", r"\1", os.fspath(uri))
+    protocol, found, rest = text.partition("://")
+    if not found or protocol in ("file", "local"):
+        return os.path.abspath(os.path.expanduser(rest if found else text))
+    if protocol in ("s3", "s3a", "gs", "gcs") and ":" in rest.partition("/")[0]:
+        raise StorageError(
+            f"{protocol}:// URI with credentials in it: they would end up in plans and logs. Set them in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and name only the bucket and the path"
+        )
+    return f"{protocol}://{rest.rstrip('/')}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether a normalised URI is a path of this machine."""
+    return "://" not in uri
+
+
+@lru_cache(maxsize=16)
+def _filesystem(protocol: str, options: tuple[tuple[str, Any], ...]) -> fsspec.AbstractFileSystem:
+    extra = S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    return fsspec.filesystem(protocol, **dict(options), **extra)
+
+
+def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """(file system, path in it) of a URI. fsspec.url_to_fs is not used: it splits paths at `::`."""
+    protocol = uri.partition("://")[0] if "://" in uri else "file"
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+        options = kind._get_kwargs_from_urls(uri)
+        return _filesystem(protocol, tuple(sorted(options.items()))), kind._strip_protocol(uri)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"no file system for {protocol}:// ({error}). Install the fsspec driver it names") from error
+
+
+@contextlib.contextmanager
+def storage_errors(action: str, uri: str) -> Iterator[None]:
+    """Turn whatever a driver raises into a StorageError; an existing or missing file stays what it is."""
+    try:
+        yield
+    except (StorageError, FileExistsError, FileNotFoundError):
+        raise
+    except Exception as error:  # drivers raise their own types: botocore, aiohttp, paramiko ...
+        raise _explain(action, uri, error) from error
+
+
+def _explain(action: str, uri: str, error: Exception) -> StorageError:
+    number = getattr(error, "errno", None)
+    cause = f"{type(error).__name__}: {error}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        cause = "the disk is full"
+    elif isinstance(error, PermissionError):
+        cause = f"permission denied ({error})"
+    elif isinstance(error, FileNotFoundError):
+        cause = f"the bucket or folder does not exist ({error})"
+    return StorageError(f"cannot {action} {uri}: {cause}. Check with: {check_command(uri)}")
+
+
+def check_command(uri: str) -> str:
+    """The command with which a person would look at `uri`."""
+    if is_local(uri):
+        existing = next(str(folder) for folder in (Path(uri), *Path(uri).parents) if folder.exists())
+        return f"ls -ld '{existing}' && df -h '{existing}'"
+    protocol, _, rest = uri.partition("://")
+    if protocol in ("s3", "s3a"):
+        bucket = rest.partition("/")[0]
+        return f"aws s3 ls s3://{bucket}/ (with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL as here)"
+    return f"python -c \"import fsspec; print(fsspec.url_to_fs('{uri}')[0].ls('{rest}'))\""
+
+
+def hash_file(path: str | Path) -> tuple[int, str]:
+    """(bytes, SHA-256 in hex) of a local file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+class Store:
+    """A dataset folder. Names are relative to it, with `/`; small enough to be pickled to a worker."""
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = normalise(uri)
+        self.local = is_local(self.uri)
+
+    def join(self, name: str) -> str:
+        """URI of a name in the folder."""
+        return f"{self.uri.rstrip('/')}/{name}" if name else self.uri
+
+    def read(self, name: str) -> bytes:
+        """The whole object. FileNotFoundError if there is none."""
+        uri = self.join(name)
+        with storage_errors("read", uri):
+            if self.local:
+                return Path(uri).read_bytes()
+            fs, path = open_uri(uri)
+            return fs.cat_file(path)
+
+    def exists(self, name: str) -> bool:
+        """Unlike fsspec's, this does not take a broken connection for an absent file."""
+        uri = self.join(name)
+        try:
+            with storage_errors("look up", uri):
+                fs, path = open_uri(uri)
+                fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, folder: str = "") -> list[str]:
+        """Sorted names of the files right in `folder`, without those still being written; empty if there is none."""
+        uri = self.join(folder)
+        with storage_errors("list", uri):
+            fs, path = open_uri(uri)
+            try:
+                entries = fs.ls(path, detail=True)
+            except FileNotFoundError:
+                return []
+        names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "file")
+        prefix = f"{folder}/" if folder else ""
+        return sorted(prefix + name for name in names if name and not name.endswith(".tmp"))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; none there is fine."""
+        uri = self.join(name)
+        with storage_errors("delete", uri), contextlib.suppress(FileNotFoundError):
+            fs, path = open_uri(uri)
+            fs.rm_file(path)
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Path of a local temp file to write `name` into before `publish`; gone afterwards if not published.
+
+        On a local store it lies beside its target, so that publishing is one rename.
+        """
+        uri = self.join(name)
+        folder = Path(uri).parent if self.local else Path(tempfile.gettempdir())
+        mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+        path = folder / f"{_scratch_prefix()}{mark}-{Path(name).name}.tmp"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield path
+        except OSError as error:
+            raise _explain("write", uri, error) from error
+        finally:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+
+    def publish(self, path: Path, name: str) -> tuple[int, str]:
+        """Make a finished scratch file visible as `name`, replacing it whole; returns (bytes, SHA-256)."""
+        uri = self.join(name)
+        with _write_errors(uri):
+            _sync(path)
+            result = hash_file(path)
+            if self.local:
+                os.replace(path, uri)
+                _sync(Path(uri).parent)
+            else:
+                fs, target = self._target(uri)
+                fs.put_file(str(path), target)
+        return result
+
+    def write(self, name: str, data: bytes) -> tuple[int, str]:
+        """Publish bytes as `name`; returns (bytes, SHA-256)."""
+        with self.scratch(name) as path:
+            path.write_bytes(data)
+            return self.publish(path, name)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Publish bytes as `name` only if nothing is there yet; FileExistsError otherwise."""
+        uri = self.join(name)
+        if not self.local:
+            with _write_errors(uri):
+                fs, target = self._target(uri)
+                fs.pipe_file(target, data, mode="create")
+            return
+        with self.scratch(name) as path:
+            path.write_bytes(data)
+            _sync(path)
+            created = _link(path, Path(uri))
+        if not created:
+            raise FileExistsError(uri)
+
+    def check_writable(self) -> None:
+        """Write and delete a small file, so that a missing right ends a run before its first minute of work."""
+        name = f"{SCRATCH_PREFIX}write-test-{secrets.token_hex(4)}.tmp"
+        self.write(name, b"")
+        self.delete(name)
+
+    def sweep(self) -> int:
+        """Delete temp files that dead processes left; returns how many."""
+        folders = [tempfile.gettempdir()]
+        if self.local:
+            folders += [folder for folder, _, _ in os.walk(self.uri)]
+        leftovers = [path for folder in folders for path in Path(folder).glob(f"{SCRATCH_PREFIX}*.tmp")]
+        swept = 0
+        for path in filter(_is_abandoned, leftovers):
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # another run's sweep, another user's file
+                path.unlink()
+                swept += 1
+        return swept
+
+    def _target(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        fs, path = open_uri(uri)
+        if uri.partition("://")[0] not in OBJECT_STORES:
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        return fs, path
+
+
+@contextlib.contextmanager
+def _write_errors(uri: str) -> Iterator[None]:
+    """As `storage_errors`, and what is missing on a write is the bucket or the folder."""
+    with storage_errors("write", uri):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise _explain("write", uri, error) from error
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Give a finished file its name unless that is taken; False if it is."""
+    try:
+        os.link(path, target)  # fails on an existing name, unlike os.replace
+    except FileExistsError:
+        return False
+    except OSError:  # mounted shares without hard links
+        if target.exists():
+            return False
+        os.replace(path, target)
+    _sync(target.parent)
+    return True
+
+
+def _scratch_prefix() -> str:
+    return f"{SCRATCH_PREFIX}{socket.gethostname()}-"
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the writer of a scratch file is gone: its process on this host, a day without change elsewhere."""
+    try:
+        if path.name.startswith(_scratch_prefix()):
+            os.kill(int(path.name.removeprefix(_scratch_prefix()).partition("-")[0]), 0)
+            return False
+        return time.time() - path.stat().st_mtime > STALE_SECONDS
+    except ProcessLookupError:
+        return True
+    except (FileNotFoundError, PermissionError, ValueError):  # just gone, or alive under another user, or not ours
+        return False

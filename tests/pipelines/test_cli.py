@@ -1,0 +1,143 @@
+"""The command line: help, exit codes, one clear error before any work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deca_core import DECA
+from deca_core.assets import procedural_head
+from deca_core.checkpoint import save_checkpoint
+from pipelines import cli
+
+
+@pytest.fixture
+def deca(monkeypatch, capsys):
+    """`deca("status", out)` in this process: (exit code, everything printed)."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["deca", *map(str, arguments)])
+        for console in (cli.console, cli.errors):
+            monkeypatch.setattr(console, "_width", 400)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+COMMANDS = ["demo", "reconstruct", "plan", "status", "retry", "verify", "assets import", "assets head", "assets show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(deca, command):
+    code, printed = deca(*command.split(), "--help")
+    assert code == 0
+    assert f"deca {command}" in printed.partition("Example")[2]
+
+
+def test_a_run_from_plan_to_retry(deca, trouble, tmp_path):
+    folder, out = trouble[0], tmp_path / "out"
+    settings = ("--set", "units.items_per_unit=8")
+    code, printed = deca("plan", folder, out, *settings)
+    assert code == 0
+    assert "in 2 units" in printed or "in 3 units" in printed
+    assert deca("status", out)[0] == 2
+    code, printed = deca("reconstruct", folder, out, "--workers", 0, *settings)
+    assert code == 2
+    assert "UNTRAINED NETWORK" in printed
+    code, printed = deca("status", out)
+    assert code == 2
+    assert "bomb.png" in printed
+    assert "deca retry" in printed
+    assert deca("retry", out, "--workers", 0)[0] == 2
+    assert deca("verify", out)[0] == 0
+    part = next(out.glob("part-*"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    code, printed = deca("verify", out)
+    assert code == 1
+    assert part.name in printed
+
+
+def test_another_plan_in_the_same_place_is_refused(deca, photos, tmp_path):
+    out = tmp_path / "out"
+    deca("plan", photos, out)
+    code, printed = deca("reconstruct", photos, out, "--workers", 0, "--set", "batch_size=3")
+    assert code == 1
+    assert "batch_size 8 -> 3" in printed
+    assert "--resume" in printed
+    assert deca("reconstruct", photos, out, "--workers", 0, "--resume")[0] == 0
+    assert deca("reconstruct", photos, out, "--workers", 0, "--new", "--set", "batch_size=3")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/missing", "{tmp}/out"], "missing"),
+        (["{photos}", "/proc/deca"], "/proc/deca"),
+        (["{photos}", "{tmp}/out", "--checkpoint", "{tmp}/nothing"], "nothing"),
+        (["{photos}", "{tmp}/out", "--checkpoint", "{photos}"], "checkpoint"),
+        (["{photos}", "{tmp}/out", "--checkpoint", "{ckpt}", "--bundle", "{bundle}"], "bundle"),
+        (["{photos}", "{tmp}/out", "--bundle", "{photos}"], "bundle.json"),
+        (["{photos}", "{tmp}/out", "--set", "colour=red"], "colour"),
+        (["{photos}", "{tmp}/out", "--set", "batch_size=0"], "batch_size"),
+        (["{photos}", "{tmp}/out", "--set", "colour"], "KEY=VALUE"),
+        (["{photos}", "{tmp}/out", "--config", "{tmp}/none.yaml"], "none.yaml"),
+        (["{photos}", "{tmp}/out", "--resume", "--new"], "exclude"),
+        (["{photos}", "{tmp}/out", "--resume"], "no plan"),
+        (["{photos}", "{tmp}/out", "--colour"], "--colour"),
+    ],
+)
+def test_errors_come_before_any_work(deca, photos, tmp_path, other_bundle, arguments, message):
+    checkpoint, bundle = other_bundle
+    places = {"tmp": tmp_path, "photos": photos, "ckpt": checkpoint, "bundle": bundle}
+    code, printed = deca("reconstruct", *(argument.format(**places) for argument in arguments), "--workers", 0)
+    assert code == 1
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "_plan.json").exists()
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory) -> tuple[Path, Path]:
+    """A checkpoint of the procedural head, and a bundle it was not made for."""
+    import dataclasses
+
+    folder = tmp_path_factory.mktemp("models")
+    head = procedural_head()
+    torch.manual_seed(0)
+    save_checkpoint(DECA(head), folder / "ckpt")
+    dataclasses.replace(head, v_template=head.v_template * 1.01).save(folder / "bundle")
+    return folder / "ckpt", folder / "bundle"
+
+
+def test_a_checkpoint_is_used_and_named(deca, photos, tmp_path, other_bundle):
+    checkpoint, _ = other_bundle
+    code, printed = deca("reconstruct", photos, tmp_path / "out", "--checkpoint", checkpoint, "--workers", 0)
+    assert code == 0
+    assert "untrained-0" not in printed
+
+
+def test_yaml_settings(deca, photos, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("units:\n  items_per_unit: 3\nray:\n  workers: 0\n")
+    code, printed = deca("plan", photos, tmp_path / "out", "--config", file)
+    assert code == 0
+    assert "in 2 units" in printed
+
+
+def test_assets(deca, tmp_path):
+    code, printed = deca("assets", "head", tmp_path / "bundle")
+    assert code == 0
+    assert procedural_head().hash in printed
+    assert deca("assets", "show", tmp_path / "bundle")[0] == 0
+    code, printed = deca("assets", "import", tmp_path, tmp_path / "flame")
+    assert code == 1
+    assert "generic_model.pkl" in printed

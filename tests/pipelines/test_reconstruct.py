@@ -1,0 +1,243 @@
+"""The reconstruct flow on real faces: rows, quarantine, resume, retry, readers, S3, Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines.reconstruct import reconstruct, stored_config
+from schemas.parquet import fixed_values
+from schemas.reconstruct import ReconstructConfig
+from tasks.plan import committed_parts, read_commits, standing_quarantine, verify
+from tests.pipelines.conftest import astronaut, encoded, write_photos
+
+HERE = {"ray": {"workers": 0}}
+
+
+def config(source: object, dest: object, **changes: object) -> ReconstructConfig:
+    values = {"source": str(source), "dest": str(dest), "units": {"items_per_unit": 2}, **HERE, **changes}
+    return ReconstructConfig.model_validate(values)
+
+
+def part_hashes(dest: str) -> dict[int, str | None]:
+    return {commit.unit: commit.sha256 for commit in read_commits(dest)}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """The four photographs, reconstructed undisturbed; tests only read it."""
+    folder = tmp_path_factory.mktemp("done")
+    assert reconstruct(config(write_photos(folder / "photos"), folder / "out")).outcome == "complete"
+    return folder / "out"
+
+
+def test_rows_of_a_small_archive(done):
+    table = pq.read_table(committed_parts(str(done)))
+    assert table.num_rows == 4
+    for name, shape in {
+        "shape": (100,),
+        "tex": (50,),
+        "exp": (50,),
+        "pose": (6,),
+        "cam": (3,),
+        "light": (9, 3),
+    }.items():
+        assert fixed_values(table, name).shape == (4, *shape)
+    assert fixed_values(table, "detail").shape == (4, 128)
+    displacement = fixed_values(table, "displacement")
+    assert displacement.shape == (4, 256, 256)
+    assert np.abs(displacement).max() <= 0.01
+    assert set(table["checkpoint"].to_pylist()) == {"untrained-0"}
+    landmarks = fixed_values(table, "landmarks")[0]
+    assert 60 < landmarks[:, 0].mean() < 160  # the face is in the middle of the picture of 220 pixels
+    assert (done / "_report" / "contact_sheet.png").is_file()
+    summary = json.loads((done / "_report" / "summary.json").read_text())
+    assert summary["trained"] is False
+    assert summary["faces"] == 4
+
+
+def test_stored_displacement_is_the_models_to_half_a_step(done):
+    import torch
+
+    from deca_core import Codes
+    from tasks.models import load_model
+
+    settings = stored_config(str(done))
+    table = pq.read_table(committed_parts(str(done)))
+    codes = Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name, _ in Codes.zeros().items()})
+    with torch.inference_mode():
+        expected = load_model(settings).displacement(codes)[:, 0].numpy()
+    step = float(table.schema.field("displacement").metadata[b"scale"])
+    assert np.abs(fixed_values(table, "displacement") - expected).max() <= step
+
+
+def test_second_run_does_nothing(done):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("part-*")}
+    again = reconstruct(config(done.parent / "photos", done))
+    assert (again.units_run, again.units_skipped, again.faces) == (0, 2, 4)
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("part-*")} == before
+
+
+def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
+    folder, expected = trouble
+    summary = reconstruct(config(folder, tmp_path / "out"))
+    assert summary.outcome == "partial"
+    rows = pq.read_table(committed_parts(summary.dest), columns=["source_uri"])["source_uri"].to_pylist()
+    ended = {name: f"faces {rows.count(f'{folder}/{name}')}" for name in expected if f"{folder}/{name}" in rows}
+    for row in standing_quarantine(summary.dest):
+        assert row.message
+        ended[row.uri.removeprefix(f"{folder}/")] = row.stage
+    # A member that would climb out of the archive is only a name here: nothing is ever unpacked.
+    ended = {name: ending for name, ending in ended.items() if "escape" not in name}
+    assert ended == expected
+    assert not (folder.parent / "escape.jpg").exists()
+
+
+def test_upright_and_rotated_pictures_give_the_same_landmarks(trouble, tmp_path):
+    folder, _ = trouble
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in ("rotated.jpg", "ü.jpg"):
+            path.unlink()
+    reconstruct(config(folder, tmp_path / "out"))
+    table = pq.read_table(committed_parts(str(tmp_path / "out")))
+    upright, rotated = fixed_values(table, "landmarks")
+    assert np.abs(upright - rotated).max() < 3  # two JPEG encodings of one picture
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "datasets"])
+def test_foreign_readers_open_the_parts(done, reader, tmp_path):
+    parts = committed_parts(str(done))
+    if reader == "pandas":
+        import pandas
+
+        frame = pandas.concat([pandas.read_parquet(part) for part in parts])
+        assert len(frame) == 4
+        assert frame["displacement"].iloc[0].shape == (65536,)
+    elif reader == "duckdb":
+        import duckdb
+
+        query = "select count(*), min(len(displacement)), min(len(shape)) from read_parquet(?)"
+        assert duckdb.execute(query, [parts]).fetchone() == (4, 65536, 100)
+    else:
+        import datasets
+
+        loaded = datasets.load_dataset("parquet", data_files=parts, split="train", cache_dir=str(tmp_path / "hf"))
+        assert len(loaded) == 4
+        assert len(loaded[0]["detail"]) == 128
+
+
+def deca(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The console command as a process of its own."""
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+    env = os.environ | {"PREFECT_API_URL": ""} | environment
+    return subprocess.Popen(
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def test_kill_of_worker_and_driver_then_the_same_bytes_on_s3(photos, tmp_path, s3):
+    """Ray workers and driver die by kill -9 in mid-run; the next run ends with the bytes of an undisturbed one."""
+    import fsspec
+
+    for index, path in enumerate(sorted(photos.iterdir())):
+        for copy in range(3):
+            data = encoded(Image.open(path).resize((200 + copy, 200 + copy)), "JPEG")
+            fsspec.filesystem("s3").pipe_file(s3.uri(f"kill/in/{index}-{copy}.jpg"), data)
+    source = s3.uri("kill/in")
+    calm = reconstruct(config(source, tmp_path / "calm"))
+    assert calm.faces == 12
+
+    dest = s3.uri("kill/out")
+    options = ("--set", "units.items_per_unit=2", "--set", "ray.workers=2")
+    run = deca("reconstruct", source, dest, *options)
+    killed = set()
+    deadline = time.monotonic() + 200
+    while run.poll() is None and time.monotonic() < deadline:
+        workers = worker_pids()
+        done = len(fsspec.filesystem("s3", use_listings_cache=False).glob(s3.uri("kill/out/_commits/*")))
+        if not killed and workers:
+            killed.add(min(workers))
+            os.kill(min(workers), signal.SIGKILL)  # while it builds its models or works its first unit
+        if killed and done >= 1:
+            os.killpg(run.pid, signal.SIGKILL)
+            break
+        time.sleep(0.1)
+    assert run.wait(30) == -signal.SIGKILL
+    committed = len(read_commits(dest))
+    assert 1 <= committed < 6
+
+    final = reconstruct(config(source, dest))
+    assert (final.outcome, final.units_skipped, final.faces) == ("complete", committed, 12)
+    assert part_hashes(dest) == part_hashes(str(tmp_path / "calm"))
+    assert verify(dest).ok
+
+
+def worker_pids() -> set[int]:
+    """Processes of Ray actors that run the engine's units."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and b"ray::_Runner" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_unreadable_object_is_quarantined_and_retried(s3, tmp_path):
+    """An archived object: the store answers 403 to reading it, until it is restored."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    good, other = encoded(astronaut(), "JPEG"), encoded(astronaut().rotate(3), "JPEG")
+    client.put_object(Bucket=s3.bucket, Key="denied/a.jpg", Body=good, StorageClass="GLACIER")
+    client.put_object(Bucket=s3.bucket, Key="denied/b.jpg", Body=other)
+    dest = str(tmp_path / "out")
+    summary = reconstruct(config(s3.uri("denied"), dest))
+    assert (summary.faces, summary.quarantined) == (1, {"read": 1})
+    [row] = standing_quarantine(dest)
+    assert row.uri.endswith("denied/a.jpg")
+    first_part = part_hashes(dest)[0]
+
+    retry = stored_config(dest).model_copy(update={"existing": "retry"})
+    again = reconstruct(retry)
+    assert (again.units_run, again.faces, again.quarantined) == (1, 1, {"read": 1})
+    assert standing_quarantine(dest)[0].attempts == 2
+
+    client.put_object(Bucket=s3.bucket, Key="denied/a.jpg", Body=good)
+    mended = reconstruct(retry)
+    assert (mended.outcome, mended.units_run, mended.faces) == ("complete", 1, 2)
+    assert part_hashes(dest)[0] == first_part
+    assert verify(dest).ok
+
+
+def test_prefect_flow_leaves_artifacts(photos, tmp_path, prefect_harness):
+    from prefect.client.orchestration import get_client
+
+    from pipelines import flows
+
+    state = flows.reconstruct(config(photos, tmp_path / "out"), return_state=True)
+    assert state.is_completed()
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
+    assert artifacts["reconstruct-progress"].data == 100
+    assert {"reconstruct-summary", "reconstruct-untrained"} <= set(artifacts)
+
+
+def test_prefect_flow_validates_its_parameters(prefect_harness):
+    from prefect.exceptions import ParameterTypeError
+
+    from pipelines import flows
+
+    with pytest.raises(ParameterTypeError, match="colour"):
+        flows.reconstruct({"source": "a", "dest": "b", "colour": "red"})

@@ -1,0 +1,228 @@
+"""Discovery: what counts as a picture, in which order, from which kinds of source, and what damage does."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3fs import S3FileSystem
+
+from schemas.engine import SourceConfig
+from tasks.discover import SourceError, discover
+from tasks.read import read_item
+from tasks.storage import Store
+
+NAMES = ["a b#1.jpg", "a/z.PNG", "a-b/x.jpeg", "a.tif", "ü/日本 ?.webp", "Z.gif", "deep/er/still/1.bmp"]
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def places(source: str | Path, **settings: Any) -> list[str]:
+    root = str(source).rstrip("/")
+    found = list(discover(str(source), SourceConfig(**settings)))
+    assert [item.index for item in found] == list(range(len(found)))
+    return [item.source_uri.removeprefix(root).lstrip("/") for item in found]
+
+
+def make_tar(path: Path, names: list[str], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:
+        for name in names:
+            data = name.encode() * 100
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def test_folder_names_hidden_files_and_order(tmp_path: Path) -> None:
+    fill(tmp_path, [*NAMES, ".hidden.jpg", "._a.jpg", ".cache/x.jpg", "notes.txt", "a.jpg.part"])
+    assert places(tmp_path) == sorted(NAMES)
+
+
+def test_bucket_gives_the_order_of_the_folder_over_many_pages(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, [*NAMES, ".cache/x.jpg", "notes.txt"])
+    store = Store(s3.uri("discover"))
+    for name in [*NAMES, ".cache/x.jpg", "notes.txt"]:
+        store.write(name, name.encode())
+    Store(s3.uri("discover-more")).write("other.jpg", b"")
+    real, pages = S3FileSystem.call_s3, []
+
+    def small_pages(self: S3FileSystem, method: str, **request: Any) -> Any:
+        pages.append(method)
+        return real(self, method, **request, MaxKeys=2)
+
+    monkeypatch.setattr(S3FileSystem, "call_s3", small_pages)
+    assert places(store.uri) == places(tmp_path)
+    assert len(pages) == 5
+    items = list(discover(store.uri))
+    assert [read_item(item) for item in items] == [item.source_uri.split("discover/")[1].encode() for item in items]
+    assert all(item.etag and item.size == len(read_item(item)) for item in items)
+
+
+def test_single_picture_and_other_file_systems(tmp_path: Path, s3: Any) -> None:
+    fill(tmp_path, ["one.jpg"])
+    Store(s3.uri("single")).write("one.jpg", b"one.jpg")
+    memory = Store(f"memory://{tmp_path.name}")
+    for name in ("one.jpg", "sub/two.jpg", ".x/three.jpg"):
+        memory.write(name, name.encode())
+    ids = set()
+    for source in (f"{tmp_path}/one.jpg", s3.uri("single/one.jpg"), memory.join("one.jpg")):
+        (item,) = discover(source)
+        assert read_item(item) == b"one.jpg"
+        ids.add(item.image_id)
+    assert len(ids) == 1  # the folder of a single picture is its root
+    assert places(memory.uri) == ["one.jpg", "sub/two.jpg"]
+
+
+def test_include_and_exclude(tmp_path: Path) -> None:
+    fill(tmp_path, ["a/1.jpg", "a/2.png", "b/1.jpg"])
+    make_tar(tmp_path / "c.tar", ["in/1.jpg", "in/2.jpg"])
+    assert places(tmp_path, include=["*.jpg"], exclude=["b/*", "*2.jpg"]) == ["a/1.jpg", "c.tar#in/1.jpg"]
+    assert places(tmp_path, extensions=["PNG"], exclude=["c.tar"]) == ["a/2.png"]
+
+
+def test_output_inside_the_source_is_no_input(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.jpg", "out/mesh/skin.png"])
+    assert [item.uri for item in discover(str(tmp_path), skip=str(tmp_path / "out"))] == [f"{tmp_path}/a.jpg"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path, ["real/a.jpg"])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "up").symlink_to(tmp_path / "real")
+    (tmp_path / "photos" / "broken.jpg").symlink_to(tmp_path / "gone")
+    broken, linked = discover(str(tmp_path / "photos"))
+    assert linked.uri.endswith("linked/a.jpg")
+    assert broken.size == -1
+    with pytest.raises(FileNotFoundError):
+        read_item(broken)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that are no text exist on POSIX only")
+def test_a_name_that_is_not_text_is_planned_and_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))).write_bytes(b"x")
+    bad, good = discover(str(tmp_path))
+    assert bad.uri.endswith(r"caf\xe9.jpg")
+    assert read_item(good) == b"x"
+    with pytest.raises(FileNotFoundError):
+        read_item(bad)
+
+
+@pytest.mark.parametrize("name", ["p.tar", "p.tar.gz", "p.TGZ"])
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_tar_members_by_offset(tmp_path: Path, name: str, where: str, request: pytest.FixtureRequest) -> None:
+    names = ["b.jpg", "dir/a #2.png", "ü" * 120 + ".jpg", "readme.txt", "._b.jpg", "b.jpg"]
+    make_tar(tmp_path / name, names, "w" if name.endswith("tar") else "w:gz")
+    source = str(tmp_path)
+    if where == "s3":
+        store = Store(request.getfixturevalue("s3").uri(f"tars/{name}"))
+        store.write(name, (tmp_path / name).read_bytes())
+        source = store.uri
+    items = list(discover(source))
+    expected = [names[0], names[1], names[2], names[5]]
+    assert [item.member for item in items] == expected
+    assert [read_item(item) for item in items] == [member.encode() * 100 for member in expected]
+    assert list(discover(f"{source}/{name}"))[1].image_id == items[1].image_id
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_zip_members_stored_and_deflated(tmp_path: Path, where: str, request: pytest.FixtureRequest) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.mkdir("dir")
+        archive.writestr("dir/a ü.jpg", b"stored" * 50, zipfile.ZIP_STORED)
+        archive.writestr("b.png", b"deflated" * 5000, zipfile.ZIP_DEFLATED)
+        archive.writestr("__MACOSX/._b.png", b"", zipfile.ZIP_STORED)
+        with archive.open("streamed.jpg", "w") as member:
+            member.write(os.urandom(3000))
+    source = str(tmp_path / "p.zip")
+    if where == "s3":
+        store = Store(request.getfixturevalue("s3").uri("zips"))
+        store.write("p.zip", (tmp_path / "p.zip").read_bytes())
+        source = store.join("p.zip")
+    items = list(discover(source))
+    with zipfile.ZipFile(tmp_path / "p.zip") as archive:
+        assert [item.member for item in items] == ["dir/a ü.jpg", "b.png", "streamed.jpg"]
+        assert [read_item(item) for item in items] == [archive.read(item.member or "") for item in items]
+
+
+def test_hostile_tar_members_touch_no_disk(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    with tarfile.open(inside / "evil.tar", "w") as tar:
+        for name, kind in {
+            "/etc/abs.jpg": tarfile.REGTYPE,
+            "../../up.jpg": tarfile.REGTYPE,
+            "link.jpg": tarfile.SYMTYPE,
+            "hard.jpg": tarfile.LNKTYPE,
+            "device.jpg": tarfile.CHRTYPE,
+            "fifo.jpg": tarfile.FIFOTYPE,
+        }.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            entry.size = 4 if kind == tarfile.REGTYPE else 0
+            tar.addfile(entry, io.BytesIO(b"data"))
+    items = list(discover(str(inside)))
+    assert [item.member for item in items] == ["/etc/abs.jpg", "../../up.jpg"]
+    assert [read_item(item) for item in items] == [b"data", b"data"]
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+
+
+@pytest.mark.parametrize(
+    "name", ["cut.tar", "cut.tar.gz", "header.tar", "text.tar", "text.tgz", "cut.zip", "empty.zip"]
+)
+def test_damaged_archives_give_what_is_left_and_one_item_that_fails(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    readable = 0
+    if name.startswith(("text", "empty")):
+        path.write_bytes(b"this is no archive" if name.startswith("text") else b"")
+    elif name == "cut.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.jpg", b"a" * 1000)
+        path.write_bytes(path.read_bytes()[:-30])
+    else:
+        make_tar(path, [f"{number}{'x' * 30}.jpg" for number in range(30)], "w:gz" if name.endswith("gz") else "w")
+        data = bytearray(path.read_bytes())
+        if name == "header.tar":
+            entry = tarfile.open(path).getmembers()[10]
+            data[entry.offset : entry.offset + 512] = b"\xff" * 512
+            path.write_bytes(data)
+            readable = 10
+        else:
+            path.write_bytes(data[: len(data) // 2])
+            readable = 8
+    (tmp_path / "z.jpg").write_bytes(b"z")
+    *members, archive_item, neighbour = discover(str(tmp_path))
+    assert len(members) >= readable
+    assert len(members) < 30
+    assert archive_item.member is None
+    assert read_item(neighbour) == b"z"
+    with pytest.raises(Exception, match="damaged archive"):
+        read_item(archive_item)
+    for item in members[:readable]:
+        assert read_item(item) == (item.member or "").encode() * 100
+
+
+def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path, s3: Any) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    cases = {
+        f"{tmp_path}/gone": rf"{tmp_path}/gone does not exist. Check with: ls -ld '{tmp_path}'",
+        f"{tmp_path}": r"no pictures in .*jpg.*Check with",
+        s3.uri("nothing/here"): r"no pictures in s3://photos/nothing/here .*aws s3 ls s3://photos/",
+        "s3://no-such-bucket/photos": r"s3://no-such-bucket/photos does not exist.*aws s3 ls",
+        "nope://photos": r"no file system for nope://",
+    }
+    for source, message in cases.items():
+        with pytest.raises(SourceError, match=message):
+            list(discover(source))
