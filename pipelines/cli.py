@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 import yaml
@@ -301,7 +301,7 @@ def _run(config: ReconstructConfig, prefect: bool) -> int:
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows  # three seconds of imports that a run without Prefect does not pay
 
-        summary = flows.reconstruct(config)
+        summary = cast(ReconstructSummary, flows.reconstruct(config))
     else:
         with TerminalProgress("reconstruct") as progress:
             summary = reconstruct(config, progress)

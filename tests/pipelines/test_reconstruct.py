@@ -232,6 +232,8 @@ def test_prefect_flow_leaves_artifacts(photos, tmp_path, prefect_harness):
         artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
     assert artifacts["reconstruct-progress"].data == 100
     assert {"reconstruct-summary", "reconstruct-untrained"} <= set(artifacts)
+    again = flows.reconstruct(config(photos, tmp_path / "out"))
+    assert (again.units_run, again.faces) == (0, 4)
 
 
 def test_prefect_flow_validates_its_parameters(prefect_harness):

@@ -1,0 +1,19 @@
+"""The demo's pictures: a detector written elsewhere finds the faces in them."""
+
+from __future__ import annotations
+
+from pipelines.demo import PICTURE_SIZE, write_photos
+from schemas.annotate import AnnotateConfig
+from tasks.annotators import load_annotator
+from tasks.images import decode_image
+
+
+def test_photos_hold_a_face_each(tmp_path):
+    folder = write_photos(tmp_path / "photos", heads=2)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["astronaut.png", "head-00.jpg", "head-01.jpg"]
+    annotator = load_annotator(AnnotateConfig())
+    for name in names:
+        picture = decode_image((folder / name).read_bytes())
+        assert len(annotator.detect(picture)) == 1, name
+    assert picture.shape == (PICTURE_SIZE, PICTURE_SIZE, 3)

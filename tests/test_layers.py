@@ -1,0 +1,79 @@
+"""The layers: imports only point down, and the method runs with nothing but torch and numpy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["pipelines", "tasks", "schemas", "deca_core"]  # from the top
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer):
+    above = set(LAYERS[: LAYERS.index(layer)])
+    for path in (ROOT / layer).rglob("*.py"):
+        assert not imported(path) & above, path
+
+
+def test_prefect_stays_in_the_flows_and_ray_in_the_engine():
+    for path in [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]:
+        if path.name != "flows.py":
+            assert "prefect" not in imported(path), path
+        if path.name != "engine.py":
+            assert "ray" not in imported(path), path
+
+
+BARE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top in {"scipy", "numba", "PIL", "safetensors", "pyarrow", "pydantic", "torchvision", "ray", "prefect"}:
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+import torch
+from deca_core import DECA
+from tests.deca_core.conftest import mini_bundle
+
+with np.load(sys.argv[1]) as archive:
+    model = DECA(mini_bundle(dict(archive)))
+with torch.inference_mode():
+    codes = model.encode(torch.rand(1, 3, 224, 224))
+    print(model.render(codes, model.decode(codes), size=32, backend="reference").images.shape)
+"""
+
+
+def test_the_method_runs_with_torch_and_numpy_alone():
+    head = ROOT.parent / "shared" / "golden" / "mini_head.npz"
+    if not head.is_file():
+        pytest.skip("golden file mini_head.npz is not beside this checkout")
+    script = BARE.replace("from tests.deca_core.conftest import mini_bundle", _mini_bundle_source())
+    done = subprocess.run([sys.executable, "-c", script, head], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[1, 3, 32, 32]" in done.stdout
+
+
+def _mini_bundle_source() -> str:
+    """`mini_bundle` without the pytest around it."""
+    text = (ROOT / "tests/deca_core/conftest.py").read_text()
+    body = text[text.index("def mini_bundle") : text.index("@pytest.fixture")]
+    return "from deca_core.assets.bundle import AssetBundle\n" + body
