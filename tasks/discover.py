@@ -7,27 +7,16 @@ folder and its copy in a bucket give the same plan; members keep the order of th
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import os
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import IO, Any, cast
+from typing import Any
 
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
+from tasks.archives import DAMAGE, archive_members, is_archive, printable
 from tasks.storage import StorageError, check_command, is_local, normalise, open_uri, storage_errors
-
-TAR_SUFFIXES, GZIP_TAR_SUFFIXES, ZIP_SUFFIXES = (".tar",), (".tar.gz", ".tgz"), (".zip",)
-ARCHIVE_SUFFIXES = TAR_SUFFIXES + GZIP_TAR_SUFFIXES + ZIP_SUFFIXES
-# What the standard library raises on archives that are cut off, overwritten or no archives at all.
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, UnicodeError)
-# Bytes fetched at once while hopping from header to header of a remote archive.
-HOP = 2**20
 
 
 class SourceError(Exception):
@@ -107,59 +96,6 @@ def _wanted(place: str, config: SourceConfig) -> bool:
     return not any(fnmatchcase(place, pattern) for pattern in config.exclude)
 
 
-def is_archive(uri: str) -> bool:
-    return uri.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-# --- archives ---------------------------------------------------------------------------------------------------------
-
-
-def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of every regular file of an archive, in its own order; raises one of DAMAGE when broken.
-
-    offset: where the data starts in the unpacked tar, or where the local header starts in a zip. Links, devices and
-    folders are left out; names are only labels, nothing is ever extracted to a path.
-    """
-    fs, path = open_uri(uri)
-    lowered = uri.lower()
-    with contextlib.ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(fs.open(path, "rb", **({} if is_local(uri) else {"block_size": HOP})))
-        if lowered.endswith(ZIP_SUFFIXES):
-            with zipfile.ZipFile(file) as archive:
-                for entry in archive.infolist():
-                    if not entry.is_dir():
-                        yield entry.filename, entry.header_offset, entry.file_size
-            return
-        if lowered.endswith(GZIP_TAR_SUFFIXES):
-            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
-        tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictHeader))
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
-            if member.isreg() and not member.issparse():
-                yield _printable(member.name), member.offset_data, member.size
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a damaged header or a cut-off file for the end of the archive; here only the end marker is."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}: {error}") from error
-
-
-def _printable(name: str) -> str:
-    """A name that is valid Unicode; bytes that are not become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-# --- listings ---------------------------------------------------------------------------------------------------------
-
-
 def _files(uri: str, skip: str | None) -> Iterator[_File]:
     try:
         with storage_errors("list", uri):
@@ -204,19 +140,19 @@ def _local_file(path: str) -> _File:
         stat = os.stat(path)
     except OSError as error:
         # A broken link is planned too: it fails when read and so shows up in quarantine.
-        return _File(_printable(path), -1, f"{type(error).__name__}")
-    return _File(_printable(path), stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}")
+        return _File(printable(path), -1, f"{type(error).__name__}")
+    return _File(printable(path), stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}")
 
 
 def _bucket_files(uri: str, skip: str | None) -> Iterator[_File]:
     """Pages of list_objects_v2, which come sorted by key."""
     fs, path = open_uri(uri)
-    bucket, _, prefix = path.partition("/")
+    protocol, (bucket, _, prefix) = uri.partition("://")[0], path.partition("/")
     request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
     while True:
         page = fs.call_s3("list_objects_v2", **request)
         for entry in page.get("Contents", ()):
-            file = _File(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+            file = _File(f"{protocol}://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
             if not file.uri.endswith("/") and not (skip and file.uri.startswith(skip + "/")):
                 yield file
         if not page.get("IsTruncated"):

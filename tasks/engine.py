@@ -26,6 +26,7 @@ import pyarrow as pa
 from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile, Unit, quarantine_to_table, settle
 from schemas.parquet import write_table
+from tasks.draft import code_version
 from tasks.plan import Plan, pending, publish_commit
 from tasks.storage import StorageError, Store
 
@@ -162,7 +163,7 @@ def commit_unit(
         sha256=part.sha256 if part else None,
         quarantine=quarantine,
         seconds=round(seconds, 3),
-        versions={"code": plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
+        versions={"code": code_version(), "python": platform.python_version(), "pyarrow": pa.__version__},
     )
     publish_commit(plan, commit)
     return commit

@@ -249,11 +249,16 @@ def read_commits(dest: str) -> list[CommitRecord]:
     """Commit records of the stored plan, by unit."""
     plan = load_plan(dest)
     names = [plan.commit_name(index) for index in sorted(committed_units(plan))]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+
+    def read(name: str) -> CommitRecord:
         try:
-            return [CommitRecord.model_validate_json(data) for data in pool.map(plan.store.read, names)]
+            return CommitRecord.model_validate_json(plan.store.read(name))
         except ValidationError as error:
-            raise PlanError(f"a commit record under {plan.dest}/{COMMITS} is damaged ({_first(error)}).") from error
+            uri = plan.store.join(name)
+            raise PlanError(f"{uri} is damaged ({_first(error)}). Delete it: its unit is then done again") from error
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(read, names))
 
 
 def _first(error: ValidationError) -> str:
@@ -419,7 +424,11 @@ class Verification:
 
 def verify(dest: str) -> Verification:
     """Hash every committed file again and look for what is missing, changed, doubled or left over."""
-    plan, commits = load_plan(dest), read_commits(dest)
+    plan = load_plan(dest)
+    try:
+        commits = read_commits(dest)
+    except PlanError as error:
+        return Verification(0, 0, [str(error)])
     expected = [StoredFile(**file.model_dump(include={"file", "bytes", "sha256"})) for file in plan.files]
     for commit in commits:
         if commit.part and commit.sha256:

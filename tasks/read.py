@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import itertools
-import struct
-import threading
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, cast
 
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
-from tasks.discover import DAMAGE, GZIP_TAR_SUFFIXES, HOP, TAR_SUFFIXES, ZIP_SUFFIXES, archive_members, is_archive
+from tasks.archives import DAMAGE, GZIP_TAR_SUFFIXES, ReadError, archive_members, is_archive, read_member
 from tasks.storage import is_local, open_uri
 
 MAX_BYTES: int = SourceConfig().max_bytes
-
-ZIP_HEADER = struct.Struct("<4sHHHHHIIIHH")  # local file header, PKWARE APPNOTE 4.3.7
-ZIP_SLACK = 1024  # bytes read beyond header, name and data, for the extra field and incompressible data
-
-
-class ReadError(Exception):
-    """A picture that cannot be read as it was planned."""
 
 
 def read_items(
@@ -66,16 +52,7 @@ def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
         raise _archive_damage(item.uri)
     if item.size > max_bytes:
         raise ReadError(f"{item.size} bytes, more than the limit of {max_bytes} (source.max_bytes)")
-    if item.member is None:
-        data = _whole(item.uri, max_bytes)
-    elif item.offset is None:
-        raise ReadError(f"member {item.member!r} was planned without an offset; plan again with --new")
-    elif item.uri.lower().endswith(TAR_SUFFIXES):
-        data = _range(item.uri, item.offset, item.size)
-    elif item.uri.lower().endswith(ZIP_SUFFIXES):
-        data = _zip_member(item, max_bytes)
-    else:
-        data = _packed_range(item)
+    data = _whole(item.uri, max_bytes) if item.member is None else read_member(item, max_bytes)
     if 0 <= item.size != len(data):
         raise ReadError(f"{len(data)} bytes where {item.size} were planned: cut off, or changed since")
     return data
@@ -103,75 +80,3 @@ def _whole(uri: str, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ReadError(f"more than the limit of {max_bytes} bytes (source.max_bytes)")
     return data
-
-
-def _range(uri: str, start: int, length: int) -> bytes:
-    if length <= 0:
-        return b""
-    if is_local(uri):
-        with open(uri, "rb") as file:
-            file.seek(start)
-            return file.read(length)
-    fs, path = open_uri(uri)
-    return fs.cat_file(path, start=start, end=start + length)
-
-
-def _zip_member(item: Item, max_bytes: int) -> bytes:
-    """One range read, no directory: the local header says how the data is packed, the plan how long it is."""
-    assert item.offset is not None
-    assert item.member is not None
-    head = ZIP_HEADER.size + len(item.member.encode()) + ZIP_SLACK
-    data = _range(item.uri, item.offset, head + item.size)
-    if len(data) < ZIP_HEADER.size or not data.startswith(b"PK\x03\x04"):
-        raise ReadError(f"no zip header at byte {item.offset}: the archive has changed since it was planned")
-    _, _, flags, method, _, _, crc, _, _, name_length, extra_length = ZIP_HEADER.unpack_from(data)
-    start = ZIP_HEADER.size + name_length + extra_length
-    if flags & 1:
-        raise ReadError("the zip member is encrypted")
-    if method == zipfile.ZIP_STORED:
-        payload = data[start : start + item.size]
-        if len(payload) < item.size:  # an extra field longer than the slack
-            payload = _range(item.uri, item.offset + start, item.size)
-    elif method == zipfile.ZIP_DEFLATED:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        payload = inflater.decompress(data[start:], max_bytes + 1)
-        if len(payload) > max_bytes:
-            raise ReadError(f"unpacks to more than the limit of {max_bytes} bytes (source.max_bytes)")
-    else:
-        raise ReadError(f"zip compression method {method} is not supported; pack the archive with deflate or stored")
-    # With flag bit 3 the checksum follows the data and the header has 0.
-    if not flags & 8 and zlib.crc32(payload) != crc:
-        raise ReadError("the zip member fails its checksum")
-    return payload
-
-
-class _PackedTar:
-    """The last packed tar that was read, kept open: units come in order, so each process unpacks it about once."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.key: tuple[str, str | None] | None = None
-        self.stream: IO[bytes] = io.BytesIO()
-
-    def read(self, item: Item) -> bytes:
-        assert item.offset is not None
-        with self.lock:
-            if self.key != (item.uri, item.etag):
-                self.stream.close()
-                fs, path = open_uri(item.uri)
-                options = {} if is_local(item.uri) else {"block_size": 8 * HOP}
-                self.stream = cast(IO[bytes], gzip.GzipFile(fileobj=fs.open(path, "rb", **options)))
-                self.key = (item.uri, item.etag)
-            try:
-                self.stream.seek(item.offset)
-                return self.stream.read(item.size)
-            except BaseException:
-                self.key = None  # a stream that failed is not read on
-                raise
-
-
-_packed_tar = _PackedTar()
-
-
-def _packed_range(item: Item) -> bytes:
-    return _packed_tar.read(item)

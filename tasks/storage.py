@@ -103,7 +103,7 @@ def _explain(action: str, uri: str, error: Exception) -> StorageError:
 def check_command(uri: str) -> str:
     """The command with which a person would look at `uri`."""
     if is_local(uri):
-        existing = next(str(folder) for folder in (Path(uri), *Path(uri).parents) if folder.exists())
+        existing = next(str(folder) for folder in (Path(uri), *Path(uri).parents) if os.path.exists(folder))
         return f"ls -ld '{existing}' && df -h '{existing}'"
     protocol, _, rest = uri.partition("://")
     if protocol in ("s3", "s3a"):

@@ -157,6 +157,21 @@ def test_zip_members_stored_and_deflated(tmp_path: Path, where: str, request: py
         assert [read_item(item) for item in items] == [archive.read(item.member or "") for item in items]
 
 
+def test_zip64_and_a_zip_behind_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives of more than 4 GB keep sizes and places in extra fields; a lower limit gives such a zip of few bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    with open(tmp_path / "p.zip", "wb") as file:
+        file.write(b"#!/bin/sh\n" * 20)
+        with zipfile.ZipFile(file, "w") as archive:
+            for number in range(5):
+                archive.writestr(f"{number}.jpg", b"%d" % number * 150)
+            archive.comment = b"a comment"
+    items = list(discover(str(tmp_path / "p.zip")))
+    assert [item.member for item in items] == [f"{number}.jpg" for number in range(5)]
+    assert [read_item(item) for item in items] == [b"%d" % number * 150 for number in range(5)]
+
+
 def test_hostile_tar_members_touch_no_disk(tmp_path: Path) -> None:
     inside = tmp_path / "in"
     inside.mkdir()
@@ -195,7 +210,8 @@ def test_damaged_archives_give_what_is_left_and_one_item_that_fails(tmp_path: Pa
         make_tar(path, [f"{number}{'x' * 30}.jpg" for number in range(30)], "w:gz" if name.endswith("gz") else "w")
         data = bytearray(path.read_bytes())
         if name == "header.tar":
-            entry = tarfile.open(path).getmembers()[10]
+            with tarfile.open(path) as tar:
+                entry = tar.getmembers()[10]
             data[entry.offset : entry.offset + 512] = b"\xff" * 512
             path.write_bytes(data)
             readable = 10

@@ -139,7 +139,7 @@ def test_sigterm_stops_and_resumes(photos: Callable[..., Path], tmp_path: Path) 
     )
     timer.start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunInterrupted, match="stopped with 1 of 3 units .* committed; they are kept. .*--resume"):
+    with pytest.raises(RunInterrupted, match=r"stopped with 1 of 3 units .* committed; they are kept. .*--resume"):
         run_units(plan, worker, HERE)
     assert signal.getsignal(signal.SIGTERM) == before
     (tmp_path / "calm").touch()
@@ -214,7 +214,7 @@ class TestRay:
 
     def test_a_unit_that_always_kills_is_given_up(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(12, {5: b"kill"})), units=FOUR)
-        summary = run_units(plan, HashWorker, TWO)
+        summary = run_units(plan, HashWorker, RayConfig(workers=1, attempts=2))
         assert (summary.units_failed, summary.rows, summary.quarantined) == (1, 8, {"unit": 4})
         rows = standing_quarantine(plan.dest)
         assert [row.index for row in rows] == [4, 5, 6, 7]
@@ -224,7 +224,7 @@ class TestRay:
     def test_a_unit_over_its_time_is_given_up(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(8, {5: b"sleep"})), units=FOUR)
         worker = partial(HashWorker, pids=str(tmp_path))
-        summary = run_units(plan, worker, RayConfig(workers=1, unit_timeout_s=5, attempts=1))
+        summary = run_units(plan, worker, RayConfig(workers=1, unit_timeout_s=4, attempts=1))
         assert (summary.units_failed, summary.rows) == (1, 4)
         assert standing_quarantine(plan.dest)[0].error == "UnitTimeout"
 

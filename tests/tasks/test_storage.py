@@ -1,4 +1,4 @@
-"""Stores: atomic publish, exclusive creation, leftovers, and errors that name the thing, the cause and the next step."""
+"""Stores: atomic publish, exclusive creation, leftovers, and errors that name thing, cause and next step."""
 
 from __future__ import annotations
 

@@ -1,0 +1,198 @@
+"""Archives as sources: their members listed one by one, and each member read by its place, never extracted to disk.
+
+Member names are only labels here. The offset of a member is where its data starts in the (unpacked) tar, or where its
+local header starts in a zip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from schemas.ledger import Item
+from tasks.storage import is_local, open_uri
+
+TAR_SUFFIXES, GZIP_TAR_SUFFIXES, ZIP_SUFFIXES = (".tar",), (".tar.gz", ".tgz"), (".zip",)
+# What reading an archive raises where it is cut off, overwritten or no archive at all.
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, ValueError)
+HOP = 2**20  # bytes fetched at once while hopping from header to header of a remote archive
+
+# Records of a zip, PKWARE APPNOTE 4.3.7, 4.3.12, 4.3.14 and 4.3.16; `x` skips what is not needed.
+ZIP_LOCAL = struct.Struct("<4s2xHH4xI8xHH")
+ZIP_CENTRAL = struct.Struct("<4s4xH10xLLHHH8xL")
+ZIP_END, ZIP64_END = struct.Struct("<4s8xLL2x"), struct.Struct("<4s36xQQ")
+ZIP64_LOCATOR = 20  # bytes, between the two end records
+ZIP_TAIL = ZIP_END.size + 2**16 + ZIP64_LOCATOR + ZIP64_END.size  # the end records and the longest comment
+ZIP_UTF8 = 0x800
+ZIP_SLACK = 1024  # bytes read beyond header, name and data, for the extra field and incompressible data
+
+
+class ReadError(Exception):
+    """A picture that cannot be read as it was planned."""
+
+
+def is_archive(uri: str) -> bool:
+    return uri.lower().endswith(TAR_SUFFIXES + GZIP_TAR_SUFFIXES + ZIP_SUFFIXES)
+
+
+def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of every regular file of an archive, in its own order; raises one of DAMAGE when broken.
+
+    Links, devices and folders are left out. Memory does not grow with the archive.
+    """
+    fs, path = open_uri(uri)
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(fs.open(path, "rb", **({} if is_local(uri) else {"block_size": HOP})))
+        if uri.lower().endswith(ZIP_SUFFIXES):
+            yield from _zip_members(file)
+            return
+        if uri.lower().endswith(GZIP_TAR_SUFFIXES):
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
+        tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictHeader))
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+            if member.isreg() and not member.issparse():
+                yield printable(member.name), member.offset_data, member.size
+
+
+def read_member(item: Item, max_bytes: int) -> bytes:
+    """The bytes of a planned member; raises ReadError, one of DAMAGE, or what the storage driver raises."""
+    if item.offset is None:
+        raise ReadError(f"member {item.member!r} was planned without an offset; plan again with --new")
+    if item.uri.lower().endswith(ZIP_SUFFIXES):
+        return _read_zip(item, item.offset, max_bytes)
+    if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
+        return _packed_tar.read(item, item.offset)
+    return read_range(item.uri, item.offset, item.size)
+
+
+def read_range(uri: str, start: int, length: int) -> bytes:
+    """Bytes of an object; fewer where it ends."""
+    if length <= 0:
+        return b""
+    if is_local(uri):
+        with open(uri, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+    fs, path = open_uri(uri)
+    return fs.cat_file(path, start=start, end=start + length)
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a damaged header or a cut-off file for the end of the archive; here only the end marker is."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off at byte {tar.offset}: {error}") from error
+
+
+def printable(name: str) -> str:
+    """A name that is valid Unicode; bytes that are not become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+    """The central directory, record by record; zipfile would hold all of it, some 600 bytes a member."""
+    tail_at = max(0, file.seek(0, io.SEEK_END) - ZIP_TAIL)
+    file.seek(tail_at)
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0:
+        raise zipfile.BadZipFile("no end of directory: cut off, or no zip")
+    _, size, offset = ZIP_END.unpack_from(tail, end)
+    if tail[max(0, end - ZIP64_LOCATOR) : end].startswith(b"PK\x06\x07"):
+        end -= ZIP64_LOCATOR + ZIP64_END.size
+        _, size, offset = ZIP64_END.unpack_from(tail, end)
+    at = tail_at + end - size  # right before the end records; what is more than `offset` lies before the zip
+    prefix = at - offset
+    while at < tail_at + end:
+        file.seek(at)
+        head = file.read(ZIP_CENTRAL.size)
+        mark, flags, packed, length, name, extra, comment, offset = ZIP_CENTRAL.unpack(head)
+        if mark != b"PK\x01\x02":
+            raise zipfile.BadZipFile(f"damaged directory at byte {at}")
+        label = file.read(name).decode("utf-8" if flags & ZIP_UTF8 else "cp437", "backslashreplace")
+        if 0xFFFFFFFF in (length, packed, offset):
+            length, offset = _zip64_fields(file.read(extra), length, packed, offset)
+        if not label.endswith("/"):
+            yield label, prefix + offset, length
+        at += ZIP_CENTRAL.size + name + extra + comment
+
+
+def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[int, int]:
+    """(length, offset), those that overflowed taken from the extra field 1, where they stand in this order."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            large = iter(struct.unpack_from(f"<{size // 8}Q", extra, at + 4))
+            length, _, offset = (next(large) if value == 0xFFFFFFFF else value for value in (length, packed, offset))
+        at += 4 + size
+    return length, offset
+
+
+def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:
+    """One range read, no directory: the local header says how the data is packed, the plan how long it is."""
+    head = ZIP_LOCAL.size + len((item.member or "").encode()) + ZIP_SLACK
+    data = read_range(item.uri, offset, head + item.size)
+    if len(data) < ZIP_LOCAL.size or not data.startswith(b"PK\x03\x04"):
+        raise ReadError(f"no zip header at byte {offset}: the archive has changed since it was planned")
+    _, flags, method, crc, name_length, extra_length = ZIP_LOCAL.unpack_from(data)
+    start = ZIP_LOCAL.size + name_length + extra_length
+    if flags & 1:
+        raise ReadError("the zip member is encrypted")
+    if method == zipfile.ZIP_STORED:
+        payload = data[start : start + item.size]
+        if len(payload) < item.size:  # an extra field longer than the slack
+            payload = read_range(item.uri, offset + start, item.size)
+    elif method == zipfile.ZIP_DEFLATED:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        payload = inflater.decompress(data[start:], max_bytes + 1)
+        if len(payload) > max_bytes:
+            raise ReadError(f"unpacks to more than the limit of {max_bytes} bytes (source.max_bytes)")
+    else:
+        raise ReadError(f"zip compression method {method} is not supported; pack the archive with deflate or stored")
+    # With flag bit 3 the checksum follows the data and the header has 0.
+    if not flags & 8 and zlib.crc32(payload) != crc:
+        raise ReadError("the zip member fails its checksum")
+    return payload
+
+
+class _PackedTar:
+    """The last packed tar that was read, kept open: units come in order, so each process unpacks it about once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.key: tuple[str, str | None] | None = None
+        self.stream: IO[bytes] = io.BytesIO()
+
+    def read(self, item: Item, offset: int) -> bytes:
+        with self.lock:
+            if self.key != (item.uri, item.etag):
+                self.stream.close()
+                fs, path = open_uri(item.uri)
+                options = {} if is_local(item.uri) else {"block_size": 8 * HOP}
+                self.stream = cast(IO[bytes], gzip.GzipFile(fileobj=fs.open(path, "rb", **options)))
+                self.key = (item.uri, item.etag)
+            try:
+                self.stream.seek(offset)
+                return self.stream.read(item.size)
+            except BaseException:
+                self.key = None  # a stream that failed is not read on
+                raise
+
+
+_packed_tar = _PackedTar()
