@@ -60,7 +60,7 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     elif head["hash"] is not None and head["hash"] != bundle.hash:
         raise CheckpointError(
             f"{source}: trained on the head {head['name']!r} ({head['hash'][:12]}), but the bundle is {bundle.name!r} "
-            f"({bundle.hash[:12]}). Give the bundle it was trained with, or train on this one: deca train"
+            f"({bundle.hash[:12]}). Give the bundle it was trained with"
         )
     checkpoint_hash(source)
     model = DECA(bundle, meta["backbone"])

@@ -62,8 +62,9 @@ class ConfigError(Exception):
 
 def main() -> None:
     """Entry point of the console script: every failure ends as one line on stderr and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("deca").setLevel(logging.INFO)
+    log = logging.getLogger("deca")
+    log.handlers, log.propagate = [logging.StreamHandler(sys.stderr)], False
+    log.setLevel(logging.INFO)
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:

@@ -8,6 +8,7 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import platform
@@ -427,6 +428,7 @@ def connect(config: RayConfig) -> None:
         include_dashboard=False,
         object_store_memory=LOCAL_OBJECT_STORE,
         log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from deca_core.assets.bundle import SCHEMA_VERSION, AssetBundle, BundleError, load_bundle
@@ -17,10 +18,11 @@ GENERATOR = Path(__file__).parent / "head"
 def procedural_head() -> AssetBundle:
     """The procedural head: same arrays and format as FLAME, same bytes on every call and in every process.
 
-    Built in a few seconds, then read from `$DECA_CACHE` (default `~/.cache/deca`), in a folder named after the
-    generator's version. A damaged cache is rebuilt; where the folder cannot be written, the head is built in memory.
+    Built in a few seconds with nothing but numpy, then read from `$DECA_CACHE` (default `~/.cache/deca`), in a folder
+    named after the generator's version. A damaged cache is rebuilt. Where the folder cannot be written, or safetensors
+    is not installed, the head is built in memory.
 
-    >>> procedural_head().shape_basis.shape[1:]  # doctest: +SKIP
+    >>> procedural_head().shape_basis.shape[1:]
     (3, 100)
     """
     return _cached(str(cache_folder()))
@@ -43,38 +45,41 @@ def generator_version() -> str:
 
 @lru_cache(maxsize=2)
 def _cached(folder: str) -> AssetBundle:
+    if find_spec("safetensors") is None:
+        return _build()
     target = Path(folder)
     if target.is_dir():
         try:
             return load_bundle(target)
         except (BundleError, OSError):
-            pass  # damaged or half deleted: built again and replaced below
-    from deca_core.assets.head import build_head
-
-    bundle = build_head(f"deca procedural head, generator {generator_version()}")
+            # Damaged or half deleted: it makes room for a new one.
+            shutil.rmtree(target, ignore_errors=True)
+    bundle = _build()
     try:
         _publish(bundle, target)
     except OSError:
-        return bundle  # a read-only or full cache costs a rebuild next time, nothing else
+        # A read-only or full cache costs the next process a rebuild, nothing else.
+        return bundle
     return bundle
+
+
+def _build() -> AssetBundle:
+    from deca_core.assets.head import build_head
+
+    return build_head(f"deca procedural head, generator {generator_version()}")
 
 
 def _publish(bundle: AssetBundle, target: Path) -> None:
     """Write beside the target and rename, so that readers see a whole bundle or none.
 
-    Of several processes that build at once the last one wins; all of them write the same bytes.
+    Of several processes that build at once the first one wins; the others would have written the same bytes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        bundle.save(work / "new")
-        if target.exists():
-            target.rename(work / "old")
-        try:
-            (work / "new").rename(target)
-        except OSError:
-            # Another process has just published its own, identical one.
-            if not target.is_dir():
-                raise
+        bundle.save(work / "bundle").rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

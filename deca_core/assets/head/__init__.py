@@ -16,6 +16,7 @@ from deca_core.assets.head.expression import EXPRESSION_NAMES, expression_basis
 from deca_core.assets.head.identity import identity_basis
 from deca_core.assets.head.landmarks import contour_landmarks, inner_landmarks
 from deca_core.assets.head.mesh import build_mesh
+from deca_core.assets.head.outlines import hair_cover
 from deca_core.assets.head.rig import joint_regressor, pose_basis, skin_weights
 
 # Design frame -> bundle: the origin moves behind the bridge of the nose, where FLAME has it, and mm become metres.
@@ -24,8 +25,8 @@ METRES = 1e-3
 ALBEDO_SEED = 7
 
 
-def build_head(source: str) -> AssetBundle:
-    """Build the procedural head (about two seconds); `source` is recorded as its provenance."""
+def build_head(source: str = "deca procedural head") -> AssetBundle:
+    """Build the procedural head (about a second); `source` is recorded as its provenance."""
     mesh = build_mesh()
     inner, contour = inner_landmarks(mesh), contour_landmarks(mesh)
     texels, rng = Texels(UV_SIZE), np.random.default_rng(ALBEDO_SEED)
@@ -70,7 +71,7 @@ def _masks(texels: Texels) -> tuple[Array, Array]:
     The lids lie on the eyeballs; the second mask keeps them, the eyeballs' own discs belong to neither.
     """
     x, y = texels.x, texels.y
-    face = smoothstep(88, 80, texels.degrees) * smoothstep(0.135, 0.155, texels.level) * smoothstep(78, 66, y)
-    face = face * texels.on_sheet
+    face = smoothstep(88, 80, texels.degrees) * smoothstep(0.125, 0.155, texels.level)
+    face = face * texels.on_sheet * (1 - hair_cover(texels.base, texels.longitude))
     eye = np.hypot((x - 31.3) / 18.5, y / 11.5)
     return face * smoothstep(0.9, 1.05, eye), face

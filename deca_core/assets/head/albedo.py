@@ -28,28 +28,39 @@ from deca_core.assets.head.outlines import (
     BROW,
     MOUTH_GAP,
     MOUTH_HALF_WIDTH,
+    concha,
     ear_coordinates,
     hair_cover,
     lid,
     lid_parameter,
     lip_height,
     mouth_line,
+    nostril,
+    wing_crease,
 )
 from deca_core.assets.head.profile import base_surface
 
-SKIN, HAIR, BROW_HAIR = (0.700, 0.530, 0.440), (0.20, 0.145, 0.115), (0.22, 0.155, 0.12)
-LIP, LIP_SEAM, NOSTRIL, LASH, FOLD = (
-    (0.65, 0.36, 0.345),
-    (0.24, 0.10, 0.10),
-    (0.21, 0.11, 0.09),
-    (0.10, 0.07, 0.06),
-    (0.41, 0.28, 0.23),
-)
-LOWER_LASH, BEARD, UNDER_EYE = (0.33, 0.21, 0.18), (0.50, 0.41, 0.37), (0.60, 0.43, 0.39)
-EYE_WHITE, EYE_BACK, IRIS = (0.84, 0.81, 0.79), (0.72, 0.55, 0.52), (0.30, 0.20, 0.13)
-LID_MARGIN_OUTER, LID_MARGIN_INNER = (0.50, 0.33, 0.29), (0.50, 0.26, 0.24)
-MOUTH_RIM, MOUTH_DEEP, TEETH = (0.50, 0.24, 0.23), (0.30, 0.10, 0.10), (0.78, 0.75, 0.68)
+SKIN = (0.70, 0.53, 0.44)
+BEARD = (0.50, 0.41, 0.37)
+UNDER_EYE = (0.60, 0.43, 0.39)
+HAIR = (0.20, 0.145, 0.115)
+BROW_HAIR = (0.22, 0.155, 0.12)
+LASH = (0.10, 0.07, 0.06)
+LOWER_LASH = (0.33, 0.21, 0.18)
+LID_FOLD = (0.41, 0.28, 0.23)
+NOSTRIL = (0.21, 0.11, 0.09)
+LIP = (0.65, 0.36, 0.345)
+LIP_SEAM = (0.24, 0.10, 0.10)
+EYE_WHITE = (0.84, 0.81, 0.79)
+EYE_BACK = (0.72, 0.55, 0.52)
+IRIS = (0.30, 0.20, 0.13)
+LID_MARGIN_OUTER = (0.50, 0.33, 0.29)
+LID_MARGIN_INNER = (0.50, 0.26, 0.24)
+MOUTH_RIM = (0.50, 0.24, 0.23)
+MOUTH_DEEP = (0.30, 0.10, 0.10)
+TEETH = (0.78, 0.75, 0.68)
 
+# Half the height of a brow, mm, by distance from the midline.
 BROW_X, BROW_HALF_HEIGHT = [8, 14, 28, 40, 51], [2.6, 3.7, 3.4, 2.5, 1.1]
 
 
@@ -63,7 +74,6 @@ class Texels:
         self.on_sheet = (self.v >= SHEET_BOTTOM - 0.5 / size).astype(float)
         self.base = base_surface(self.longitude, self.level)
         self.x, self.y, self.z = np.abs(self.base[..., 0]), self.base[..., 1], self.base[..., 2]
-        self.signed_x = self.base[..., 0]
         self.degrees = np.degrees(np.abs(self.longitude))
         self.front = (np.cos(self.longitude) > 0.1) * self.on_sheet
 
@@ -112,7 +122,7 @@ def paint_layers(texels: Texels, rng: np.random.Generator) -> Layers:
     outside_lips = (
         (1 - lips) * (1 - 0.8 * gaussian(x, y, (0, -52), (4, 4))) * (1 - 0.75 * gaussian(x, y, (30, -52), (14, 9)))
     )
-    beard = smoothstep(-38, -52, y - 0.35 * np.clip(x - 30, 0, None)) * smoothstep(0.08, 0.15, texels.level)
+    beard = smoothstep(-38, -52, y - 0.35 * np.clip(x - 30, 0, None)) * smoothstep(0.06, 0.15, texels.level)
     beard = beard * smoothstep(95, 70, texels.degrees) * outside_lips * texels.on_sheet
     fold = line(y - lid(lid_parameter(x), upper=True)[..., 1] - 3.8, 1.1)
     upper_distance, along = _distance_to_lid(texels, upper=True)
@@ -164,9 +174,8 @@ def mean_albedo(texels: Texels, layers: Layers, rng: np.random.Generator) -> Arr
     paint = _over(paint, LIP_SEAM, 0.9 * layers.seam)
     paint = _over(paint, UNDER_EYE, 0.22 * gaussian(x, y, (33, -11), (11, 4)) * layers.skin)
     paint *= (1 - _occlusion(texels))[..., None]
-    nostril = np.exp(-(np.hypot((x - 6.2) / 3.3, (y + 47.2) / 1.8) ** 3)) * texels.front
-    paint = _over(paint, NOSTRIL, 0.8 * nostril)
-    paint = _over(paint, FOLD, 0.5 * layers.fold)
+    paint = _over(paint, NOSTRIL, 0.85 * nostril(x, y) * texels.front)
+    paint = _over(paint, LID_FOLD, 0.5 * layers.fold)
     paint = _over(paint, LASH, 0.9 * layers.upper_lash)
     paint = _over(paint, LOWER_LASH, 0.6 * layers.lower_lash)
     paint = _over(paint, BROW_HAIR, 0.85 * layers.brows)
@@ -193,18 +202,18 @@ def _occlusion(texels: Texels) -> Array:
     """Share of ambient light that the shape itself keeps off the skin."""
     x, y = texels.x, texels.y
     dark = 0.34 * gaussian(x, y, (19, 5), (6, 7)) + 0.20 * gaussian(x, y, (32, 10), (12, 4))
-    wing = line(np.hypot(x - 11.6, (y + 41.0) / 1.1) - 8.0, 1.7) * smoothstep(12.5, 16, x) * smoothstep(-50, -45, y)
-    dark += 0.40 * wing * smoothstep(-30, -36, y) + 0.16 * gaussian(x, y, (0, -49), (11, 2.2))
+    dark += 0.40 * wing_crease(x, y) + 0.16 * gaussian(x, y, (0, -49), (11, 2.2))
     dark += 0.20 * gaussian(x, y, (0, -84), (15, 3.5)) + 0.28 * gaussian(x, y, (26.5, -68.5), (2.5, 2.5))
     nasolabial = line(x - (20 - 0.28 * (y + 40)), 3.0) * smoothstep(-64, -55, y) * smoothstep(-40, -46, y)
     light = 1 - np.where(texels.front > 0, dark + 0.14 * nasolabial, 0.0)
-    under_jaw = smoothstep(0.157, 0.134, texels.level) * (1 - 0.45 * smoothstep(0.115, 0.05, texels.level))
+    under_jaw = smoothstep(0.157, 0.126, texels.level) * (1 - 0.45 * smoothstep(0.098, 0.04, texels.level))
     light *= 1 - 0.42 * under_jaw * smoothstep(-0.3, 0.2, np.cos(texels.longitude))
     light *= 1 - 0.30 * smoothstep(78, 100, texels.degrees) * smoothstep(-38, -55, y)
     forward, upward, radius = ear_coordinates(y, texels.z)
     beside = smoothstep(0.75, 0.95, np.abs(np.sin(texels.longitude)))
-    concha = np.exp(-(np.hypot((forward - 2.0) / 7.0, (upward + 1.5) / 10.5) ** 4))
-    light *= 1 - beside * (0.5 * concha + 0.22 * line(radius - 0.64, 0.10) + 0.35 * line(radius - 1.08, 0.09))
+    light *= 1 - beside * (
+        0.5 * concha(forward, upward) + 0.22 * line(radius - 0.64, 0.10) + 0.35 * line(radius - 1.08, 0.09)
+    )
     return 1 - light * texels.on_sheet - (1 - texels.on_sheet)
 
 

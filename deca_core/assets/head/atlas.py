@@ -16,7 +16,7 @@ SHEET_BOTTOM = 0.125  # v of the cut of the neck; the strip of the inner parts l
 # Longitude in degrees -> |u - 0.5|, and level -> v: the denser the face, the more texels it gets (about 1 mm a texel).
 _TO_U = Pchip([0, 30, 60, 90, 110, 180], [0.0, 0.118, 0.225, 0.305, 0.350, 0.5])
 _TO_V = Pchip(
-    [0.0, 0.10, 0.155, 0.32, 0.56, 0.70, 0.81, 1.0], [SHEET_BOTTOM, 0.170, 0.215, 0.405, 0.680, 0.820, 0.885, 1.0]
+    [0.0, 0.08, 0.155, 0.32, 0.56, 0.70, 0.81, 1.0], [SHEET_BOTTOM, 0.163, 0.215, 0.405, 0.680, 0.820, 0.885, 1.0]
 )
 _LONGITUDES, _LEVELS = np.linspace(0, 180, 2001), np.linspace(0, 1, 2001)
 
@@ -39,7 +39,7 @@ def place_of(u: ArrayLike, v: ArrayLike) -> tuple[Array, Array]:
     """Inverse of `uv_of`: (longitude, level); v below the sheet gives level 0."""
     aside = np.asarray(u, float) - 0.5
     longitude = np.sign(aside) * np.radians(np.interp(np.abs(aside), _TO_U(_LONGITUDES), _LONGITUDES))
-    return longitude, np.interp(v, _TO_V(_LEVELS), _LEVELS)
+    return longitude, np.interp(np.asarray(v, float), _TO_V(_LEVELS), _LEVELS)
 
 
 def texel_centres(size: int) -> tuple[Array, Array]:

@@ -37,18 +37,14 @@ def _rows(texels: Texels, layers: Layers, mean: Array) -> dict[str, tuple[Array,
     """Name: (mask, RGB change at one standard deviation)."""
     x, y, face, skin = texels.x, texels.y, layers.face, layers.skin
     # Shaded skin changes in proportion, as pigment does.
-    tone = (
-        skin
-        * (1 - 0.75 * layers.brows)
-        * (1 - 0.6 * layers.upper_lash)
-        * np.clip(mean.mean(-1) / np.mean(SKIN), 0, 1.2)
-    )
+    shade = np.clip(mean.mean(-1) / np.mean(SKIN), 0, 1.2)
+    tone = skin * shade * (1 - 0.75 * layers.brows) * (1 - 0.6 * layers.upper_lash)
     lids = gaussian(x, y, (32, 10), (13, 5)) * skin
     under_eyes = gaussian(x, y, (33, -10), (12, 5)) * skin
     cheeks = gaussian(x, y, (40, -30), (15, 12)) * skin
     nose = gaussian(x, y, (0, -37), (12, 9)) * skin
     hair, lips, brows, beard = layers.hair, layers.lips, layers.brows, layers.beard
-    bald = tuple(float(value) for value in 0.28 * (np.array(SKIN) - HAIR))
+    bald: Colour = (0.28 * (SKIN[0] - HAIR[0]), 0.28 * (SKIN[1] - HAIR[1]), 0.28 * (SKIN[2] - HAIR[2]))
     return {
         "skin_melanin": (tone + 0.35 * layers.hair + 0.35 * layers.brows, (-0.125, -0.125, -0.112)),
         "skin_redness": (tone, (0.014, -0.014, -0.014)),
@@ -56,15 +52,15 @@ def _rows(texels: Texels, layers: Layers, mean: Array) -> dict[str, tuple[Array,
         "hair_lightness": (hair, (0.075, 0.055, 0.035)),
         "hair_redness": (hair, (0.06, 0.01, -0.01)),
         "hair_grey": (hair, (0.06, 0.065, 0.07)),
-        "thin_hair": (hair, bald),  # type: ignore[dict-item]
-        "receding_hairline": (hair * smoothstep(70, 30, texels.degrees) * smoothstep(98, 78, y), bald),  # type: ignore[dict-item]
+        "thin_hair": (hair, bald),
+        "receding_hairline": (hair * smoothstep(70, 30, texels.degrees) * smoothstep(98, 78, y), bald),
         "low_hairline": (skin * smoothstep(50, 66, y) * (texels.degrees < 90), (-0.05, -0.045, -0.04)),
         "lip_darkness": (lips, (-0.045, -0.048, -0.040)),
         "lip_redness": (lips, (0.040, -0.030, -0.020)),
         "lip_paleness": (lips, (0.018, 0.022, 0.022)),
         "brow_lightness": (brows, (0.055, 0.045, 0.035)),
-        "brow_height": (brow_band(texels, 2.0, 1.0) - brow_band(texels, -1.0, 1.0), (-0.14, -0.14, -0.13)),
-        "brow_thickness": (brow_band(texels, 0.0, 1.7) - 0.7 * brow_band(texels, 0.0, 1.0), (-0.09, -0.09, -0.085)),
+        "brow_height": (brow_band(texels, 1.0, 1.0) - brow_band(texels, -1.0, 1.0), (-0.11, -0.11, -0.10)),
+        "brow_thickness": (brow_band(texels, 0.0, 1.4) - 0.5 * brow_band(texels, 0.0, 1.0), (-0.085, -0.085, -0.08)),
         "brows_joined": (gaussian(x, y, (4, 19), (5, 4)) * texels.front, (-0.06, -0.06, -0.055)),
         "beard": (beard, (-0.085, -0.075, -0.062)),
         "moustache": (beard * gaussian(x, y, (0, -54), (16, 5)), (-0.10, -0.09, -0.08)),

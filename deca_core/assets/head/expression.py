@@ -47,9 +47,9 @@ def _cheek_raise(side: Side) -> tuple[Move, ...]:
 
 def _nose_wrinkle(side: Side) -> tuple[Move, ...]:
     return (
-        Push(13, -40, 8, 9, (0.8, 2.8, 0.8), side=side),
-        Push(8, -8, 8, 8, (0, 1.5, 0.6), side=side),
-        Push(12, 18, 10, 8, (-1.0, -2.0, 0.5), side=side),
+        Push(13, -40, 8, 9, (1.2, 3.4, 1.0), side=side),
+        Push(8, -8, 8, 8, (0, 2.2, 0.9), side=side),
+        Push(12, 18, 10, 8, (-1.2, -2.6, 0.8), side=side),
     )
 
 
@@ -60,7 +60,7 @@ def _dimple(side: Side) -> tuple[Move, ...]:
 def _mouth_aside(side: Side) -> tuple[Move, ...]:
     towards = 1.0 if side == "left" else -1.0
     return (
-        Push(0, -68, 26, 12, (4.5 * towards, 0, 0), side="whole"),
+        Push(0, -70, 26, 15, (4.5 * towards, 0, 0), side="whole"),
         Push(27, -68, 9, 9, (1.6, 1.2, -1.4), side=side),
     )
 
@@ -104,11 +104,11 @@ MOVES: dict[str, tuple[Move, ...]] = {
         Push(0, -63, 15, 5, (0, 1.4, 1.0), lip=UPPER),
     ),
     "chin_bunch": (Push(0, -102, 11, 8, (0, 1.4, 2.2)), Push(0, -88, 14, 5, (0, 0.6, -1.4))),
-    "jaw_left": (Push(0, -95, 38, 24, (5.0, 0, 0), side="whole"), Push(0, -118, 30, 14, (1.0, -0.6, 0), side="whole")),
-    "jaw_right": (Push(0, -95, 38, 24, (-5.0, 0, 0), side="whole"), Push(0, -80, 30, 14, (-0.8, 0.6, 0), side="whole")),
+    "jaw_left": (Push(0, -95, 38, 24, (6.5, 0, 0), side="whole"), Push(0, -118, 30, 14, (1.0, -0.6, 0), side="whole")),
+    "jaw_right": (Push(0, -95, 38, 24, (-6.5, 0, 0), side="whole"), Push(0, -80, 30, 14, (-0.8, 0.6, 0), side="whole")),
     "jaw_forward": (Push(0, -92, 36, 24, (0, 0, 4.5)),),
     "neck_tighten": (Push(18, -134, 8, 16, (1.5, 0, 2.5)), Push(34, -112, 12, 12, (0.6, -1.6, 0))),
-    "cheek_puff": (Push(42, -62, 15, 16, (5.0, 0, 5.0)),),
+    "cheek_puff": (Push(42, -62, 15, 16, (7.0, 0, 6.0)),),
     "cheek_suck": (Push(42, -60, 13, 15, (-3.0, 0, -4.0)), Push(24, -68, 8, 9, (-1.2, 0, 0.6))),
     "dimple": _dimple("both"),
     "nostril_flare": (Push(14, -41, 5, 5, (2.0, 0.6, 0)),),
@@ -144,14 +144,14 @@ def expression_basis(mesh: HeadMesh) -> Array:
         "squint": 0.35 * (left + right),
         "lids_wide": _upper_lid(mesh, 1.6),
     }
+    teeth, lower_teeth = mesh.part(Part.UPPER_TEETH, Part.LOWER_TEETH), mesh.part(Part.LOWER_TEETH)
     fields = []
     for name, moves in MOVES.items():
-        field = keep_eyes_round(total(moves, mesh) if moves else np.zeros_like(mesh.sites), mesh, move_eyes=False)
-        teeth, lower = mesh.part(Part.UPPER_TEETH, Part.LOWER_TEETH), mesh.part(Part.LOWER_TEETH)
-        middle = field[lower].mean(axis=0)
+        field = total(moves, mesh) if moves else np.zeros_like(mesh.sites)
+        carried = field[lower_teeth].mean(axis=0) if name in JAW_MOVES else 0.0
+        field = keep_eyes_round(field, mesh, move_eyes=False)
         field[teeth] = 0.0
-        if name in JAW_MOVES:
-            field[lower] = middle
+        field[lower_teeth] = carried
         fields.append(field + lids.get(name, 0.0))
     return np.stack(fields, axis=-1)
 
@@ -171,10 +171,10 @@ def lid_closure(mesh: HeadMesh, side: int) -> Array:
     share = np.where(height >= 0.5 * (upper + lower), smoothstep(9.5, 0.0, height - upper), 0.0)
     share = share * _around_eye(mesh, side)
     margin = mesh.part(Part.LID_MARGIN)
-    down = (lower + 0.7 - upper) * share
+    down = (lower - 0.2 - upper) * share
     # Where the lid arrives it must lie on the eyeball again: the depth of the sphere there, minus its own.
     x, y, z = mesh.vertices.T
-    radius = np.where(margin, EYE_RADIUS + 0.5, EYE_RADIUS + 1.35)
+    radius = np.where(margin, EYE_RADIUS + 0.5, EYE_RADIUS + 1.6)
     off_axis = np.hypot(np.abs(x) - EYE_CENTRE[0], y + down - EYE_CENTRE[1])
     ball = EYE_CENTRE[2] + np.sqrt(np.clip(radius**2 - off_axis**2, 0.0, None))
     forward = np.where(off_axis < radius - 0.6, np.clip(ball - z, -3.0, 8.0), 0.0) * smoothstep(0.0, 0.5, share)

@@ -17,12 +17,15 @@ from deca_core.assets.head.outlines import (
     EYE_RADIUS,
     MOUTH_GAP,
     MOUTH_HALF_WIDTH,
+    concha,
     ear_coordinates,
     hair_cover,
     lid,
     lid_parameter,
     lip_height,
     mouth_line,
+    nostril,
+    wing_crease,
 )
 from deca_core.assets.head.profile import base_surface
 
@@ -100,9 +103,7 @@ def _nose(x: Array, y: Array) -> Array:
     bridge = ridge * inside * np.exp(-0.85 * (x / width) ** 2.45)
     wing = 10.2 * np.exp(-(np.hypot((x - 11.4) / 6.3, (y + 42.5) / 6.4) ** 2.5))
     nose = blend(bridge, wing, 5.0)
-    crease = line(np.hypot(x - 11.6, (y + 41.0) / 1.1) - 7.6, 1.5) * smoothstep(13.5, 17, x) * smoothstep(-49, -43, y)
-    nostril = np.exp(-(np.hypot((x - 6.4) / 3.4, (y + 47.3) / 2.3) ** 2))
-    return np.maximum(nose - 1.1 * crease * smoothstep(-31, -36, y) - 5.0 * nostril, -3.0)
+    return np.maximum(nose - 1.1 * wing_crease(x, y) - 5.0 * nostril(x, y), -3.0)
 
 
 def _lips(x: Array, y: Array) -> Array:
@@ -151,9 +152,8 @@ def _ear(base: Array, longitude: Array) -> tuple[Array, Array]:
     helix = 2.6 * line(radius - 0.84, 0.11) * rim
     groove = 2.0 * line(radius - 0.64, 0.10) * rim
     antihelix = 1.8 * line(radius - 0.46, 0.11) * smoothstep(4, -3, forward)
-    concha = 8.0 * np.exp(-(np.hypot((forward - 2.0) / 7.0, (upward + 1.5) / 10.5) ** 4))
     tragus = 3.2 * gaussian(forward, upward, (11.5, -2.5), (2.6, 4.2))
-    height = beside * np.clip(plate + helix - groove + antihelix - concha + tragus, -3.0, None)
+    height = beside * np.clip(plate + helix - groove + antihelix - 8.0 * concha(forward, upward) + tragus, -3.0, None)
     return height, 0.4 * np.clip(height, 0.0, None) * backness
 
 

@@ -115,7 +115,7 @@ def keep_eyes_round(field: Array, mesh: HeadMesh, *, move_eyes: bool) -> Array:
     """Eyeballs only translate (or rest, where `move_eyes` is false), and lids slide along them.
 
     What a field does to the skin near an eyeball is taken relative to the eyeball; its part along the eyeball's
-    normal is removed, so that lids neither sink into it nor lift off.
+    normal is removed, so that lids neither sink into it nor lift off. This holds for all skin that closing lids unroll.
     """
     field = field.copy()
     for side, part in ((1, Part.LEFT_EYE), (-1, Part.RIGHT_EYE)):
@@ -125,7 +125,7 @@ def keep_eyes_round(field: Array, mesh: HeadMesh, *, move_eyes: bool) -> Array:
         from_eye = mesh.vertices - EYE_CENTRE * [side, 1, 1]
         distance = np.linalg.norm(from_eye, axis=1, keepdims=True)
         normal = from_eye / np.maximum(distance, 1e-6)
-        weight = smoothstep(EYE_RADIUS + 6.0, EYE_RADIUS + 2.2, distance) * (from_eye[:, 2:] > -4)
+        weight = smoothstep(EYE_RADIUS + 12.0, EYE_RADIUS + 5.0, distance) * smoothstep(-6, -2, from_eye[:, 2:])
         weight[mesh.part(Part.LEFT_EYE, Part.RIGHT_EYE)] = 0.0
         relative = field - carried
         field -= weight * normal * (normal * relative).sum(axis=1, keepdims=True)

@@ -36,7 +36,7 @@ SEX: tuple[Move, ...] = (
     Stretch(Y, 0.022),
     Stretch(Z, 0.022, origin=-85),
     Stretch(Y, 0.030, origin=-45, beyond="below"),  # lower face
-    Stretch(X, 0.10, origin=24, centre_y=-88, spread_y=22, beyond="aside"),  # width at the angles of the jaw
+    Stretch(X, 0.075, origin=24, centre_y=-88, spread_y=22, beyond="aside"),  # width at the angles of the jaw
     Stretch(X, 0.085, centre_y=-150, spread_y=28),  # neck
     Stretch(Z, 0.060, origin=-100, centre_y=-150, spread_y=28),
     Push(26, 22, 20, 6, (0, -0.6, 1.9)),  # brow ridge
@@ -44,7 +44,7 @@ SEX: tuple[Move, ...] = (
     Push(28, 24, 22, 8, (0, -1.1, 0)),  # lower brows
     Push(0, 50, 40, 18, (0, 0, -1.6)),  # sloping forehead
     Push(0, -20, 10, 20, (0, -0.8, 1.5)),  # larger nose
-    Push(13, -41, 8, 8, (0.9, 0, 0.3)),
+    Push(13, -41, 8, 8, (0.7, 0, 0.3)),
     Push(0, -63, 17, 5, (0, -0.5, -0.5), lip=1),  # thinner lips
     Push(0, -75, 17, 6, (0, 0.6, -0.5), lip=-1),
     Push(25, -68, 9, 8, (0.5, 0, 0)),
@@ -84,7 +84,7 @@ NAMED: dict[str, tuple[Move, ...]] = {
     "skull_height": (Stretch(Y, 0.035, origin=20, beyond="above"),),
     "lower_face_height": (Stretch(Y, 0.042, origin=-10, beyond="below"),),
     "weight": (
-        Push(50, -55, 18, 22, (3.0, 0, 1.8)),
+        Push(54, -55, 15, 22, (2.6, 0, 1.8)),
         Push(30, -95, 22, 13, (1.8, -1.2, 1.0)),
         Stretch(X, 0.050, centre_y=-145, spread_y=30),
         Stretch(Z, 0.050, origin=-100, centre_y=-135, spread_y=26),
@@ -98,8 +98,8 @@ NAMED: dict[str, tuple[Move, ...]] = {
     "forehead_height": (Push(0, 78, 60, 18, (0, 4.2, 0)),),
     "temples": (Push(62, 20, 12, 22, (2.0, 0, 0)),),
     # Jaw and chin
-    "jaw_width": (Stretch(X, 0.085, origin=24, centre_y=-85, spread_y=26, beyond="aside"),),
-    "jaw_angle": (SidePush(-68, -72, 20, 16, (2.4, -3.4, 0)),),
+    "jaw_width": (Stretch(X, 0.055, origin=24, centre_y=-85, spread_y=26, beyond="aside"),),
+    "jaw_angle": (SidePush(-68, -72, 20, 16, (1.4, -3.4, 0)),),
     "jaw_edge": (Push(38, -88, 18, 14, (2.2, -0.8, 0.6)),),
     "chin_height": (Push(0, -110, 22, 12, (0, -3.2, 0)),),
     "chin_forward": (Push(0, -104, 20, 13, (0, 0, 3.4)),),
@@ -111,7 +111,7 @@ NAMED: dict[str, tuple[Move, ...]] = {
     "nose_tip_forward": (Push(0, -37, 10, 10, (0, 0, 2.5)),),
     "nose_tip_up": (Push(0, -40, 9, 6, (0, 1.9, 0.9)),),
     "nose_tip_width": (Push(6, -37, 5, 5, (1.3, 0, 0)),),
-    "nose_width": (Push(12.5, -41, 6, 7, (1.7, 0, 0)),),
+    "nose_width": (Push(12.5, -41, 6, 7, (1.3, 0, 0)),),
     "wing_height": (Push(13, -42, 5, 5, (0, 1.2, 0)),),
     "bridge_height": (Push(0, -4, 8, 13, (0, 0, 2.2)),),
     "bridge_width": (Push(8, -14, 5, 14, (1.1, 0, 0)),),
@@ -135,7 +135,7 @@ NAMED: dict[str, tuple[Move, ...]] = {
     "cheek_fullness": (Push(52, -48, 16, 20, (3.0, 0, 2.0)),),
     "front_cheek": (Push(34, -46, 13, 14, (0.8, 0, 2.2)),),
     # Mouth
-    "mouth_width": (Push(25, -68, 10, 8, (1.4, 0, -0.4)),),
+    "mouth_width": (Push(25, -68, 10, 8, (1.0, 0, -0.4)),),
     "mouth_height": (Push(0, -68, 28, 13, (0, 1.8, 0)),),
     "mouth_forward": (Push(0, -68, 22, 12, (0, 0, 2.2)),),
     "mouth_corners": (Push(25, -68, 8, 7, (0, 1.1, 0)),),

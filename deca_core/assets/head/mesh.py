@@ -160,8 +160,7 @@ def _add_sheet(assembly: _Assembly, half: HalfSheet) -> tuple[Int, Int, Array]:
 
     points = sculpt(vertex_places[:, 0], vertex_places[:, 1])
     sites = base_surface(vertex_places[:, 0], vertex_places[:, 1])
-    points[np.concatenate([(front | top)[kept], np.zeros(doubled.sum(), bool)]), 0] = 0.0
-    points[np.concatenate([back[kept], np.zeros(doubled.sum(), bool)]), 0] = 0.0
+    points[np.flatnonzero((front | back | top)[kept]), 0] = 0.0
     lip = np.where(sites[:, 1] > mouth_line(sites[:, 0]), 1, -1)
     assembly.add_vertices(Part.SKIN, points, sites, lip)
     assembly.add_surface(np.concatenate([left, right[own]]), uv_of(all_places[:, 0], all_places[:, 1]), triangles)
@@ -237,8 +236,8 @@ def _add_teeth(assembly: _Assembly) -> None:
         (Part.UPPER_TEETH, (-61.0, -69.4), UPPER_TEETH_V[::-1]),
         (Part.LOWER_TEETH, (-70.2, -79.0), LOWER_TEETH_V),
     ):
-        # The dental arch: 42 mm wide and 16 mm deep in front of the molars.
-        arch = [np.stack([21.0 * along, np.full(TEETH_COLUMNS, y), 5.0 - 16.0 * along**2], -1) for y in heights]
+        # The dental arch: 38 mm wide and 14 mm deep in front of the molars.
+        arch = [np.stack([19.0 * along, np.full(TEETH_COLUMNS, y), 4.5 - 14.0 * along**2], -1) for y in heights]
         gum = 0 if part == Part.UPPER_TEETH else 1
         arch[gum][:, 2] -= 2.0
         uv = np.concatenate([np.stack([0.5 + TEETH_HALF_WIDTH * along, np.full(TEETH_COLUMNS, v)], -1) for v in rows])

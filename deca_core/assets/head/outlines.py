@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deca_core.assets.head.curves import Array, Pchip, smoothstep
+from deca_core.assets.head.curves import Array, Pchip, line, smoothstep
 
 # Eyeball: radius 12.2 mm; pupils 63 mm apart (Dodgson 2004: mean 63.4 mm).
 EYE_CENTRE = np.array([31.5, 0.3, -13.5])
@@ -35,11 +35,11 @@ HAIRLINE = Pchip(
 
 def lid(t: ArrayLike, upper: bool) -> Array:
     """Edge of a lid from the inner (t = 0) to the outer canthus (t = 1), (..., 2)."""
-    t = np.asarray(t, float)
-    axis = -1.6 + 2.6 * t
-    inside = np.clip(t, 0.0, 1.0)
+    along = np.asarray(t, float)
+    axis = -1.6 + 2.6 * along
+    inside = np.clip(along, 0.0, 1.0)
     rise, drop = 5.2 * np.sin(np.pi * inside**0.88) ** 0.78, 4.6 * np.sin(np.pi * inside**1.12) ** 0.85
-    return np.stack([LID_INNER_X + LID_LENGTH * t, axis + (rise if upper else -drop)], axis=-1)
+    return np.stack([LID_INNER_X + LID_LENGTH * along, axis + (rise if upper else -drop)], axis=-1)
 
 
 def lid_parameter(x: Array) -> Array:
@@ -55,11 +55,22 @@ def mouth_line(x: ArrayLike) -> Array:
 
 def lip_height(x: ArrayLike, upper: bool) -> Array:
     """Height of the red of a lip at frontal |x|; the upper one has Cupid's bow (Farkas 1994: 8 and 9.5 mm)."""
-    x = np.abs(np.asarray(x, float))
-    t = np.clip(x / MOUTH_HALF_WIDTH, 0.0, 1.0)
+    aside = np.abs(np.asarray(x, float))
+    t = np.clip(aside / MOUTH_HALF_WIDTH, 0.0, 1.0)
     if upper:
-        return 7.8 * (1 - t**1.9) ** 0.9 - 1.3 * np.exp(-((x / 3.0) ** 2))
+        return 7.8 * (1 - t**1.9) ** 0.9 - 1.3 * np.exp(-((aside / 3.0) ** 2))
     return 9.8 * (1 - t**2.4) ** 0.95
+
+
+def nostril(x: Array, y: Array) -> Array:
+    """Bell over a nostril, at frontal |x|."""
+    return np.exp(-(np.hypot((x - 6.4) / 3.4, (y + 47.3) / 2.2) ** 2))
+
+
+def wing_crease(x: Array, y: Array) -> Array:
+    """Line along the outer edge of a wing of the nose, where it meets the cheek, at frontal |x|."""
+    distance = np.hypot(x - 11.6, (y + 41.0) / 1.1) - 7.8
+    return line(distance, 1.6) * smoothstep(13, 16.5, x) * smoothstep(-49.5, -44, y) * smoothstep(-31, -36, y)
 
 
 def ear_coordinates(y: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -84,6 +95,11 @@ def ear_ring(radius: float, spokes: int) -> Array:
 def _ear_half_width(upward: Array) -> Array:
     """The auricle is broader above than at its lobe."""
     return 14.5 + 3.0 * np.clip(upward / EAR_HALF_LENGTH, -1.0, 0.6)
+
+
+def concha(forward: Array, upward: Array) -> Array:
+    """The bowl of the ear, 1 inside, over `ear_coordinates`."""
+    return np.exp(-(np.hypot((forward - 2.0) / 7.0, (upward + 1.5) / 10.5) ** 4))
 
 
 def hair_cover(points: Array, longitude: Array, shift: ArrayLike = 0.0) -> Array:

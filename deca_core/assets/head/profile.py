@@ -12,9 +12,6 @@ from numpy.typing import ArrayLike
 
 from deca_core.assets.head.curves import Array, Pchip
 
-# Levels that other modules refer to.
-LEVEL_NECK, LEVEL_JAW, LEVEL_MOUTH, LEVEL_EYES, LEVEL_BROWS, LEVEL_HAIR = 0.0, 0.155, 0.32, 0.56, 0.635, 0.81
-
 # One row a level. The row tilts: its front, side and back lie at different heights, so that one row can follow the jaw.
 # Sizes follow the means of both sexes in Farkas, Anthropometry of the Head and Face (1994), rounded:
 # face height n-gn 118, n-sn 53, sn-sto 21, sto-gn 47, zy-zy 134, go-go 100, eu-eu 148, g-op 192; neck girth about 355.
@@ -22,10 +19,10 @@ LEVEL_NECK, LEVEL_JAW, LEVEL_MOUTH, LEVEL_EYES, LEVEL_BROWS, LEVEL_HAIR = 0.0, 0
 CONTROL_ROWS = np.array(
     [
         [0.000, -170, -62, 1.00, 70.0, -158, -100, -138, -152],  # cut of the neck
-        [0.055, -151, -56, 1.00, 55.5, -134, -98, -112, -147],
-        [0.100, -136, -46, 1.00, 48.5, -108, -97, -92, -148],  # cervical point
-        [0.128, -128, -22, 0.95, 47.0, -91, -91, -77, -155],  # under the chin
-        [0.143, -124, -5, 0.93, 49.2, -81, -86, -68, -159],
+        [0.042, -152, -56, 1.00, 55.5, -134, -98, -112, -147],
+        [0.080, -137, -46, 1.00, 48.5, -108, -97, -92, -148],  # cervical point
+        [0.116, -129, -22, 0.95, 47.0, -91, -91, -77, -155],  # under the chin
+        [0.138, -124, -5, 0.93, 49.2, -81, -86, -68, -159],
         [0.155, -116, 4, 0.93, 52.5, -73, -82, -60, -163],  # gnathion, edge of the jaw, gonion
         [0.200, -103, 9, 0.95, 55.0, -58, -78, -45, -168],  # pogonion
         [0.255, -86, 7, 0.93, 58.5, -46, -77, -30, -173],  # sublabial fold

@@ -28,7 +28,7 @@ WIDE_OPEN = float(np.sin(np.radians(20.0)))
 def skin_weights(mesh: HeadMesh) -> Array:
     """(V, 5), rows sum to 1. The jaw's share is cut sharply along the lips and fades over the cheeks."""
     jaw = _jaw_share(mesh)
-    root = smoothstep(0.10, 0.01, mesh.levels) * mesh.part(Part.SKIN)
+    root = smoothstep(0.08, 0.01, mesh.levels) * mesh.part(Part.SKIN)
     weights = np.zeros((len(mesh.vertices), 5))
     weights[:, ROOT] = root
     weights[:, JAW] = jaw * (1 - root)
@@ -48,7 +48,7 @@ def _jaw_share(mesh: HeadMesh) -> Array:
     lips = smoothstep(MOUTH_HALF_WIDTH + 0.5, MOUTH_HALF_WIDTH - 13, x) ** 0.55 * (z > -25)
     share = cheek * (1 - lips) + (mesh.lip < 0) * lips
     longitude = np.degrees(np.abs(mesh.longitudes))
-    share = share * smoothstep(0.03, 0.15, mesh.levels) * smoothstep(95, 65, longitude)
+    share = share * smoothstep(0.02, 0.15, mesh.levels) * smoothstep(95, 65, longitude)
     mouth_bag = mesh.part(Part.MOUTH)
     share[mouth_bag & (mesh.lip > 0)] = 0.0
     share[mouth_bag & (mesh.lip == 0)] = 0.5
@@ -92,7 +92,7 @@ def pose_basis(mesh: HeadMesh) -> Array:
         Push(44, -58, 13, 18, (-2.4, 0.8, -1.6)),  # cheeks are drawn in
         Push(25, -68, 9, 9, (-2.6, 0, 0.6)),  # corners come together
         Push(30, -40, 12, 12, (-0.5, -0.8, -0.4)),
-        Push(0, -124, 26, 10, (0, 1.6, -1.0)),  # the throat folds instead of bulging
+        Push(0, -130, 30, 13, (0, 1.0, -7.0)),  # the throat gives way to the chin
     )
     _add_sine(basis, JAW, keep_eyes_round(total(opening, mesh), mesh, move_eyes=False) / WIDE_OPEN)
     for joint, side in ((LEFT_EYE, 1), (RIGHT_EYE, -1)):

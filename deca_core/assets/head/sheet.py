@@ -13,14 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deca_core.assets.head.curves import Array
-from deca_core.assets.head.outlines import (
-    MOUTH_GAP,
-    MOUTH_HALF_WIDTH,
-    ear_ring,
-    lid,
-    lip_height,
-    mouth_line,
-)
+from deca_core.assets.head.outlines import MOUTH_GAP, MOUTH_HALF_WIDTH, ear_ring, lid, lip_height, mouth_line
 from deca_core.assets.head.profile import base_surface, locate, locate_beside
 from deca_core.assets.head.triangulation import delaunay
 
@@ -53,8 +46,8 @@ class Zone:
 # The first zone that covers a place sets its spacing; later zones fill what is left.
 ZONES = (
     Zone((0, 18), (0.375, 0.480), 2.0, 1.9),  # nose
-    Zone((0, 84), (0.118, 0.700), 4.3, 4.8),  # face
-    Zone((0, 120), (0.118, 0.830), 6.0, 6.6),  # forehead, sides
+    Zone((0, 84), (0.072, 0.700), 4.3, 4.8),  # face, throat
+    Zone((0, 120), (0.020, 0.830), 6.0, 6.6),  # forehead, sides, neck
     Zone((0, 180), (0.0, 0.955), 9.6, 9.0),  # scalp, nape, neck
 )
 
@@ -149,16 +142,12 @@ def _whole_mouth(half: Array) -> Array:
 
 
 def _midlines() -> Array:
-    """Points on the front and back midline and round the vertex and the cut of the neck."""
-    nose = np.arange(0.375, 0.48, 1.9 / PLANE[1])
-    face = np.arange(0.118, 0.70, 4.5 / PLANE[1])
-    rest = np.concatenate([np.linspace(0, 0.118, 5)[:-1], np.arange(0.70, 0.96, 6.5 / PLANE[1])])
-    front = np.concatenate([nose, face, rest])
-    back = np.linspace(0, 0.955, 35)
-    points = [np.stack([np.zeros(len(front)), front], -1), np.stack([np.full(len(back), np.pi), back], -1)]
-    for level, count in ((0.0, 24), (1.0, 7)):
-        points.append(np.stack([np.linspace(0, np.pi, count), np.full(count, level)], -1))
-    return np.concatenate(points)
+    """Points round the cut of the neck and the vertex, and on both midlines, as dense as the zones there."""
+    ends = [np.stack([np.linspace(0, np.pi, n), np.full(n, level)], -1) for level, n in ((0.0, 24), (1.0, 7))]
+    front = np.concatenate([np.arange(*zone.levels, zone.up / PLANE[1]) for zone in ZONES if zone.longitudes[0] == 0])
+    back = np.arange(*ZONES[-1].levels, ZONES[-1].up / PLANE[1])
+    middle = [np.stack([np.full(len(at), longitude), at], -1) for longitude, at in ((0.0, front), (np.pi, back))]
+    return np.concatenate([*ends, *middle])
 
 
 def _rows(zone: Zone) -> Array:

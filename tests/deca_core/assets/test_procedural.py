@@ -325,6 +325,20 @@ def test_people_differ_and_none_is_broken(head: AssetBundle) -> None:
         assert ((normals(vertices, skin) * rest).sum(1) < 0).mean() < 0.004  # folded triangles
 
 
+def test_lips_stay_closed_on_every_person(head: AssetBundle) -> None:
+    """Nothing of mouth or teeth shows from the front at rest, whoever it is."""
+    teeth_and_bag = head.uv[:, 1] < 0.125
+    inner = teeth_and_bag[head.uv_faces].all(1)
+    rng = np.random.default_rng(9)
+    for _ in range(5):
+        vertices = head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100)
+        points = landmarks(head, vertices)[[48, 62, 54], :2]
+        across = np.concatenate([np.linspace(points[0], points[1], 12)[2:], np.linspace(points[1], points[2], 12)[:-2]])
+        grid = (across[:, None] + np.array([0.0, 1.0])[None] * np.linspace(-6, 6, 9)[:, None] * MM).reshape(-1, 2)
+        _, triangles = front_most(grid, vertices, head.faces)
+        assert inner[triangles].mean() < 0.01
+
+
 def test_leading_components_are_sex_and_age(head: AssetBundle) -> None:
     def measures(coefficients: dict[int, float]) -> dict[str, float]:
         vertices = head.v_template.astype(float).copy()
@@ -392,13 +406,21 @@ def test_albedo_is_skin(head: AssetBundle) -> None:
 def test_same_bytes_in_another_process_with_numpy_only(head: AssetBundle, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "for name in ('scipy', 'cv2', 'skimage', 'numba', 'PIL'): sys.modules[name] = None\n"
-        "from deca_core.assets.head import build_head\n"
-        "print(build_head('again').hash)\n"
+        "for name in ('scipy', 'cv2', 'skimage', 'numba', 'PIL', 'safetensors'): sys.modules[name] = None\n"
+        "from deca_core.assets.procedural import procedural_head\n"
+        "print(procedural_head().hash)\n"
     )
     environment = {**os.environ, "DECA_CACHE": str(tmp_path), "PYTHONHASHSEED": "7"}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout.strip() == head.hash
+
+
+def test_cached_head_is_the_built_one(head: AssetBundle, cache: Path) -> None:
+    stored = build_in(cache)
+    assert stored is not head
+    assert stored.hash == head.hash
+    assert stored.source == head.source
+    assert stored.expression_names == head.expression_names
 
 
 def test_damaged_cache_is_rebuilt(head: AssetBundle, cache: Path) -> None:
