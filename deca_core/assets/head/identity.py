@@ -15,6 +15,7 @@ from deca_core.assets.head.features import SKULL_CENTRE
 from deca_core.assets.head.fields import (
     Move,
     Push,
+    Side,
     SidePush,
     Stretch,
     carry_teeth,
@@ -80,7 +81,7 @@ NAMED: dict[str, tuple[Move, ...]] = {
     # The head as a whole
     "head_size": (Stretch(X, 0.022), Stretch(Y, 0.022), Stretch(Z, 0.022, origin=-85)),
     "head_width": (Stretch(X, 0.045, origin=22, beyond="aside"),),
-    "head_depth": (Stretch(Z, 0.026, origin=-70, beyond="below"),),
+    "head_depth": (Stretch(Z, 0.026, origin=-70, beyond="below"),),  # behind the ears
     "skull_height": (Stretch(Y, 0.035, origin=20, beyond="above"),),
     "lower_face_height": (Stretch(Y, 0.042, origin=-10, beyond="below"),),
     "weight": (
@@ -177,7 +178,7 @@ def _hair_growth(mesh: HeadMesh) -> Array:
     """One millimetre of hair on the whole scalp, more on the crown."""
     outward = mesh.sites - SKULL_CENTRE
     outward = outward / np.linalg.norm(outward, axis=1, keepdims=True)
-    cover = hair_cover(mesh.sites, mesh.longitudes) * mesh.part(Part.SKIN) * (mesh.levels < 1.5)
+    cover = hair_cover(mesh.sites, mesh.longitudes) * mesh.part(Part.SKIN)
     return outward * (cover * (0.5 + 0.5 * smoothstep(-20, 80, mesh.sites[:, 1])))[:, None]
 
 
@@ -193,9 +194,10 @@ def _residual_shapes(mesh: HeadMesh, count: int) -> list[Array]:
         delicate = float(gaussian(np.array(x), np.array(y), (32, 0), (18, 14)))
         delicate = max(delicate, float(gaussian(np.array(x), np.array(y), (0, -68), (26, 14))))
         spread += 8 * delicate
-        move = tuple(float(value) for value in direction * (1 - 0.4 * delicate))
+        dx, dy, dz = (direction * (1 - 0.4 * delicate)).tolist()
         whole = index % 4 == 3
         centre = x * (rng.choice([-1, 1]) if whole else 1)
-        push = Push(centre, y, spread, spread * rng.uniform(0.8, 1.25), move, side="whole" if whole else "both")  # type: ignore[arg-type]
+        side: Side = "whole" if whole else "both"
+        push = Push(centre, y, spread, spread * rng.uniform(0.8, 1.25), (dx, dy, dz), side=side)
         shapes.append((0.6 if whole else 1.0) * push.field(mesh))
     return shapes
