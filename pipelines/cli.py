@@ -6,22 +6,24 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
-import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from deca_core.assets import BundleError, import_flame, load_bundle, procedural_head
 from deca_core.checkpoint import CheckpointError
-from pipelines.reconstruct import SUMMARY, check_models, freeze_plan, reconstruct, stored_config
+from pipelines.reconstruct import check_models, freeze_plan, reconstruct
+from pipelines.settings import ConfigError, resolve
+from pipelines.stages import SUMMARY, stored_config
+from pipelines.synth import synth
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
+from schemas.world import SynthConfig, SynthSummary
 from tasks.annotators import AnnotatorError
 from tasks.discover import SourceError
 from tasks.engine import EngineError
-from tasks.plan import PlanError, standing_quarantine
+from tasks.plan import PlanError, load_plan, standing_quarantine
 from tasks.plan import status as read_status
 from tasks.plan import verify as verify_dataset
 from tasks.progress import TerminalProgress
@@ -32,11 +34,13 @@ KNOWN_ERRORS = (
     AnnotatorError,
     BundleError,
     CheckpointError,
+    ConfigError,
     EngineError,
     PlanError,
     SourceError,
     StorageError,
 )
+FLOWS: dict[str, tuple[Any, Any]] = {"reconstruct": (ReconstructConfig, reconstruct), "synth": (SynthConfig, synth)}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 assets = typer.Typer(no_args_is_help=True, help="Head models: import FLAME, write the procedural head, show a bundle.")
@@ -53,11 +57,9 @@ Settings = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE",
 Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
 Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder. Without one the network is untrained.")]
 Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
+New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
 Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
-
-
-class ConfigError(Exception):
-    """Settings that cannot be read."""
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
     except typer.TyperException as error:
         errors.print(f"[bold red]error:[/] {_plain(error)} Try: deca --help", soft_wrap=True)
         code = FAILED
-    except (*KNOWN_ERRORS, ConfigError) as error:
+    except KNOWN_ERRORS as error:
         errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
         code = FAILED
     except (KeyboardInterrupt, typer.Abort):
@@ -92,8 +94,8 @@ def reconstruct_command(
     config: Config = None,
     settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
     workers: Workers = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")] = False,
-    new: Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")] = False,
+    resume: Resume = False,
+    new: New = False,
     prefect: Prefect = False,
 ) -> int:
     """Photos in, codes and displacement maps out. Running it again goes on where it stopped.
@@ -106,19 +108,54 @@ def reconstruct_command(
 
       deca reconstruct photo.jpg out/ --workers 0
     """
-    if resume and new:
-        raise typer.BadParameter("--resume and --new exclude one another")
-    resolved = _resolve(
-        config,
-        settings,
-        source=source,
-        dest=dest,
-        checkpoint=checkpoint,
-        bundle=bundle,
-        workers=workers,
-        existing="resume" if resume else "new" if new else None,
-    )
-    return _run(resolved, prefect)
+    options = {
+        "source": source,
+        "dest": dest,
+        "checkpoint": checkpoint,
+        "bundle": bundle,
+        "ray.workers": workers,
+        "existing": _existing(resume, new),
+    }
+    return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
+
+
+@app.command("synth")
+def synth_command(
+    dest: Dest,
+    identities: Annotated[int | None, typer.Option(help="People. Default 100.")] = None,
+    images_per_identity: Annotated[int | None, typer.Option(help="Pictures of each. Default 5.")] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels on a side. Default 384.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes. Default 0.")] = None,
+    flat: Annotated[bool, typer.Option("--flat", help="One folder, names that do not tell who it is.")] = False,
+    tar: Annotated[bool, typer.Option("--tar", help="Tar files instead of folders.")] = False,
+    config: Config = None,
+    settings: Settings = [],  # noqa: B006
+    workers: Workers = None,
+    resume: Resume = False,
+    new: New = False,
+    prefect: Prefect = False,
+) -> int:
+    """Photographs of procedural people as an archive, with the truth in truth.parquet/. Goes on where it stopped.
+
+    Examples:
+
+      deca synth world/ --identities 200 --images-per-identity 5
+
+      deca synth s3://bucket/world --identities 200000 --tar --set ray.workers=64
+    """
+    if flat and tar:
+        raise typer.BadParameter("--flat and --tar exclude one another")
+    options = {
+        "dest": dest,
+        "identities": identities,
+        "images_per_identity": images_per_identity,
+        "size": size,
+        "seed": seed,
+        "layout": "flat" if flat else "tar" if tar else None,
+        "ray.workers": workers,
+        "existing": _existing(resume, new),
+    }
+    return _run("synth", resolve(SynthConfig, config, settings, options), prefect)
 
 
 @app.command()
@@ -127,9 +164,12 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
 
     Example: deca retry out/
     """
-    stored = stored_config(dest)
+    flow = load_plan(dest).record.config.get("flow", "")
+    if flow not in FLOWS:
+        raise PlanError(f"{dest}: made by the flow {flow!r}; this version has {', '.join(FLOWS)}")
+    stored = stored_config(dest, FLOWS[flow][0])
     ray = stored.ray if workers is None else stored.ray.model_copy(update={"workers": workers})
-    return _run(stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
+    return _run(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
 
 
 @app.command()
@@ -145,7 +185,8 @@ def plan(
 
     Example: deca plan photos/ out/
     """
-    resolved = _resolve(config, settings, source=source, dest=dest, checkpoint=checkpoint, bundle=bundle)
+    options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle}
+    resolved = resolve(ReconstructConfig, config, settings, options)
     frozen = freeze_plan(resolved, check_models(resolved))
     console.print(
         f"{frozen.record.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
@@ -201,7 +242,7 @@ def demo(
         "demo-output"
     ),
 ) -> int:
-    """Make a small archive (a public-domain photograph and rendered heads) and reconstruct it.
+    """Make a small archive (a public-domain photograph and procedural people) and reconstruct it.
 
     Example: deca demo demo-output
     """
@@ -209,7 +250,7 @@ def demo(
 
     photos = write_photos(dest / "photos")
     resolved = ReconstructConfig(source=str(photos), dest=str(dest / "reconstructions"), existing="new")
-    code = _run(resolved, prefect=False)
+    code = _run("reconstruct", resolved, prefect=False)
     console.print(f"\n  pictures        {photos}")
     console.print(f"  contact sheet   {dest / 'reconstructions' / '_report' / 'contact_sheet.png'}")
     console.print(f"  Parquet parts   {dest / 'reconstructions'}/part-*.parquet")
@@ -263,66 +304,47 @@ def _show(bundle: Any, folder: Path) -> int:
     return COMPLETE
 
 
-def _resolve(path: Path | None, settings: list[str], **options: Any) -> ReconstructConfig:
-    """Settings of the YAML file, then --set, then the command's own options; the later wins."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected settings (key: value), found {type(values).__name__}")
-    for setting in settings:
-        key, found, value = setting.partition("=")
-        if not found:
-            raise ConfigError(f"--set {setting}: expected KEY=VALUE, as in --set ray.workers=4")
-        _put(values, key.split("."), yaml.safe_load(value))
-    workers = options.pop("workers", None)
-    if workers is not None:
-        _put(values, ["ray", "workers"], workers)
-    values |= {name: value for name, value in options.items() if value is not None}
-    try:
-        return ReconstructConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
-        raise ConfigError("settings: " + "; ".join(lines)) from error
+def _existing(resume: bool, new: bool) -> str | None:
+    if resume and new:
+        raise typer.BadParameter("--resume and --new exclude one another")
+    return "resume" if resume else "new" if new else None
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {'.'.join(path)}: {key} is a value, not a group of settings")
-        values = inner
-    values[path[-1]] = value
-
-
-def _run(config: ReconstructConfig, prefect: bool) -> int:
+def _run(flow: str, config: Any, prefect: bool) -> int:
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows  # three seconds of imports that a run without Prefect does not pay
 
-        summary = cast(ReconstructSummary, flows.reconstruct(config))
+        summary = getattr(flows, flow)(config)
     else:
-        with TerminalProgress("reconstruct") as progress:
-            summary = reconstruct(config, progress)
-    _print_summary(summary)
+        with TerminalProgress(flow) as progress:
+            summary = FLOWS[flow][1](config, progress)
+    table = Table(show_header=False, box=None)
+    for name, value in _summary_lines(summary):
+        table.add_row(name, value)
+    console.print(table, soft_wrap=True)
     return COMPLETE if summary.outcome == "complete" else PARTIAL
 
 
-def _print_summary(summary: ReconstructSummary) -> None:
+def _summary_lines(summary: ReconstructSummary | SynthSummary) -> list[tuple[str, str]]:
+    """What a person wants to know after a run."""
     quarantined = ", ".join(f"{count} at {stage}" for stage, count in summary.quarantined.items()) or "none"
-    table = Table(show_header=False, box=None)
-    table.add_row("outcome", summary.outcome)
-    table.add_row("pictures", str(summary.images))
-    table.add_row("faces", f"{summary.faces} ({summary.faces_run} by this run, {summary.faces_per_second} faces/s)")
-    table.add_row(
-        "units", f"{summary.units_run} run, {summary.units_skipped} done before, {summary.pending_units} pending"
-    )
-    table.add_row("quarantined", quarantined)
-    table.add_row("checkpoint", summary.checkpoint)
-    table.add_row("contact sheet", summary.contact_sheet or "none: no face")
-    table.add_row("summary", Store(summary.dest).join(SUMMARY))
-    console.print(table, soft_wrap=True)
-    if summary.quarantined:
-        console.print(f"Look at them with: deca status {summary.dest}", markup=False, soft_wrap=True)
+    lines: list[tuple[str, str]] = [("outcome", summary.outcome)]
+    if isinstance(summary, SynthSummary):
+        lines += [
+            ("photographs", f"{summary.images} of {summary.identities} people ({summary.images_per_second} a second)"),
+            ("folder", summary.photos),
+            ("truth", summary.truth),
+        ]
+        dest = summary.truth
+    else:
+        rate = f"{summary.faces_run} by this run, {summary.faces_per_second} faces/s"
+        lines += [
+            ("pictures", str(summary.images)),
+            ("faces", f"{summary.faces} ({rate})"),
+            ("checkpoint", summary.checkpoint),
+            ("contact sheet", summary.contact_sheet or "none: no face"),
+        ]
+        dest = summary.dest
+    units = f"{summary.units_run} run, {summary.units_skipped} done before, {summary.pending_units} pending"
+    lines += [("units", units), ("quarantined", quarantined), ("summary", Store(dest).join(SUMMARY))]
+    return lines + ([("look closer", f"deca status {dest}")] if summary.quarantined else [])

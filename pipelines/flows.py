@@ -15,8 +15,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from pipelines.reconstruct import UNTRAINED
-from pipelines.reconstruct import reconstruct as run_stages
-from schemas.reconstruct import ReconstructConfig
+from pipelines.reconstruct import reconstruct as run_reconstruct
+from pipelines.synth import synth as run_synth
+from schemas.reconstruct import ReconstructConfig, ReconstructSummary
+from schemas.world import SynthConfig, SynthSummary
 from tasks.engine import Progress
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
@@ -57,11 +59,23 @@ class ProgressArtifact:
 @flow(name="reconstruct")
 def reconstruct(config: ReconstructConfig) -> Any:
     """Photos in, codes and displacement maps out: see `deca reconstruct --help`. The call's result is the summary."""
-    summary = run_stages(config, on_progress=ProgressArtifact("reconstruct-progress"), stage=as_task)
+    summary = run_reconstruct(config, on_progress=ProgressArtifact("reconstruct-progress"), stage=as_task)
     if not summary.trained:
         create_markdown_artifact(f"**{UNTRAINED}**", key="reconstruct-untrained")
-    rows = [{"what": name, "value": str(value)} for name, value in summary.model_dump(mode="json").items()]
-    create_table_artifact(rows, key="reconstruct-summary", description=f"reconstructions in {summary.dest}")
+    return _finish("reconstruct", f"reconstructions in {summary.dest}", summary)
+
+
+@flow(name="synth")
+def synth(config: SynthConfig) -> Any:
+    """Photographs of procedural people with their truth: see `deca synth --help`. The call's result is the summary."""
+    summary = run_synth(config, on_progress=ProgressArtifact("synth-progress"), stage=as_task)
+    return _finish("synth", f"photographs in {summary.photos}", summary)
+
+
+def _finish(name: str, description: str, summary: ReconstructSummary | SynthSummary) -> Any:
+    """The summary as a table artifact, and the flow's last state."""
+    rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]
+    create_table_artifact(rows, key=f"{name}-summary", description=description)
     if summary.outcome == "complete":
         return Completed(data=summary)
     quarantined = sum(summary.quarantined.values())

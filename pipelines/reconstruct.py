@@ -3,63 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
-from tasks.engine import Progress, RunSummary, run_units
+from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_of, is_trained, load_model, weights_hash
-from tasks.plan import Plan, PlanError, load_plan, open_or_build, plan_retry, status
+from tasks.plan import Plan, open_or_build, status
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
-from tasks.storage import Store
 
-CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 UNTRAINED = (
     "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
     "Give trained ones with --checkpoint"
 )
 
 logger = logging.getLogger("deca")
-Function = TypeVar("Function", bound=Callable[..., Any])
-Stage = Callable[[Function], Function]
-OnProgress = Callable[[Progress], None]
 
 
 def reconstruct(
-    config: ReconstructConfig, on_progress: OnProgress | None = None, stage: Stage = lambda function: function
+    config: ReconstructConfig, on_progress: OnProgress | None = None, stage: Stage = direct
 ) -> ReconstructSummary:
     """Photos in, codes and displacement maps out; calling it again goes on where it stopped.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(settle)(config)
+    config = stage(settle)(config, config.dest)
     weights = stage(check_models)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(reconstruct_faces)(plan, config, on_progress)
     sheet = stage(draw_contact_sheet)(plan, config, run)
     return stage(summarise)(plan, config, run, sheet)
-
-
-def settle(config: ReconstructConfig) -> ReconstructConfig:
-    """The settings that hold: to go on with a stored plan is to go on with its settings, but for Ray's."""
-    if config.existing not in ("resume", "retry"):
-        return config
-    return stored_config(config.dest).model_copy(update={"existing": config.existing, "ray": config.ray})
-
-
-def stored_config(dest: str) -> ReconstructConfig:
-    """The resolved settings that lie beside a dataset. Raises PlanError where there are none."""
-    store = Store(dest)
-    load_plan(dest)
-    try:
-        return ReconstructConfig.model_validate_json(store.read(CONFIG))
-    except (FileNotFoundError, ValidationError) as error:
-        raise PlanError(f"{store.join(CONFIG)}: missing or of another version ({error}). Run with --new") from error
 
 
 def check_models(config: ReconstructConfig) -> dict[str, str]:
@@ -76,14 +51,7 @@ def check_models(config: ReconstructConfig) -> dict[str, str]:
 def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
     """List the source and cut it into units, or open the plan that is already there."""
     if config.existing in ("resume", "retry"):
-        plan = plan_retry(config.dest) if config.existing == "retry" else load_plan(config.dest)
-        changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)
-        if changed:
-            raise PlanError(
-                f"{plan.dest}: {', '.join(changed)} changed since the plan was made, so the new rows would not fit "
-                "the earlier ones. Bring back the earlier files, or start over with --new"
-            )
-        return plan
+        return stored_plan(config.dest, config.existing, weights)
     plan = open_or_build(
         config.dest,
         config.source,
@@ -93,7 +61,7 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
         units=config.units,
         mode="new" if config.existing == "new" else "auto",
     )
-    plan.store.write(CONFIG, config.model_dump_json(indent=2).encode())
+    store_config(plan, config)
     logger.info("%d pictures in %d units, plan %s", plan.record.items, plan.units, plan.fingerprint[:8])
     return plan
 

@@ -35,23 +35,26 @@ def make_draft(
     weights: Mapping[str, str],
     source_config: SourceConfig,
     units: UnitsConfig,
+    items: Iterable[Item] | None = None,
     skip: str | None = None,
 ) -> PlanRecord:
     """Write the item files of a plan for `source` into the local `folder` and work out its record.
 
-    skip: a folder inside the source that is no input. Raises SourceError.
+    items: what to plan where `source` is only a name and nothing can be listed; skip: a folder inside the source that
+    is no input. Raises SourceError.
     """
     digest = hashlib.sha256()
+    listing = discover(source, source_config, skip) if items is None else items
 
     def hashed() -> Iterator[Item]:
-        for item in discover(source, source_config, skip):
+        for item in listing:
             digest.update(_item_line(item))
             yield item
 
     files = write_units(folder, "units", cut_units(hashed(), units.items_per_unit))
     record = {
         "source": normalise(source),
-        "root": source_root(source),
+        "root": source_root(source) if items is None else normalise(source),
         "config": {**config, "source": source_config.model_dump(mode="json")},
         "code": code_version(),
         "weights": dict(sorted(weights.items())),
@@ -107,6 +110,14 @@ def code_version() -> str:
 
 def differences(old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) -> list[str]:
     """What differs between the plan in `store` and a draft whose item files lie in `folder`, in words."""
+    found = setting_differences(old, draft)
+    if old.items_sha256 != draft.items_sha256:
+        found.append(str(InputChanges(old, draft, store, folder)))
+    return found
+
+
+def setting_differences(old: PlanRecord, draft: PlanRecord) -> list[str]:
+    """What differs but for the inputs, in words."""
     found = [
         f"{name} {before} -> {after}"
         for name, before, after in (
@@ -123,8 +134,6 @@ def differences(old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) 
             for key in sorted({*left, *right})
             if left.get(key) != right.get(key)
         ]
-    if old.items_sha256 != draft.items_sha256:
-        found.append(_input_differences(old, draft, store, folder))
     return found
 
 
@@ -138,20 +147,52 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _input_differences(old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) -> str:
-    """Counts of inputs added, removed and changed; 16 bytes of memory an item."""
-    drafted = (pq.ParquetFile(folder / file.file).read() for file in draft.files)
-    planned = (pq.ParquetFile(pa.BufferReader(store.read(file.file))).read() for file in old.files)
-    old_keys, old_rows = _item_hashes(planned)
-    new_keys, new_rows = _item_hashes(drafted)
-    added = len(np.setdiff1d(new_keys, old_keys))
-    removed = len(np.setdiff1d(old_keys, new_keys))
-    changed = len(np.setdiff1d(new_rows, old_rows)) - added
-    counts = f"inputs: {added} added, {removed} removed, {changed} changed"
-    return counts if added or removed or changed else "inputs: the same ones in another order"
+class InputChanges:
+    """The inputs of a draft against those of a plan: counts, the added and the changed; 32 bytes of memory an input.
+
+    Inputs are told apart by 64-bit hashes of their names: beside ten million planned ones, one new name in a trillion
+    would be taken for a planned one.
+    """
+
+    def __init__(self, old: PlanRecord, draft: PlanRecord, store: Store, folder: Path) -> None:
+        self.draft, self.folder = draft, folder
+        planned = (pq.ParquetFile(pa.BufferReader(store.read(file.file))).read() for file in old.files)
+        self.planned = tuple(np.unique(hashes) for hashes in _hash_items(planned))
+        keys, rows = (np.unique(hashes) for hashes in _hash_items(self._drafted()))
+        self.added = int((~_among(keys, self.planned[0])).sum())
+        self.removed = int((~_among(self.planned[0], keys)).sum())
+        self.changed = int((~_among(rows, self.planned[1])).sum()) - self.added
+
+    def __str__(self) -> str:
+        if not (self.added or self.removed or self.changed):
+            return "inputs: the same ones in another order"
+        return f"inputs: {self.added} added, {self.removed} removed, {self.changed} changed"
+
+    def added_items(self) -> Iterator[Item]:
+        """Items of the draft that the plan does not have, in the draft's order."""
+        for item, known, _ in self._compared():
+            if not known:
+                yield item
+
+    def changed_uris(self) -> Iterator[str]:
+        """Names of inputs that both have, with other sizes or etags."""
+        for item, known, same in self._compared():
+            if known and not same:
+                yield item.source_uri
+
+    def _drafted(self) -> Iterator[pa.Table]:
+        for file in self.draft.files:
+            yield pq.ParquetFile(self.folder / file.file).read()
+
+    def _compared(self) -> Iterator[tuple[Item, bool, bool]]:
+        """(item, is it planned, with the same content) of every item of the draft."""
+        for table in self._drafted():
+            keys, rows = _hash_items([table])
+            known, same = _among(keys, self.planned[0]), _among(rows, self.planned[1])
+            yield from zip(table_to_items(table, self.draft.root), known.tolist(), same.tolist(), strict=True)
 
 
-def _item_hashes(tables: Iterable[pa.Table]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _hash_items(tables: Iterable[pa.Table]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """64-bit hashes of every item: of its name, and of its name and content."""
 
     def short(data: bytes) -> bytes:
@@ -163,3 +204,10 @@ def _item_hashes(tables: Iterable[pa.Table]) -> tuple[NDArray[np.uint64], NDArra
             keys += short(item.source_uri.encode())
             rows += short(_item_line(item))
     return np.frombuffer(keys, np.uint64), np.frombuffer(rows, np.uint64)
+
+
+def _among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values are in the sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    return ordered[np.searchsorted(ordered, values).clip(max=len(ordered) - 1)] == values

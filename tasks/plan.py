@@ -2,7 +2,7 @@
 
     _plan.json                      the frozen plan; written last, so that a half-written plan is none
     _plan/units-*.parquet           its items, one row group a unit
-    _plan/retry-001.json + -units-  rounds over quarantined rows; their units follow the earlier ones
+    _plan/round-00001.json + -units-  rounds over quarantined rows or added inputs; their units follow the earlier ones
     _commits/00042-<fp8>.json       a unit is done; without it the part is not data
     _quarantine/00042-<fp8>.parquet rows of that unit that failed
     part-00042-<fp8>.parquet        rows of that unit
@@ -14,14 +14,16 @@ still fails stands in the retry unit's own quarantine. All functions take the da
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 import tempfile
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,23 +39,26 @@ from schemas.ledger import (
     Item,
     PlanRecord,
     Quarantined,
-    RetryRecord,
+    RoundRecord,
     StoredFile,
     Unit,
     UnitFile,
     table_to_items,
     table_to_quarantine,
 )
-from tasks.draft import cut_units, differences, make_draft, write_units
+from tasks.draft import InputChanges, cut_units, differences, make_draft, setting_differences, write_units
 from tasks.storage import Store
 
 PLAN, PLAN_FOLDER, COMMITS, QUARANTINE = "_plan.json", "_plan", "_commits", "_quarantine"
 READ_THREADS = 16  # commit records are small and many
 SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
+NAMED = 5  # inputs that an error names
 ID_COLUMN = "face_id"
 PART_NAME = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")
 
-Mode = Literal["auto", "resume", "new"]
+logger = logging.getLogger("deca")
+
+Mode = Literal["auto", "resume", "extend", "new"]
 Row = tuple[int, int | None]  # (item index, face index): what a quarantine row is about
 
 
@@ -66,19 +71,21 @@ class PlanConflict(PlanError):
 
     def __init__(self, dest: str, differences: list[str]) -> None:
         self.dest, self.differences = dest, differences
+        grown = all(text.startswith("inputs: ") for text in differences)
         super().__init__(
             f"{dest} holds a plan that differs from this run: {'; '.join(differences)}. Run again with --resume "
-            "(go on with the stored plan as it is) or with --new (drop the earlier plan and its results)"
+            f"(go on with the stored plan as it is){', --extend (plan what was added)' if grown else ''} or with --new "
+            "(drop the earlier plan and its results)"
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A frozen plan with its retry rounds."""
+    """A frozen plan with its later rounds."""
 
     dest: str
     record: PlanRecord
-    retries: tuple[RetryRecord, ...] = ()
+    rounds: tuple[RoundRecord, ...] = ()
 
     @property
     def store(self) -> Store:
@@ -90,12 +97,36 @@ class Plan:
 
     @property
     def files(self) -> list[UnitFile]:
-        return [*self.record.files, *(file for retry in self.retries for file in retry.files)]
+        return [*self.record.files, *(file for later in self.rounds for file in later.files)]
+
+    @property
+    def retries(self) -> list[RoundRecord]:
+        return [later for later in self.rounds if later.kind == "retry"]
+
+    @property
+    def inputs(self) -> PlanRecord:
+        """The record that a new plan over all inputs so far would have: the frozen one unless it was extended."""
+        extensions = [later for later in self.rounds if later.kind == "extend"]
+        if not extensions:
+            return self.record
+        latest = {
+            "items": self.record.items + sum(later.items for later in extensions),
+            "items_sha256": extensions[-1].inputs_sha256,
+            "files": [*self.record.files, *(file for later in extensions for file in later.files)],
+            "fingerprint": extensions[-1].inputs_fingerprint,
+        }
+        return self.record.model_copy(update=latest)
+
+    @property
+    def retry_units(self) -> set[int]:
+        """Indices of the units of retry rounds."""
+        files = (file for later in self.retries for file in later.files)
+        return {index for file in files for index in range(file.first_unit, file.first_unit + file.units)}
 
     @property
     def units(self) -> int:
-        """Units of the plan and its retry rounds; unit indices are 0 .. units - 1."""
-        return self.record.units + sum(retry.units for retry in self.retries)
+        """Units of the plan and its rounds; unit indices are 0 .. units - 1."""
+        return self.record.units + sum(later.units for later in self.rounds)
 
     def part_name(self, unit: int) -> str:
         return f"part-{unit:05d}-{self.fingerprint[:8]}.parquet"
@@ -108,9 +139,20 @@ class Plan:
 
     def count_items(self, indices: Collection[int]) -> int:
         """Items in these units."""
-        size, last = self.record.items_per_unit, self.record.units - 1
-        planned = sum(size if index < last else self.record.items - last * size for index in indices if index <= last)
-        return planned + sum(len(unit.items) for unit in self.iter_units([index for index in indices if index > last]))
+        size, ordered = self.record.items_per_unit, sorted(indices)
+        total = first = 0
+        parts: list[PlanRecord | RoundRecord] = [self.record, *self.rounds]
+        for part in parts:
+            last = first + part.units - 1
+            inside = ordered[bisect_left(ordered, first) : bisect_left(ordered, last + 1)]
+            if len(inside) == part.units:
+                total += part.items
+            elif inside and isinstance(part, RoundRecord) and part.kind == "retry":  # its units differ in size
+                total += sum(len(unit.items) for unit in self.iter_units(inside))
+            elif inside:
+                total += size * len(inside) - (size * part.units - part.items if inside[-1] == last else 0)
+            first = last + 1
+        return total
 
     def iter_units(self, indices: Collection[int] | None = None) -> Iterator[Unit]:
         """Units in order (those of `indices` only); memory holds one file of at most 64 units."""
@@ -136,13 +178,16 @@ def open_or_build(
     weights: Mapping[str, str] | None = None,
     source_config: SourceConfig | None = None,
     units: UnitsConfig | None = None,
+    items: Iterable[Item] | None = None,
     mode: Mode = "auto",
 ) -> Plan:
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
-    config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part.
+    config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
+    items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
-    source, "new" drops it and its results. Raises SourceError, StorageError, PlanError.
+    source, "extend" adds a round over the inputs that the source has gained, "new" drops it and its results.
+    Raises SourceError, StorageError, PlanError.
     """
     store = Store(dest)
     if mode == "resume":
@@ -159,14 +204,17 @@ def open_or_build(
             weights=weights or {},
             source_config=source_config or SourceConfig(),
             units=units or UnitsConfig(),
+            items=items,
             skip=store.uri,
         )
         if mode == "new":
             drop_plan(dest)
         elif store.exists(PLAN):
             stored = load_plan(dest)
-            if stored.fingerprint != draft.fingerprint:
-                raise PlanConflict(store.uri, differences(stored.record, draft, store, folder))
+            if mode == "extend":
+                return _extend(stored, draft, folder)
+            if stored.inputs.fingerprint != draft.fingerprint:
+                raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder))
             return stored
         _publish_draft(store, draft, folder)
     finally:
@@ -184,8 +232,9 @@ def load_plan(dest: str) -> Plan:
     store = Store(dest)
     try:
         record = PlanRecord.model_validate_json(store.read(PLAN))
-        rounds = [name for name in store.list(PLAN_FOLDER) if name.endswith(".json")]
-        retries = tuple(RetryRecord.model_validate_json(store.read(name)) for name in rounds)
+        names = [name for name in store.list(PLAN_FOLDER) if name.endswith(".json")]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            rounds = [RoundRecord.model_validate_json(data) for data in pool.map(store.read, names)]
     except FileNotFoundError as error:
         raise PlanError(
             f"no plan at {store.uri}. Make one by running the flow with a source and this output"
@@ -194,7 +243,10 @@ def load_plan(dest: str) -> Plan:
         raise PlanError(
             f"the plan at {store.uri} is damaged or of another version ({_first(error)}). Run with --new"
         ) from error
-    return Plan(store.uri, record, tuple(retry for retry in retries if retry.fingerprint == record.fingerprint))
+    rounds = sorted(
+        (later for later in rounds if later.fingerprint == record.fingerprint), key=lambda later: later.round
+    )
+    return Plan(store.uri, record, tuple(rounds))
 
 
 def drop_plan(dest: str) -> None:
@@ -208,7 +260,7 @@ def drop_plan(dest: str) -> None:
 
 def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
     """Put the item files, then the record; names carry the fingerprint, so two runs at once do not mix."""
-    files = [_publish_units(store, folder, file, draft.fingerprint) for file in draft.files]
+    files = [_publish_units(store, folder, file, draft.fingerprint[:8]) for file in draft.files]
     record = draft.model_copy(update={"files": files})
     try:
         store.create(PLAN, record.model_dump_json(indent=1).encode())
@@ -218,8 +270,8 @@ def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
             raise PlanConflict(store.uri, ["another run planned here at the same moment"]) from error
 
 
-def _publish_units(store: Store, folder: Path, file: UnitFile, fingerprint: str) -> UnitFile:
-    name = f"{PLAN_FOLDER}/{Path(file.file).stem}-{fingerprint[:8]}.parquet"
+def _publish_units(store: Store, folder: Path, file: UnitFile, mark: str) -> UnitFile:
+    name = f"{PLAN_FOLDER}/{Path(file.file).stem}-{mark}.parquet"
     store.write(name, (folder / file.file).read_bytes())
     return file.model_copy(update={"file": name})
 
@@ -282,7 +334,8 @@ def standing_quarantine(dest: str) -> list[Quarantined]:
 def _standing(plan: Plan, commits: list[CommitRecord]) -> list[tuple[int, Quarantined]]:
     """(unit, row) of the rows that stand."""
     superseded: dict[Row, int] = {}
-    for unit in plan.iter_units([commit.unit for commit in commits if commit.unit >= plan.record.units]):
+    retried = plan.retry_units
+    for unit in plan.iter_units([commit.unit for commit in commits if commit.unit in retried]):
         superseded |= {_row(item): unit.index for item in unit.items}
     files = [(commit.unit, commit.quarantine.file) for commit in commits if commit.quarantine]
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -303,7 +356,8 @@ def plan_retry(dest: str) -> Plan:
     sixteenths (then into single pictures) to isolate what kills the worker.
     """
     plan = load_plan(dest)
-    waiting = [index for index in pending(plan) if index >= plan.record.units]
+    retried = plan.retry_units
+    waiting = [index for index in pending(plan) if index in retried]
     under_way = {_row(item) for unit in plan.iter_units(waiting) for item in unit.items}
     standing = {
         _row(row): (unit, row) for unit, row in _standing(plan, read_commits(dest)) if _row(row) not in under_way
@@ -318,8 +372,8 @@ def plan_retry(dest: str) -> Plan:
     units: list[Unit] = []
     for size, items in sorted(sizes.items(), reverse=True):
         units += cut_units(items, size, plan.units + len(units))
-    _publish_retry(plan, units)
-    return load_plan(dest)
+    with tempfile.TemporaryDirectory(prefix="deca-plan-") as name:
+        return _publish_round(plan, units, Path(name), kind="retry")
 
 
 def _row(about: Item | Quarantined) -> Row:
@@ -340,25 +394,64 @@ def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) ->
     return [found[key] for key in sorted(found, key=lambda key: (key[0], -1 if key[1] is None else key[1]))]
 
 
-def _publish_retry(plan: Plan, units: list[Unit]) -> None:
-    number = len(plan.retries) + 1
-    with tempfile.TemporaryDirectory(prefix="deca-plan-") as name:
-        files = write_units(Path(name), f"retry-{number:03d}-units", units)
-        files = [_publish_units(plan.store, Path(name), file, plan.fingerprint) for file in files]
-    record = RetryRecord(
+# --- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
+    """The plan with one more round over the inputs that only the draft has; itself where the inputs are the same.
+
+    Rows of inputs that are gone stay. PlanConflict where anything but the inputs differs; PlanError where planned ones
+    have changed, because their rows are made and readers would find both.
+    """
+    if found := setting_differences(plan.record, draft):
+        raise PlanConflict(plan.dest, found)
+    if draft.fingerprint == plan.inputs.fingerprint:
+        return plan
+    if draft.config["source"].get("deduplicate"):
+        raise PlanError(
+            f"{plan.dest}: --extend does not go with inputs.deduplicate: what was planned would have to be read again "
+            "to know its content. Use --new, or plan without it"
+        )
+    changes = InputChanges(plan.inputs, draft, plan.store, folder)
+    if changes.changed:
+        names = list(islice(changes.changed_uris(), NAMED))
+        raise PlanError(
+            f"{plan.dest}: {changes.changed} inputs have changed since they were planned ({', '.join(names)}"
+            f"{' ...' if changes.changed > NAMED else ''}); --extend only adds. Put new content under new names, bring "
+            "the earlier content back, or start over with --new"
+        )
+    numbered = (replace(item, index=index) for index, item in enumerate(changes.added_items(), start=plan.inputs.items))
+    logger.info("%s: %d inputs added, %d gone (their rows stay)", plan.dest, changes.added, changes.removed)
+    units = cut_units(numbered, plan.record.items_per_unit, plan.units)
+    inputs = {"inputs_sha256": draft.items_sha256, "inputs_fingerprint": draft.fingerprint}
+    return _publish_round(plan, units, folder, kind="extend", removed=changes.removed, **inputs)
+
+
+def _publish_round(plan: Plan, units: Iterable[Unit], folder: Path, **fields: Any) -> Plan:
+    """Write units as the next round and return the plan with it; PlanError if another round came first."""
+    number = len(plan.rounds) + 1
+    files = write_units(folder, f"round-{number:05d}-units", units)
+    # Names hold the content's hash as well: a round made at the same moment must not replace these files.
+    files = [_publish_units(plan.store, folder, file, f"{plan.fingerprint[:8]}-{file.sha256[:8]}") for file in files]
+    record = RoundRecord(
         round=number,
         fingerprint=plan.fingerprint,
         items=sum(file.items for file in files),
-        units=len(units),
+        units=sum(file.units for file in files),
         files=files,
+        **fields,
     )
-    record_name = f"{PLAN_FOLDER}/retry-{number:03d}.json"
     try:
-        plan.store.create(record_name, record.model_dump_json(indent=1).encode())
+        plan.store.create(_round_name(number), record.model_dump_json(indent=1).encode())
     except FileExistsError as error:
         raise PlanError(
-            f"another retry of {plan.dest} began at the same moment. Run: deca status {plan.dest}"
+            f"another round of {plan.dest} began at the same moment. Run: deca status {plan.dest}"
         ) from error
+    return load_plan(plan.dest)
+
+
+def _round_name(number: int) -> str:
+    return f"{PLAN_FOLDER}/round-{number:05d}.json"
 
 
 # --- status and verify ------------------------------------------------------------------------------------------------
@@ -397,7 +490,7 @@ def status(dest: str) -> Status:
         source=plan.record.source,
         fingerprint=plan.fingerprint,
         code=plan.record.code,
-        items=plan.record.items,
+        items=plan.inputs.items,
         units=plan.units,
         committed=len(commits),
         pending=plan.units - len(commits),
@@ -442,7 +535,7 @@ def verify(dest: str) -> Verification:
         ids.append(found)
     problems += _doubled(np.concatenate([np.empty(0, "S16"), *ids]))
     named = {file.file for file in expected} | {plan.commit_name(commit.unit) for commit in commits}
-    named |= {f"{PLAN_FOLDER}/retry-{retry.round:03d}.json" for retry in plan.retries} | {PLAN}
+    named |= {_round_name(later.round) for later in plan.rounds} | {PLAN}
     present = [name for name in plan.store.list() if PART_NAME.fullmatch(name)]
     present += chain(*(plan.store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER)))
     leftovers = [name for name in present if name not in named]

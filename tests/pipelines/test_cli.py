@@ -31,7 +31,18 @@ def deca(monkeypatch, capsys):
     return run
 
 
-COMMANDS = ["demo", "reconstruct", "plan", "status", "retry", "verify", "assets import", "assets head", "assets show"]
+COMMANDS = [
+    "demo",
+    "synth",
+    "reconstruct",
+    "plan",
+    "status",
+    "retry",
+    "verify",
+    "assets import",
+    "assets head",
+    "assets show",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

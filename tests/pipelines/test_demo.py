@@ -9,9 +9,9 @@ from tasks.images import decode_image
 
 
 def test_photos_hold_a_face_each(tmp_path):
-    folder = write_photos(tmp_path / "photos", heads=2)
+    folder = write_photos(tmp_path / "photos", people=2)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["astronaut.png", "head-00.jpg", "head-01.jpg"]
+    assert names == ["astronaut.png", "person-00.jpg", "person-01.jpg"]
     annotator = load_annotator(AnnotateConfig())
     for name in names:
         picture = decode_image((folder / name).read_bytes())

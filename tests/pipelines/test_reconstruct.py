@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.reconstruct import reconstruct, stored_config
+from pipelines.reconstruct import reconstruct
+from pipelines.stages import stored_config
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.plan import committed_parts, read_commits, standing_quarantine, verify
@@ -72,7 +73,7 @@ def test_stored_displacement_is_the_models_to_half_a_step(done):
     from deca_core import Codes
     from tasks.models import load_model
 
-    settings = stored_config(str(done))
+    settings = stored_config(str(done), ReconstructConfig)
     table = pq.read_table(committed_parts(str(done)))
     codes = Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name, _ in Codes.zeros().items()})
     with torch.inference_mode():
@@ -209,7 +210,7 @@ def test_unreadable_object_is_quarantined_and_retried(s3, tmp_path):
     assert row.uri.endswith("denied/a.jpg")
     first_part = part_hashes(dest)[0]
 
-    retry = stored_config(dest).model_copy(update={"existing": "retry"})
+    retry = stored_config(dest, ReconstructConfig).model_copy(update={"existing": "retry"})
     again = reconstruct(retry)
     assert (again.units_run, again.faces, again.quarantined) == (1, 1, {"read": 1})
     assert standing_quarantine(dest)[0].attempts == 2

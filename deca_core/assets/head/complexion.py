@@ -23,7 +23,7 @@ def albedo_basis(texels: Texels, layers: Layers, mean: Array, rng: np.random.Gen
     components += [_freckles(texels, layers, rng) for _ in range(3)]
     bare = layers.skin * (1 - 0.75 * layers.brows) * (1 - 0.6 * layers.upper_lash)
     while len(components) < NUM_COMPONENTS:
-        colour = 0.007 * rng.standard_normal() + 0.002 * rng.standard_normal(3)
+        colour = 0.005 * rng.standard_normal() + 0.0008 * rng.standard_normal(3)
         components.append((texels.noise(rng, float(rng.choice([4, 7, 12, 20]))) * bare)[..., None] * colour)
     return np.stack(components)
 
@@ -46,17 +46,17 @@ def _rows(texels: Texels, layers: Layers, mean: Array) -> dict[str, tuple[Array,
     hair, lips, brows, beard = layers.hair, layers.lips, layers.brows, layers.beard
     bald: Colour = (0.28 * (SKIN[0] - HAIR[0]), 0.28 * (SKIN[1] - HAIR[1]), 0.28 * (SKIN[2] - HAIR[2]))
     return {
-        "skin_melanin": (tone + 0.35 * layers.hair + 0.35 * layers.brows, (-0.125, -0.125, -0.112)),
-        "skin_redness": (tone, (0.014, -0.014, -0.014)),
-        "skin_yellowness": (tone, (0.012, 0.004, -0.025)),
+        "skin_melanin": (tone + 0.35 * layers.hair + 0.35 * layers.brows, (-0.135, -0.118, -0.103)),
+        "skin_redness": (tone, (0.010, -0.008, -0.009)),
+        "skin_yellowness": (tone, (0.008, 0.003, -0.015)),
         "hair_lightness": (hair, (0.075, 0.055, 0.035)),
-        "hair_redness": (hair, (0.06, 0.01, -0.01)),
+        "hair_redness": (hair, (0.030, 0.006, -0.004)),
         "hair_grey": (hair, (0.06, 0.065, 0.07)),
         "thin_hair": (hair, bald),
         "receding_hairline": (hair * smoothstep(70, 30, texels.degrees) * smoothstep(98, 78, y), bald),
         "low_hairline": (skin * smoothstep(50, 66, y) * (texels.degrees < 90), (-0.05, -0.045, -0.04)),
         "lip_darkness": (lips, (-0.045, -0.048, -0.040)),
-        "lip_redness": (lips, (0.040, -0.030, -0.020)),
+        "lip_redness": (lips, (0.026, -0.018, -0.012)),
         "lip_paleness": (lips, (0.018, 0.022, 0.022)),
         "brow_lightness": (brows, (0.055, 0.045, 0.035)),
         "brow_height": (brow_band(texels, 1.0, 1.0) - brow_band(texels, -1.0, 1.0), (-0.11, -0.11, -0.10)),
@@ -65,8 +65,8 @@ def _rows(texels: Texels, layers: Layers, mean: Array) -> dict[str, tuple[Array,
         "beard": (beard, (-0.085, -0.075, -0.062)),
         "moustache": (beard * gaussian(x, y, (0, -54), (16, 5)), (-0.10, -0.09, -0.08)),
         "chin_beard": (beard * gaussian(x, y, (0, -98), (18, 14)), (-0.09, -0.085, -0.075)),
-        "blush": (cheeks, (0.028, -0.016, -0.013)),
-        "nose_redness": (nose, (0.022, -0.017, -0.017)),
+        "blush": (cheeks, (0.020, -0.011, -0.009)),
+        "nose_redness": (nose, (0.016, -0.012, -0.012)),
         "dark_under_eyes": (under_eyes, (-0.045, -0.050, -0.035)),
         "lid_shadow": (lids, (-0.040, -0.045, -0.035)),
         "lid_colour": (lids, (0.010, -0.005, 0.015)),
@@ -78,5 +78,5 @@ def _rows(texels: Texels, layers: Layers, mean: Array) -> dict[str, tuple[Array,
         "forehead_shine": (face * smoothstep(36, 56, y), (0.025, 0.025, 0.025)),
         "lower_face_tone": (tone * smoothstep(-30, -70, y), (-0.022, -0.024, -0.022)),
         "nasolabial_shade": (gaussian(x, y, (30, -52), (5, 12)) * face, (-0.03, -0.032, -0.03)),
-        "ear_redness": (skin * smoothstep(80, 92, texels.degrees), (0.03, -0.02, -0.02)),
+        "ear_redness": (skin * smoothstep(80, 92, texels.degrees), (0.02, -0.013, -0.013)),
     }

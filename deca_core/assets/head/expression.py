@@ -14,6 +14,7 @@ from deca_core.assets.head.mesh import HeadMesh, Part
 from deca_core.assets.head.outlines import EYE_CENTRE, EYE_RADIUS, LID_INNER_X, LID_LENGTH, lid, lid_parameter
 
 UPPER, LOWER = 1, -1
+LID_OVERLAP = 0.7  # mm that a closed upper lid passes the lower one: enough for taller openings than the mean
 
 
 def _smile(side: Side) -> tuple[Move, ...]:
@@ -171,10 +172,10 @@ def lid_closure(mesh: HeadMesh, side: int) -> Array:
     share = np.where(height >= 0.5 * (upper + lower), smoothstep(9.5, 0.0, height - upper), 0.0)
     share = share * _around_eye(mesh, side)
     margin = mesh.part(Part.LID_MARGIN)
-    down = (lower - 0.2 - upper) * share
+    down = (lower - LID_OVERLAP - upper) * share
     # Where the lid arrives it must lie on the eyeball again: the depth of the sphere there, minus its own.
     x, y, z = mesh.vertices.T
-    radius = np.where(margin, EYE_RADIUS + 0.5, EYE_RADIUS + 1.6)
+    radius = np.where(margin, EYE_RADIUS + 1.3, EYE_RADIUS + 2.3)
     off_axis = np.hypot(np.abs(x) - EYE_CENTRE[0], y + down - EYE_CENTRE[1])
     ball = EYE_CENTRE[2] + np.sqrt(np.clip(radius**2 - off_axis**2, 0.0, None))
     forward = np.where(off_axis < radius - 0.6, np.clip(ball - z, -3.0, 8.0), 0.0) * smoothstep(0.0, 0.5, share)

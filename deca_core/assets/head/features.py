@@ -1,4 +1,4 @@
-"""Sculpting: soft forms, nose, lips, lids, ears and hair on top of the featureless head.
+"""Sculpting: soft forms, nose, lips, lids and ears on top of the featureless head.
 
 All reliefs are functions of the frontal position (x, y) on the base surface, in millimetres, so that landmarks, UV and
 texture can be placed with the same coordinates. Amplitudes were set by eye against Farkas (1994): nose 33 mm wide and
@@ -19,7 +19,6 @@ from deca_core.assets.head.outlines import (
     MOUTH_HALF_WIDTH,
     concha,
     ear_coordinates,
-    hair_cover,
     lid,
     lid_parameter,
     lip_height,
@@ -30,9 +29,8 @@ from deca_core.assets.head.outlines import (
 from deca_core.assets.head.profile import base_surface
 
 LID_THICKNESS = 1.3  # mm of skin over the eyeball
-LIP_OVERLAP = 0.12  # mm that each lip passes the seam, so that no light shows between them
-HAIR_THICKNESS = 8.0  # mm of hair on the crown
-SKULL_CENTRE = np.array([0.0, 10.0, -85.0])
+MOUTH_SHIFT = -3.0  # mm from where the mouth is drawn to where it is
+LIP_GAP = 0.02  # mm that each lip keeps from the seam: too little to see, enough that they never cross
 
 
 class Form(NamedTuple):
@@ -67,7 +65,7 @@ NOSE_RIDGE = Pchip(
     [-54, -51, -48.5, -46, -43, -40, -36.5, -32, -26, -19, -11, -4, 4, 11, 19, 28],
     [0, 2.0, 6.0, 12.0, 17.6, 21.0, 22.2, 21.0, 18.0, 14.4, 10.4, 6.8, 3.8, 2.1, 0.8, 0],
 )
-NOSE_WIDTH = Pchip([-54, -47, -42, -37, -31, -22, -10, 3, 12, 28], [8.5, 9.2, 10.4, 10.8, 10.0, 8.6, 7.4, 6.8, 8, 11])
+NOSE_WIDTH = Pchip([-54, -47, -42, -37, -31, -22, -10, 3, 12, 28], [8.5, 9.2, 10.4, 10.8, 10.2, 9.2, 8.2, 7.6, 8.6, 11])
 NOSE_DROOP = 0.15  # the tip leans down by this share of its height: its underside becomes steep, as it is
 
 
@@ -79,10 +77,10 @@ def sculpt(longitude: Array, level: Array) -> Array:
     nose = _nose(x, y)
     z = z + front * (_soft_forms(x, y) + nose + _lips(x, y))
     z = _lids(x, y, z, front)
-    y = y + _close_mouth(x, y) - NOSE_DROOP * front * nose * smoothstep(-12, -36, y)
+    closed = y + _close_mouth(x, y)
+    y = closed + front * _lower_mouth(x, closed) - NOSE_DROOP * front * nose * smoothstep(-12, -36, y)
     ear, flare = _ear(base, longitude)
-    out = np.stack([(x + ear) * np.where(base[..., 0] < 0, -1.0, 1.0), y, z - flare], axis=-1)
-    return out + _hair(base, longitude)
+    return np.stack([(x + ear) * np.where(base[..., 0] < 0, -1.0, 1.0), y, z - flare], axis=-1)
 
 
 def _soft_forms(x: Array, y: Array) -> Array:
@@ -123,7 +121,18 @@ def _close_mouth(x: Array, y: Array) -> Array:
     """Vertical motion that brings the two sides of the slit together."""
     above = y - mouth_line(x)
     reach = np.exp(-np.clip(np.abs(above) - MOUTH_GAP, 0.0, None) / 4.0)
-    return -np.sign(above) * (MOUTH_GAP + LIP_OVERLAP) * reach * smoothstep(1.1, 0.98, x / MOUTH_HALF_WIDTH)
+    # Beyond the corners there is skin on the line itself: the motion passes through zero there.
+    return (
+        -np.clip(above / MOUTH_GAP, -1.0, 1.0)
+        * (MOUTH_GAP - LIP_GAP)
+        * reach
+        * smoothstep(1.1, 0.98, x / MOUTH_HALF_WIDTH)
+    )
+
+
+def _lower_mouth(x: Array, y: Array) -> Array:
+    """Vertical motion that gives the upper lip its length (subnasale to stomion 21 mm, Farkas 1994)."""
+    return MOUTH_SHIFT * gaussian(x, y, (0, -71), (40, 10.5))
 
 
 def _lids(x: Array, y: Array, z: Array, front: Array) -> Array:
@@ -155,11 +164,3 @@ def _ear(base: Array, longitude: Array) -> tuple[Array, Array]:
     tragus = 3.2 * gaussian(forward, upward, (11.5, -2.5), (2.6, 4.2))
     height = beside * np.clip(plate + helix - groove + antihelix - 8.0 * concha(forward, upward) + tragus, -3.0, None)
     return height, 0.4 * np.clip(height, 0.0, None) * backness
-
-
-def _hair(base: Array, longitude: Array) -> Array:
-    """The volume of short hair, along the radius of the skull."""
-    outward = base - SKULL_CENTRE
-    outward = outward / np.linalg.norm(outward, axis=-1, keepdims=True)
-    thickness = HAIR_THICKNESS * hair_cover(base, longitude) * smoothstep(-65, 40, base[..., 1])
-    return outward * thickness[..., None]

@@ -11,10 +11,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deca_core.assets.head.curves import Array, gaussian, smoothstep
 from deca_core.assets.head.mesh import HeadMesh, Part
-from deca_core.assets.head.outlines import EYE_CENTRE, EYE_RADIUS, MOUTH_GAP, mouth_line
+from deca_core.assets.head.outlines import (
+    EYE_CENTRE,
+    EYE_RADIUS,
+    LID_INNER_X,
+    LID_LENGTH,
+    MOUTH_GAP,
+    MOUTH_HALF_WIDTH,
+    lid,
+    lid_parameter,
+    mouth_line,
+)
+
+# Share of what a field does to the height of the eyes' openings that stays.
+LID_PARTING = 0.4
 
 Side = Literal["both", "left", "right", "whole"]
 
@@ -40,17 +54,21 @@ class Push:
         site_x, site_y, site_z = mesh.sites.T
         weight = smoothstep(-85, -45, site_z)
         if self.lip:
-            weight = weight * (mesh.lip == self.lip)
+            # Towards the corners, where the skin is one sheet, the step at the mouth line becomes a ramp.
+            above = self.lip * (site_y - mouth_line(site_x))
+            slit = smoothstep(MOUTH_HALF_WIDTH + 1, MOUTH_HALF_WIDTH - 9, np.abs(site_x))
+            weight = weight * (mesh.lip == self.lip) * (slit + (1 - slit) * smoothstep(0, 8, above))
         if self.side == "whole":
             weight = weight * gaussian(site_x, site_y, (self.x, self.y), (self.spread_x, self.spread_y))
             return weight[:, None] * np.array(self.move)
-        aside = np.abs(site_x)
-        weight = weight * gaussian(aside, site_y, (self.x, self.y), (self.spread_x, self.spread_y))
+        here = gaussian(site_x, site_y, (self.x, self.y), (self.spread_x, self.spread_y))
+        there = gaussian(site_x, site_y, (-self.x, self.y), (self.spread_x, self.spread_y))
         if self.side != "both":
             weight = weight * smoothstep(-6, 6, site_x if self.side == "left" else -site_x)
-        # Sideways motion fades towards the midline, where the two halves would tear or fold.
-        sideways = np.sign(site_x) * np.clip(aside / max(6.0, 0.6 * self.spread_x), 0.0, 1.0)
-        return weight[:, None] * _outwards(self.move, sideways)
+        # The sum is even and the difference odd in x: no crease on the midline, and nothing tears there.
+        twice = 1 + np.exp(-2 * (self.x / self.spread_x) ** 2)
+        sideways, along = here - there, (here + there) / twice
+        return np.stack([weight * sideways * self.move[0], *(weight * along * m for m in self.move[1:])], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,9 @@ class SidePush:
         site_x, site_y, site_z = mesh.sites.T
         weight = gaussian(site_z, site_y, (self.z, self.y), (self.spread_z, self.spread_y))
         weight = weight * smoothstep(20, 50, np.abs(site_x))
-        return weight[:, None] * _outwards(self.move, np.sign(site_x))
+        return weight[:, None] * np.stack(
+            [np.sign(site_x) * self.move[0], np.full_like(site_x, self.move[1]), np.full_like(site_x, self.move[2])], -1
+        )
 
 
 @dataclass(frozen=True)
@@ -96,11 +116,6 @@ class Stretch:
         out = np.zeros_like(mesh.sites)
         out[:, self.axis] = self.gain * along * np.exp(-0.5 * ((mesh.sites[:, 1] - self.centre_y) / self.spread_y) ** 2)
         return out
-
-
-def _outwards(move: tuple[float, float, float], sideways: Array) -> Array:
-    """A move for every vertex, its x-component pointing away from the midline by the factor `sideways`."""
-    return np.stack([sideways * move[0], np.full_like(sideways, move[1]), np.full_like(sideways, move[2])], axis=-1)
 
 
 Move = Push | SidePush | Stretch
@@ -132,6 +147,35 @@ def keep_eyes_round(field: Array, mesh: HeadMesh, *, move_eyes: bool) -> Array:
     return field
 
 
+def keep_lids_alike(field: Array, mesh: HeadMesh) -> Array:
+    """Heights of the eyes' openings vary by LID_PARTING of what a field would do.
+
+    Closing the lids is one linear field for all people: it cannot follow much taller openings. What remains of the
+    difference between upper and lower lid fades over the skin round the eye.
+    """
+    field = field.copy()
+    t = np.linspace(0.0, 1.0, 15)
+    x, y = mesh.sites[:, 0], mesh.sites[:, 1]
+    soft = mesh.part(Part.SKIN, Part.LID_MARGIN) & (mesh.sites[:, 2] > -40)
+    for side in (1, -1):
+        upper, lower = (_nearest(mesh, lid(t, up) * [side, 1]) for up in (True, False))
+        parting = 0.5 * (1 - LID_PARTING) * (field[upper, 1] - field[lower, 1])
+        along = lid_parameter(side * x)
+        middle = 0.5 * (lid(along, upper=True)[:, 1] + lid(along, upper=False)[:, 1])
+        outside = np.maximum(np.abs(y - middle) - 5.0, 0.0) + np.maximum(
+            np.abs(side * x - LID_INNER_X - LID_LENGTH / 2) - LID_LENGTH / 2, 0.0
+        )
+        weight = soft * smoothstep(10.0, 0.0, outside)
+        field[:, 1] -= weight * np.clip((y - middle) / 3.5, -1.0, 1.0) * np.interp(along, t, parting)
+    return field
+
+
+def _nearest(mesh: HeadMesh, points: Array) -> NDArray[np.int64]:
+    """Skin vertices whose frontal sites are nearest to points (n, 2)."""
+    skin = np.flatnonzero(mesh.part(Part.SKIN) & (mesh.sites[:, 2] > -40))
+    return skin[((points[:, None] - mesh.sites[skin, :2]) ** 2).sum(-1).argmin(axis=1)]
+
+
 def carry_teeth(field: Array, mesh: HeadMesh) -> Array:
     """Teeth translate with the middle of the lips, so that a mouth that sits elsewhere keeps its teeth."""
     field = field.copy()
@@ -150,4 +194,11 @@ def keep_lips_closed(field: Array, mesh: HeadMesh) -> Array:
     local = np.stack([np.interp(x, seam_x, parting[:, axis], left=0.0, right=0.0) for axis in range(3)], axis=-1)
     distance = np.abs(mesh.sites[:, 1] - mouth_line(x)) - MOUTH_GAP
     near = smoothstep(4.5, 0.3, distance) * mesh.part(Part.SKIN, Part.MOUTH) * (mesh.sites[:, 2] > -30)
-    return field - local * (near * mesh.lip)[:, None]
+    field -= local * (near * mesh.lip)[:, None]
+    # The small triangles at a corner move together, else they fold over one another.
+    soft = mesh.part(Part.SKIN, Part.MOUTH) & (mesh.sites[:, 2] > -30)
+    for corner in (upper[0], upper[-1]):
+        away = np.linalg.norm(mesh.sites[:, :2] - mesh.sites[corner, :2], axis=1)
+        weight = (soft * smoothstep(4.0, 1.0, away))[:, None]
+        field += weight * (field[corner] - field)
+    return field

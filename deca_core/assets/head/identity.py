@@ -2,16 +2,16 @@
 
 One unit is one standard deviation of a mixed adult population. Sizes follow the standard deviations in Farkas (1994),
 rounded (face height 6 mm, bizygomatic 5, bigonial 6, nose height 3.5, nose width 2.6, mouth width 3.5, interpupillary
-3.6, ear length 4.5); forms without a tabulated measure were set by eye. Sex and age come first; the others are ordered
-by falling variance. Positive sex is male, positive age is older.
+3.6, ear length 4.5); forms without a tabulated measure were set by eye (`benchmarks/head.py` measures the
+population). Sex and age come first; the others are ordered by falling variance. Positive sex is male, positive age is
+older.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from deca_core.assets.head.curves import Array, gaussian, smoothstep
-from deca_core.assets.head.features import SKULL_CENTRE
+from deca_core.assets.head.curves import Array, gaussian
 from deca_core.assets.head.fields import (
     Move,
     Push,
@@ -20,11 +20,11 @@ from deca_core.assets.head.fields import (
     Stretch,
     carry_teeth,
     keep_eyes_round,
+    keep_lids_alike,
     keep_lips_closed,
     total,
 )
 from deca_core.assets.head.mesh import HeadMesh, Part
-from deca_core.assets.head.outlines import hair_cover
 
 NUM_IDENTITY = 100
 SEED = 11
@@ -37,19 +37,19 @@ SEX: tuple[Move, ...] = (
     Stretch(Y, 0.022),
     Stretch(Z, 0.022, origin=-85),
     Stretch(Y, 0.030, origin=-45, beyond="below"),  # lower face
-    Stretch(X, 0.075, origin=24, centre_y=-88, spread_y=22, beyond="aside"),  # width at the angles of the jaw
+    Stretch(X, 0.042, origin=24, centre_y=-88, spread_y=22, beyond="aside"),  # width at the angles of the jaw
     Stretch(X, 0.085, centre_y=-150, spread_y=28),  # neck
     Stretch(Z, 0.060, origin=-100, centre_y=-150, spread_y=28),
-    Push(26, 22, 20, 6, (0, -0.6, 1.9)),  # brow ridge
-    Push(0, 21, 10, 7, (0, 0, 1.2)),
+    Push(26, 22, 20, 6, (0, -0.6, 1.4)),  # brow ridge
+    Push(0, 21, 12, 8, (0, 0, 0.6)),
     Push(28, 24, 22, 8, (0, -1.1, 0)),  # lower brows
     Push(0, 50, 40, 18, (0, 0, -1.6)),  # sloping forehead
-    Push(0, -20, 10, 20, (0, -0.8, 1.5)),  # larger nose
+    Push(0, -20, 12, 20, (0, -0.8, 1.4)),  # larger nose
     Push(13, -41, 8, 8, (0.7, 0, 0.3)),
     Push(0, -63, 17, 5, (0, -0.5, -0.5), lip=1),  # thinner lips
     Push(0, -75, 17, 6, (0, 0.6, -0.5), lip=-1),
     Push(25, -68, 9, 8, (0.5, 0, 0)),
-    Push(14, -104, 11, 12, (1.5, -0.8, 0.8)),  # square chin
+    Push(16, -103, 15, 14, (1.0, -0.7, 0.7)),  # square chin
     Push(44, -26, 13, 11, (0, 0, -0.9)),  # flatter cheeks
     Push(44, -58, 13, 16, (0.4, 0, -0.8)),
     Push(32, 1, 16, 10, (0, -0.2, -0.7)),  # deeper eyes
@@ -80,13 +80,13 @@ AGE: tuple[Move, ...] = (
 NAMED: dict[str, tuple[Move, ...]] = {
     # The head as a whole
     "head_size": (Stretch(X, 0.022), Stretch(Y, 0.022), Stretch(Z, 0.022, origin=-85)),
-    "head_width": (Stretch(X, 0.045, origin=22, beyond="aside"),),
+    "head_width": (Stretch(X, 0.038, origin=22, beyond="aside"),),
     "head_depth": (Stretch(Z, 0.026, origin=-70, beyond="below"),),  # behind the ears
     "skull_height": (Stretch(Y, 0.035, origin=20, beyond="above"),),
     "lower_face_height": (Stretch(Y, 0.042, origin=-10, beyond="below"),),
     "weight": (
-        Push(54, -55, 15, 22, (2.6, 0, 1.8)),
-        Push(30, -95, 22, 13, (1.8, -1.2, 1.0)),
+        Push(54, -55, 17, 24, (2.3, 0, 1.6)),
+        Push(30, -95, 22, 15, (1.5, -1.1, 0.9)),
         Stretch(X, 0.050, centre_y=-145, spread_y=30),
         Stretch(Z, 0.050, origin=-100, centre_y=-135, spread_y=26),
     ),
@@ -101,45 +101,45 @@ NAMED: dict[str, tuple[Move, ...]] = {
     # Jaw and chin
     "jaw_width": (Stretch(X, 0.055, origin=24, centre_y=-85, spread_y=26, beyond="aside"),),
     "jaw_angle": (SidePush(-68, -72, 20, 16, (1.4, -3.4, 0)),),
-    "jaw_edge": (Push(38, -88, 18, 14, (2.2, -0.8, 0.6)),),
+    "jaw_edge": (Push(40, -86, 20, 16, (1.8, -0.8, 0.5)),),
     "chin_height": (Push(0, -110, 22, 12, (0, -3.2, 0)),),
-    "chin_forward": (Push(0, -104, 20, 13, (0, 0, 3.4)),),
-    "chin_width": (Push(15, -106, 11, 12, (2.4, 0, 0)),),
-    "chin_cleft": (Push(0, -103, 3.2, 7, (0, 0, -1.1)),),
+    "chin_forward": (Push(0, -103, 24, 15, (0, 0, 2.8)),),
+    "chin_width": (Push(19, -103, 16, 15, (1.4, 0, 0)),),
+    "chin_cleft": (Push(0, -103, 5, 7, (0, 0, -0.5)),),
     "lower_third_forward": (Push(0, -84, 34, 26, (0, 0, 2.8)),),
     # Nose
-    "nose_length": (Push(0, -38, 14, 12, (0, -2.6, 0)), Push(0, -56, 12, 6, (0, -1.4, 0), lip=1)),
-    "nose_tip_forward": (Push(0, -37, 10, 10, (0, 0, 2.5)),),
+    "nose_length": (Push(0, -38, 14, 12, (0, -2.4, 0)), Push(0, -56, 12, 6, (0, -1.4, 0), lip=1)),
+    "nose_tip_forward": (Push(0, -37, 11, 11, (0, 0, 2.2)),),
     "nose_tip_up": (Push(0, -40, 9, 6, (0, 1.9, 0.9)),),
     "nose_tip_width": (Push(6, -37, 5, 5, (1.3, 0, 0)),),
-    "nose_width": (Push(12.5, -41, 6, 7, (1.3, 0, 0)),),
+    "nose_width": (Push(12.5, -41, 6, 7, (1.1, 0, 0)),),
     "wing_height": (Push(13, -42, 5, 5, (0, 1.2, 0)),),
-    "bridge_height": (Push(0, -4, 8, 13, (0, 0, 2.2)),),
-    "bridge_width": (Push(8, -14, 5, 14, (1.1, 0, 0)),),
-    "bridge_hump": (Push(0, -19, 7, 7, (0, 0, 1.6)),),
+    "bridge_height": (Push(0, -4, 12, 14, (0, 0, 1.9)),),
+    "bridge_width": (Push(9, -14, 6, 14, (0.8, 0, 0)),),
+    "bridge_hump": (Push(0, -19, 9, 8, (0, 0, 1.3)),),
     # Eyes
-    "eye_distance": (Push(32, 0, 20, 16, (1.5, 0, 0)),),
+    "eye_distance": (Push(32, 0, 20, 16, (1.2, 0, 0)),),
     "eye_height": (Push(32, 2, 22, 16, (0, 1.6, 0)),),
     "eye_depth": (Push(32, 2, 19, 14, (0, 0, 1.7)),),
     "eye_tilt": (Push(47, 0, 6, 7, (0, 1.3, 0)), Push(17, 0, 5, 6, (0, -0.6, 0))),
-    "eye_length": (Push(47, 0, 7, 9, (1.1, 0, 0)), Push(16, -1, 4, 6, (-0.5, 0, 0))),
+    "eye_length": (Push(47, 0, 7, 9, (1.1, 0, 0)), Push(16, -1, 4, 6, (-0.3, 0, 0))),
     "lid_fold": (Push(32, 8, 16, 5, (0, -1.0, 0.9)),),
     "lower_lid_bag": (Push(31, -11, 12, 4, (0, 0, 1.0)),),
     # Brows
-    "brow_ridge": (Push(28, 22, 20, 7, (0, 0, 2.0)), Push(0, 20, 10, 9, (0, 0, 0.9))),
+    "brow_ridge": (Push(28, 22, 18, 8, (0, 0, 1.5)),),
     "brow_height": (Push(28, 22, 22, 8, (0, 2.0, 0)),),
     "brow_tilt": (Push(42, 20, 10, 8, (0, 1.7, 0)), Push(12, 20, 8, 7, (0, -0.8, 0))),
     # Cheeks
     "cheek_bones": (Push(45, -22, 16, 13, (1.0, 0, 2.8)),),
     "cheek_bone_height": (Push(45, -24, 14, 12, (0, 2.4, 0)),),
     "zygoma_width": (Stretch(X, 0.050, origin=30, centre_y=-20, spread_y=24, beyond="aside"),),
-    "cheek_fullness": (Push(52, -48, 16, 20, (3.0, 0, 2.0)),),
+    "cheek_fullness": (Push(52, -48, 18, 22, (2.1, 0, 1.6)),),
     "front_cheek": (Push(34, -46, 13, 14, (0.8, 0, 2.2)),),
     # Mouth
-    "mouth_width": (Push(25, -68, 10, 8, (1.0, 0, -0.4)),),
-    "mouth_height": (Push(0, -68, 28, 13, (0, 1.8, 0)),),
+    "mouth_width": (Push(25, -68, 10, 8, (0.9, 0, -0.4)),),
+    "mouth_height": (Push(0, -68, 28, 13, (0, 1.3, 0)),),
     "mouth_forward": (Push(0, -68, 22, 12, (0, 0, 2.2)),),
-    "mouth_corners": (Push(25, -68, 8, 7, (0, 1.1, 0)),),
+    "mouth_corners": (Push(25, -68, 9, 8, (0, 0.8, 0)),),
     "upper_lip_full": (Push(0, -61, 15, 4.5, (0, 1.3, 1.0), lip=1),),
     "lower_lip_full": (Push(0, -77, 15, 5, (0, -1.4, 1.0), lip=-1),),
     "philtrum_length": (Push(0, -55, 12, 6, (0, -1.5, 0), lip=1),),
@@ -153,33 +153,27 @@ NAMED: dict[str, tuple[Move, ...]] = {
     "nose_aside": (Push(0, -34, 11, 14, (1.0, 0, 0), side="whole"),),
     "mouth_aside": (Push(0, -68, 24, 10, (0.9, 0, 0), side="whole"),),
     "one_brow": (Push(30, 22, 18, 9, (0, 1.0, 0), side="whole"),),
-    "one_corner": (Push(26, -68, 10, 8, (0, 0.8, 0), side="whole"),),
+    "one_corner": (Push(26, -68, 10, 8, (0, 0.6, 0), side="whole"),),
     "one_cheek": (Push(45, -48, 18, 20, (0, 0, 1.4), side="whole"),),
 }
 
 
 def identity_basis(mesh: HeadMesh) -> Array:
     """(V, 3, 100) mm per unit coefficient."""
-    leading = [total(SEX, mesh) - 1.8 * _hair_growth(mesh), total(AGE, mesh)]
+    leading = [total(SEX, mesh), total(AGE, mesh)]
     others = [total(moves, mesh) for moves in NAMED.values()]
-    others.append(2.2 * _hair_growth(mesh))
     others += _residual_shapes(mesh, NUM_IDENTITY - len(leading) - len(others))
     skin = mesh.part(Part.SKIN)
-    finished = [
-        carry_teeth(keep_lips_closed(keep_eyes_round(field, mesh, move_eyes=True), mesh), mesh)
-        for field in leading + others
-    ]
+    finished = [_fit_openings(field, mesh) for field in leading + others]
     variance = [float((field[skin] ** 2).sum()) for field in finished]
     order = [0, 1, *sorted(range(2, NUM_IDENTITY), key=lambda index: -variance[index])]
     return np.stack([finished[index] for index in order], axis=-1)
 
 
-def _hair_growth(mesh: HeadMesh) -> Array:
-    """One millimetre of hair on the whole scalp, more on the crown."""
-    outward = mesh.sites - SKULL_CENTRE
-    outward = outward / np.linalg.norm(outward, axis=1, keepdims=True)
-    cover = hair_cover(mesh.sites, mesh.longitudes) * mesh.part(Part.SKIN)
-    return outward * (cover * (0.5 + 0.5 * smoothstep(-20, 80, mesh.sites[:, 1])))[:, None]
+def _fit_openings(field: Array, mesh: HeadMesh) -> Array:
+    """A field that leaves eyeballs, lids, lips and teeth in order."""
+    field = keep_eyes_round(keep_lids_alike(field, mesh), mesh, move_eyes=True)
+    return carry_teeth(keep_lips_closed(field, mesh), mesh)
 
 
 def _residual_shapes(mesh: HeadMesh, count: int) -> list[Array]:
@@ -194,7 +188,7 @@ def _residual_shapes(mesh: HeadMesh, count: int) -> list[Array]:
         delicate = float(gaussian(np.array(x), np.array(y), (32, 0), (18, 14)))
         delicate = max(delicate, float(gaussian(np.array(x), np.array(y), (0, -68), (26, 14))))
         spread += 8 * delicate
-        dx, dy, dz = (direction * (1 - 0.4 * delicate)).tolist()
+        dx, dy, dz = (direction * (1 - 0.6 * delicate)).tolist()
         whole = index % 4 == 3
         centre = x * (rng.choice([-1, 1]) if whole else 1)
         side: Side = "whole" if whole else "both"

@@ -25,7 +25,7 @@ from deca_core.assets.head.atlas import (
     uv_of,
 )
 from deca_core.assets.head.curves import Array, smoothstep
-from deca_core.assets.head.features import sculpt
+from deca_core.assets.head.features import MOUTH_SHIFT, sculpt
 from deca_core.assets.head.outlines import EYE_CENTRE, EYE_RADIUS, MOUTH_HALF_WIDTH, mouth_line
 from deca_core.assets.head.profile import base_surface
 from deca_core.assets.head.sheet import HalfSheet, Int, build_half_sheet, ring_bands
@@ -232,14 +232,17 @@ def _add_teeth(assembly: _Assembly) -> None:
             np.stack([here + 1, here + TEETH_COLUMNS, here + TEETH_COLUMNS + 1], -1),
         ]
     )
-    for part, heights, rows in (
+    for part, heights, rows in (  # heights before the mouth is shifted
         (Part.UPPER_TEETH, (-61.0, -69.4), UPPER_TEETH_V[::-1]),
-        (Part.LOWER_TEETH, (-70.2, -79.0), LOWER_TEETH_V),
+        (Part.LOWER_TEETH, (-70.2, -77.5), LOWER_TEETH_V),
     ):
         # The dental arch: 38 mm wide and 14 mm deep in front of the molars.
-        arch = [np.stack([19.0 * along, np.full(TEETH_COLUMNS, y), 4.5 - 14.0 * along**2], -1) for y in heights]
+        arch = [
+            np.stack([19.0 * along, np.full(TEETH_COLUMNS, y + MOUTH_SHIFT), 4.5 - 14.0 * along**2], -1)
+            for y in heights
+        ]
         gum = 0 if part == Part.UPPER_TEETH else 1
-        arch[gum][:, 2] -= 2.0
+        arch[gum][:, 2] -= 4.5
         uv = np.concatenate([np.stack([0.5 + TEETH_HALF_WIDTH * along, np.full(TEETH_COLUMNS, v)], -1) for v in rows])
         points = np.concatenate(arch)
         numbers = assembly.add_vertices(part, points, points, lip=1 if part == Part.UPPER_TEETH else -1)
@@ -251,7 +254,7 @@ def _add_eyeball(assembly: _Assembly, side: int) -> None:
     spokes = 2 * np.pi * np.arange(EYE_SPOKES) / EYE_SPOKES
     sine, cosine = np.sin(EYE_RINGS)[:, None], np.cos(EYE_RINGS)[:, None]
     ring = np.stack([sine * np.cos(spokes), sine * np.sin(spokes), cosine * np.ones(EYE_SPOKES)], -1)
-    cornea = 1 + 0.05 * smoothstep(0.6, 0.25, EYE_RINGS)
+    cornea = 1 + 0.03 * smoothstep(0.6, 0.25, EYE_RINGS)
     mirror = np.array([side, 1, 1])
     points = (EYE_CENTRE + EYE_RADIUS * cornea[:, None, None] * ring) * mirror
     points = np.concatenate([points[0, :1], points[1:-1].reshape(-1, 3), points[-1, :1]])

@@ -1,0 +1,28 @@
+"""Random streams: every random choice of the world is a pure function of (seed, what it is for, person, image)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What random numbers are for: a new choice in one stream leaves the others as they are."""
+
+    SHAPE = 1
+    TEX = 2
+    WRINKLES = 3
+    HAIR = 4
+    CLOTHING = 5
+    SHOT = 6
+    OCCLUDERS = 7
+    BACKGROUND = 8
+    NOISE = 9
+    COMPLEXION = 10
+    GLASSES = 11
+
+
+def stream(seed: int, purpose: Stream, person: int, image: int = 0) -> np.random.Generator:
+    """The generator of one purpose; the same numbers in any process and in any order of calls. All arguments >= 0."""
+    return np.random.default_rng(np.random.SeedSequence([seed, int(purpose), person, image]))

@@ -1,0 +1,61 @@
+"""What all flows share: how stages are wrapped, and how a run goes on with a dataset that is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from schemas.reconstruct import ReconstructConfig
+from schemas.world import SynthConfig
+from tasks.engine import Progress
+from tasks.plan import Plan, PlanError, load_plan, plan_retry
+from tasks.storage import Store
+
+CONFIG, SUMMARY = "_config.json", "_report/summary.json"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Config = TypeVar("Config", ReconstructConfig, SynthConfig)
+Stage = Callable[[Function], Function]
+OnProgress = Callable[[Progress], None]
+
+
+def direct(function: Function) -> Function:
+    """The stage as it is: no engine watches it."""
+    return function
+
+
+def store_config(plan: Plan, config: Config) -> None:
+    """Put the resolved settings beside a dataset."""
+    plan.store.write(CONFIG, config.model_dump_json(indent=2).encode())
+
+
+def stored_config(dest: str, kind: type[Config]) -> Config:
+    """The resolved settings that lie beside a dataset. Raises PlanError where there are none."""
+    store = Store(dest)
+    load_plan(dest)
+    try:
+        return kind.model_validate_json(store.read(CONFIG))
+    except (FileNotFoundError, ValidationError) as error:
+        raise PlanError(f"{store.join(CONFIG)}: missing or of another version ({error}). Run with --new") from error
+
+
+def settle(config: Config, dest: str) -> Config:
+    """The settings that hold: to go on with a stored plan is to go on with its settings, but for Ray's."""
+    if config.existing not in ("resume", "retry"):
+        return config
+    stored = stored_config(dest, type(config))
+    return stored.model_copy(update={"existing": config.existing, "ray": config.ray})
+
+
+def stored_plan(dest: str, existing: str, weights: dict[str, str]) -> Plan:
+    """The plan to go on with, for "retry" with a new round over its quarantine. PlanError if the models are others."""
+    plan = plan_retry(dest) if existing == "retry" else load_plan(dest)
+    changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)
+    if changed:
+        raise PlanError(
+            f"{plan.dest}: {', '.join(changed)} changed since the plan was made, so the new rows would not fit the "
+            "earlier ones. Bring back the earlier files, or start over with --new"
+        )
+    return plan

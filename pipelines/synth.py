@@ -1,0 +1,64 @@
+"""The synth flow: photographs of procedural people, and the truth about them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from schemas.world import SynthConfig, SynthSummary
+from tasks.engine import RunSummary, run_units
+from tasks.plan import Plan, open_or_build, status
+from tasks.storage import Store
+from tasks.synth import PHOTOS, SynthWorker, bundle_of, truth_dest, world_items, world_source
+
+
+def synth(config: SynthConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> SynthSummary:
+    """An archive of photographs as a person would find one, with truth.parquet/ beside it."""
+    config = stage(settle)(config, truth_dest(config))
+    plan = stage(freeze_world)(config)
+    run = stage(take_photographs)(plan, config, on_progress)
+    return stage(summarise)(plan, config, run)
+
+
+def freeze_world(config: SynthConfig) -> Plan:
+    """Number the pictures and cut them into units, or open the plan that is already there."""
+    weights = {"bundle": bundle_of(config).hash}
+    if config.existing in ("resume", "retry"):
+        return stored_plan(truth_dest(config), config.existing, weights)
+    plan = open_or_build(
+        truth_dest(config),
+        world_source(config),
+        config=config.plan_config(),
+        weights=weights,
+        units=config.units,
+        items=world_items(config),
+        mode="new" if config.existing == "new" else "auto",
+    )
+    store_config(plan, config)
+    return plan
+
+
+def take_photographs(plan: Plan, config: SynthConfig, on_progress: OnProgress | None) -> RunSummary:
+    """Work the pending units on Ray."""
+    return run_units(plan, partial(SynthWorker, config), config.ray, on_progress)
+
+
+def summarise(plan: Plan, config: SynthConfig, run: RunSummary) -> SynthSummary:
+    """Count what lies in DEST and write it beside the truth."""
+    now = status(plan.dest)
+    summary = SynthSummary(
+        outcome="complete" if now.complete else "partial",
+        photos=Store(config.dest).join(PHOTOS),
+        truth=now.dest,
+        identities=config.identities,
+        images=now.rows,
+        pending_units=now.pending,
+        quarantined=now.quarantined,
+        units_run=run.units_run,
+        units_skipped=run.units_skipped,
+        seconds=round(run.seconds, 2),
+        images_per_second=round(run.rows / run.seconds, 2) if run.rows else 0.0,
+        fingerprint=now.fingerprint,
+    )
+    plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary
