@@ -73,24 +73,24 @@ FAMILIES: dict[str, Family] = {
         0.6, 0.6, 0.2, top=(0.014, 0.038), side=(0.005, 0.014), nape=(-0.1, 0.1), recess=(0, 0.2), flow=("back",),
     ),
     "fringe": Family(
-        0.8, 0.2, -0.4, top=(0.014, 0.030), side=(0.010, 0.020), fringe=(0.55, 1.0), sweep=(-0.16, 0.16),
+        0.8, 0.2, -0.4, top=(0.014, 0.030), side=(0.010, 0.020), fringe=(0.40, 0.66), sweep=(-0.16, 0.16),
         sideburn=(0.0, 0.25), nape=(-0.1, 0.1), wave=(0, 0.003),
     ),
     "pixie": Family(
-        0.5, -1.2, 0.3, top=(0.016, 0.034), side=(0.010, 0.018), fringe=(0.2, 0.9), sweep=(-0.3, 0.3),
+        0.5, -1.2, 0.3, top=(0.016, 0.034), side=(0.010, 0.018), fringe=(0.2, 0.6), sweep=(-0.3, 0.3),
         sideburn=(0.0, 0.35), nape=(-0.06, 0.1), wave=(0, 0.004), flow=("parted", "radial"),
     ),
     "bob": Family(
         0.9, -1.6, 0.1, top=(0.012, 0.026), side=(0.010, 0.022), drop=(0.75, 1.20), opening=(42, 72),
-        flare=(-0.020, 0.020), fringe=(0.0, 1.0), sweep=(-0.15, 0.15), wave=(0, 0.004), flow=("parted", "radial"),
+        flare=(-0.020, 0.020), fringe=(0.0, 0.66), sweep=(-0.15, 0.15), wave=(0, 0.004), flow=("parted", "radial"),
     ),
     "long straight": Family(
         1.0, -1.6, -0.4, top=(0.008, 0.020), side=(0.006, 0.016), drop=(1.30, 2.50), opening=(40, 100),
-        flare=(-0.010, 0.020), fringe=(-0.6, 0.95), sweep=(-0.15, 0.15), wave=(0, 0.002), flow=("parted",),
+        flare=(-0.010, 0.020), fringe=(-0.6, 0.64), sweep=(-0.15, 0.15), wave=(0, 0.002), flow=("parted",),
     ),
     "long wavy": Family(
         0.9, -1.6, -0.3, top=(0.014, 0.032), side=(0.014, 0.030), drop=(1.10, 2.30), opening=(42, 90),
-        flare=(0.000, 0.040), fringe=(-0.6, 0.7), sweep=(-0.2, 0.2), wave=(0.004, 0.010), curl=(0.001, 0.004),
+        flare=(0.000, 0.040), fringe=(-0.6, 0.62), sweep=(-0.2, 0.2), wave=(0.004, 0.010), curl=(0.001, 0.004),
         flow=("parted",),
     ),
     "curly": Family(

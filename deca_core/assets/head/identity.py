@@ -28,6 +28,7 @@ from deca_core.assets.head.mesh import HeadMesh, Part
 
 NUM_IDENTITY = 100
 SEED = 11
+AGE_YEARS = 20  # one unit of age: a wide adult population
 
 X, Y, Z = 0, 1, 2
 
@@ -54,7 +55,7 @@ SEX: tuple[Move, ...] = (
     Push(44, -58, 13, 16, (0.4, 0, -0.8)),
     Push(32, 1, 16, 10, (0, -0.2, -0.7)),  # deeper eyes
 )
-# About fifteen years of adult life: tissue sinks, nose and ears grow, lips thin, brows and lids come down.
+# Fifteen years of adult life: tissue sinks, nose and ears grow, lips thin, brows and lids come down.
 AGE: tuple[Move, ...] = (
     Push(36, -92, 12, 11, (1.6, -2.6, 0.6)),  # jowls
     Push(43, -30, 14, 11, (0, -1.6, -1.3)),  # cheeks sink
@@ -160,7 +161,7 @@ NAMED: dict[str, tuple[Move, ...]] = {
 
 def identity_basis(mesh: HeadMesh) -> Array:
     """(V, 3, 100) mm per unit coefficient."""
-    leading = [total(SEX, mesh), total(AGE, mesh)]
+    leading = [total(SEX, mesh), AGE_YEARS / 15 * total(AGE, mesh)]
     others = [total(moves, mesh) for moves in NAMED.values()]
     others += _residual_shapes(mesh, NUM_IDENTITY - len(leading) - len(others))
     skin = mesh.part(Part.SKIN)

@@ -22,9 +22,9 @@ from deca_core.assets.head.profile import base_surface, locate
 NUM_BINS, MAX_YAW = 79, 39  # one row of the contour for every degree -39..39
 
 # Contour from the ear (landmark 16) down to the chin (landmark 8): angle round the head in degrees and height in mm.
-CONTOUR = ((88, 3), (88, -16), (88, -35), (87, -54), (81, -72.5), (66, -90), (47, -104), (22, -117), (0, -120))
+CONTOUR = ((86.5, 2), (88, -17), (88, -36.5), (88, -54), (83, -73), (65.5, -91), (43, -106), (22, -117), (0, -120))
 # Level of the jaw's edge by angle round the head.
-JAW_EDGE = Pchip([0, 22, 43, 62, 76, 92], [0.147, 0.149, 0.157, 0.168, 0.190, 0.23])
+JAW_EDGE = Pchip([0, 22, 43, 62, 76, 92], [0.149, 0.149, 0.157, 0.168, 0.190, 0.23])
 # What predictors do on a turned head, per 22 degrees of yaw and in the order of CONTOUR: mm up on the far and the near
 # side, degrees further back on the near side.
 FAR_RAISE = (-3, 0, 2, 5, 6.5, 6.5, 4, 2, 0)
@@ -113,26 +113,26 @@ def _inner_points() -> Array:
         24: (32.0, brow(32)[1] + 1.4),
         23: (20.3, brow(20.3)[1] + 1.3),
         22: (9.6, brow(9.6)[1]),
-        35: (12.5, -46.0),
-        34: (6.4, -48.7),
+        35: (12.5, -46.9),
+        34: (6.4, -49.8),
         42: tuple(lid(0.03, upper=False)),
         43: tuple(lid(0.31, upper=True)),
         44: tuple(lid(0.61, upper=True)),
-        45: tuple(lid(0.89, upper=False)),
+        45: tuple(lid(0.90, upper=True)),
         46: tuple(lid(0.63, upper=False)),
         47: tuple(lid(0.34, upper=False)),
         54: (half + 0.3, float(mouth_line(half))),
         53: lip(16.0, True, -1.0),
-        52: lip(6.8, True, -1.0),
-        55: lip(16.5, False, 1.0),
+        52: lip(7.1, True, -2.1),
+        55: lip(16.5, False, 1.8),
         56: lip(7.7, False, 2.4),
         64: seam(half - 4.2, True),
         63: seam(7.2, True),
         65: seam(7.2, False),
     }
-    middle = {27: 3.0, 28: -10.7, 29: -23.2, 30: -35.3, 33: -49.4}
+    middle = {27: 3.0, 28: -10.7, 29: -23.2, 30: -35.3, 33: -50.6}
     points = {index: (0.0, height) for index, height in middle.items()}
-    points |= {51: lip(0, True, -1.5), 57: lip(0, False, 2.8), 62: seam(0, True), 66: seam(0, False)}
+    points |= {51: lip(0, True, -3.1), 57: lip(0, False, 3.7), 62: seam(0, True), 66: seam(0, False)}
     for index, (x, y) in left.items():
         points[index], points[TWINS[index]] = (x, y), (-x, y)
     return np.array([points[index] for index in range(17, 68)])
