@@ -130,7 +130,7 @@ def _inner_points() -> Array:
         63: seam(7.2, True),
         65: seam(7.2, False),
     }
-    middle = {27: 3.0, 28: -10.7, 29: -23.2, 30: -35.3, 33: -50.6}
+    middle = {27: 3.0, 28: -10.7, 29: -23.2, 30: -35.3, 33: -50.0}
     points = {index: (0.0, height) for index, height in middle.items()}
     points |= {51: lip(0, True, -3.1), 57: lip(0, False, 3.7), 62: seam(0, True), 66: seam(0, False)}
     for index, (x, y) in left.items():
