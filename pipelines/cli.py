@@ -24,10 +24,10 @@ from tasks.annotators import AnnotatorError
 from tasks.discover import SourceError
 from tasks.engine import EngineError
 from tasks.plan import PlanError, load_plan, standing_quarantine
-from tasks.plan import status as read_status
-from tasks.plan import verify as verify_dataset
 from tasks.progress import TerminalProgress
 from tasks.storage import StorageError, Store
+from tasks.verify import status as read_status
+from tasks.verify import verify as verify_dataset
 
 COMPLETE, FAILED, PARTIAL = 0, 1, 2
 KNOWN_ERRORS = (
@@ -49,7 +49,9 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
-Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, bucket prefix, tar, zip or picture (any URI).")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")
+]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/reconstruct.md lists them).")
 ]
@@ -59,6 +61,7 @@ Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder. Without
 Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]
 Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
 
 
@@ -95,6 +98,7 @@ def reconstruct_command(
     settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
     workers: Workers = None,
     resume: Resume = False,
+    extend: Extend = False,
     new: New = False,
     prefect: Prefect = False,
 ) -> int:
@@ -107,6 +111,8 @@ def reconstruct_command(
       deca reconstruct s3://bucket/archive.tar s3://bucket/heads --set ray.workers=8
 
       deca reconstruct photo.jpg out/ --workers 0
+
+      deca reconstruct 's3://bucket/**/*.jpg' s3://bucket/heads --extend
     """
     options = {
         "source": source,
@@ -114,7 +120,7 @@ def reconstruct_command(
         "checkpoint": checkpoint,
         "bundle": bundle,
         "ray.workers": workers,
-        "existing": _existing(resume, new),
+        "existing": _existing(resume, new, extend),
     }
     return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
@@ -189,7 +195,7 @@ def plan(
     resolved = resolve(ReconstructConfig, config, settings, options)
     frozen = freeze_plan(resolved, check_models(resolved))
     console.print(
-        f"{frozen.record.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
+        f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
     )
     return COMPLETE
 
@@ -304,10 +310,10 @@ def _show(bundle: Any, folder: Path) -> int:
     return COMPLETE
 
 
-def _existing(resume: bool, new: bool) -> str | None:
-    if resume and new:
-        raise typer.BadParameter("--resume and --new exclude one another")
-    return "resume" if resume else "new" if new else None
+def _existing(resume: bool, new: bool, extend: bool = False) -> str | None:
+    if resume + new + extend > 1:
+        raise typer.BadParameter("--resume, --extend and --new exclude one another")
+    return "resume" if resume else "extend" if extend else "new" if new else None
 
 
 def _run(flow: str, config: Any, prefect: bool) -> int:

@@ -10,14 +10,17 @@ from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
 from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_of, is_trained, load_model, weights_hash
-from tasks.plan import Plan, open_or_build, status
+from tasks.plan import Mode, Plan, open_or_build
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
+from tasks.verify import status
 
 UNTRAINED = (
     "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
     "Give trained ones with --checkpoint"
 )
+
+MODES: dict[str, Mode] = {"new": "new", "extend": "extend"}
 
 logger = logging.getLogger("deca")
 
@@ -59,10 +62,10 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
         weights=weights,
         source_config=config.inputs,
         units=config.units,
-        mode="new" if config.existing == "new" else "auto",
+        mode=MODES.get(config.existing, "auto"),
     )
     store_config(plan, config)
-    logger.info("%d pictures in %d units, plan %s", plan.record.items, plan.units, plan.fingerprint[:8])
+    logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
     return plan
 
 

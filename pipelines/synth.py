@@ -7,9 +7,10 @@ from functools import partial
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.world import SynthConfig, SynthSummary
 from tasks.engine import RunSummary, run_units
-from tasks.plan import Plan, open_or_build, status
+from tasks.plan import Plan, open_or_build
 from tasks.storage import Store
 from tasks.synth import PHOTOS, SynthWorker, bundle_of, truth_dest, world_items, world_source
+from tasks.verify import status
 
 
 def synth(config: SynthConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> SynthSummary:

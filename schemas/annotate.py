@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Step = Literal["detect", "landmarks", "segment", "embed"]
+Provider = Literal["dlib", "facexlib", "face_alignment", "sidecar"]
+STEPS: tuple[Step, ...] = get_args(Step)
+
+# What each provider can do. dlib, whose weights are installed with it, does everything.
+OFFERS: dict[Provider, tuple[Step, ...]] = {
+    "dlib": STEPS,
+    "facexlib": ("detect", "segment", "embed"),
+    "face_alignment": ("landmarks",),
+    "sidecar": ("detect", "landmarks", "segment"),
+}
 
 
 class DlibConfig(BaseModel):
@@ -31,19 +43,81 @@ class DlibConfig(BaseModel):
         return self
 
 
+class FacexlibConfig(BaseModel):
+    """Which of facexlib's networks to use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # RetinaFace on this backbone. resnet50: the surer one. mobile0.25: a twentieth of its time, for CPUs.
+    detector: Literal["resnet50", "mobile0.25"] = "resnet50"
+    # A picture whose long side is longer (pixels) is reduced for detection. 840 is the side of the training pictures of
+    # resnet50 (640 for mobile0.25): there, the anchors of 16 to 512 pixels cover faces from a fiftieth of the picture
+    # to all of it. Smaller pictures are not enlarged: the smallest anchors need no more.
+    max_side: int = Field(default=840, ge=64)
+    # Face parsing with 19 classes. bisenet: 0.3 s a face on a CPU. parsenet: finer borders, 5 s, meant for a GPU.
+    parser: Literal["bisenet", "parsenet"] = "bisenet"
+
+
+class FaceAlignmentConfig(BaseModel):
+    """How FAN is asked for landmarks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Average the heat maps of the face and of its mirror image, as the library does by default: steadier, twice the
+    # time.
+    flip: bool = True
+
+
+class SidecarConfig(BaseModel):
+    """Where the labels of a picture lie, relative to its folder (or to its folder inside a tar or zip).
+
+    {stem} is the picture's name without extension, {name} the name with it; the first pattern that exists is taken.
+    Each pattern that does not exist costs one request: on a bucket, name only what you have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # .npy (68, 2) or (faces, 68, 2); .txt, one point a line; .mat with pt3d_68, as AFLW2000 has it.
+    landmarks: tuple[str, ...] = ("{stem}.npy", "{stem}.txt", "{stem}.mat")
+    # .png or .npy of the picture's own size. A mask beside pictures looks like a picture: give the source the
+    # `exclude` pattern *_mask.png.
+    mask: tuple[str, ...] = ("{stem}_mask.png", "{stem}_mask.npy")
+
+    @field_validator("landmarks", "mask")
+    @classmethod
+    def _known_files(cls, patterns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = (".npy", ".txt", ".mat") if info.field_name == "landmarks" else (".png", ".npy")
+        if not patterns:
+            raise ValueError(f"at least one pattern is needed, for example {{stem}}{known[0]}")
+        for pattern in patterns:
+            if not pattern.endswith(known) or not ("{stem}" in pattern or "{name}" in pattern):
+                raise ValueError(f"{pattern!r} must contain {{stem}} or {{name}} and end in one of {' '.join(known)}")
+        return patterns
+
+
 class AnnotateConfig(BaseModel):
     """How faces are found and described."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # dlib is embedded: its weights come with the installation.
-    provider: Literal["dlib"] = "dlib"
+    # For every step that is not set below and that this provider can do; what it cannot do, dlib does (see OFFERS).
+    # dlib is the default because its weights come with the installation.
+    provider: Provider = "dlib"
 
-    # Folder or bucket (any fsspec URI) that mirrors the provider's weight files under their own names.
-    # None: the files that were installed with the package.
+    # Provider of one step; None: as above.
+    detect: Provider | None = None
+    landmarks: Provider | None = None
+    segment: Provider | None = None
+    embed: Provider | None = None
+
+    # Folder or bucket (any fsspec URI) that mirrors the providers' weight files under their own names. A file that it
+    # lacks is taken from where its library keeps it. None: that place, or else the library's own URL.
     weights_uri: str | None = None
 
-    # Detections below are dropped; None is the detector's own default (see tasks/annotators/dlib_provider.py).
+    # Where facexlib and face_alignment run. auto: on a GPU if the worker has one; the machine that plans may have none.
+    device: Literal["auto", "cpu"] = "auto"
+
+    # Detections below are dropped; None is the detector's own default (MIN_SCORE in the provider's module).
     min_score: float | None = None
 
     # Faces kept of one picture, largest first: bounds what a crowd costs.
@@ -53,3 +127,26 @@ class AnnotateConfig(BaseModel):
     max_pixels: int = Field(default=100_000_000, ge=1)
 
     dlib: DlibConfig = DlibConfig()
+    facexlib: FacexlibConfig = FacexlibConfig()
+    face_alignment: FaceAlignmentConfig = FaceAlignmentConfig()
+    sidecar: SidecarConfig = SidecarConfig()
+
+    @model_validator(mode="after")
+    def _steps_on_offer(self) -> AnnotateConfig:
+        for step in STEPS:
+            chosen = getattr(self, step)
+            if chosen is not None and step not in OFFERS[chosen]:
+                able = ", ".join(name for name, steps in OFFERS.items() if step in steps)
+                raise ValueError(f"annotate.{step}: {chosen} does not do this step; choose one of {able}")
+        return self
+
+    def provider_of(self, step: Step) -> Provider:
+        """Who does a step: its own setting, else the common provider if it can, else dlib."""
+        chosen: Provider | None = getattr(self, step)
+        if chosen is not None:
+            return chosen
+        return self.provider if step in OFFERS[self.provider] else "dlib"
+
+    def steps_of(self, provider: Provider) -> tuple[Step, ...]:
+        """The steps that a provider does under this config."""
+        return tuple(step for step in STEPS if self.provider_of(step) == provider)

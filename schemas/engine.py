@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
@@ -21,6 +21,19 @@ class SourceConfig(BaseModel):
     exclude: tuple[str, ...] = ()
     # Bytes; a larger picture is quarantined unread. Default 256 MiB: above any camera, below a worker's memory.
     max_bytes: int = Field(default=256 * 2**20, gt=0)
+    # Column of the pictures in Parquet files. Default None: the only one that can hold pictures, else an error.
+    image_column: str | None = Field(default=None, min_length=1)
+    # Column of the URIs where the source is a list (CSV, TSV, Parquet). Default None: one of the usual names.
+    uri_column: str | None = Field(default=None, min_length=1)
+    # Plan pictures of equal content once, the first in order. Default False: it reads the whole source while planning,
+    # except objects whose etag already is the MD5 of their content.
+    deduplicate: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind_of_table(self) -> SourceConfig:
+        if self.image_column and self.uri_column:
+            raise ValueError("image_column (pictures inside) and uri_column (a list of pictures) exclude one another")
+        return self
 
 
 class UnitsConfig(BaseModel):

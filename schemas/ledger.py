@@ -71,9 +71,9 @@ class Item:
     @property
     def image_id(self) -> str:
         """Stable id of the picture: 16 hex digits of the SHA-256 of its place below the plan's source."""
-        place = self.source_uri
-        if self.root and place.startswith(self.root):
-            place = place[len(self.root) :].lstrip("/")
+        place, folder = self.source_uri, f"{self.root.rstrip('/')}/"
+        if self.root and place.startswith(folder):  # not "photos-2/a.jpg" below "photos"
+            place = place[len(folder) :].lstrip("/")
         return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
@@ -186,14 +186,24 @@ class PlanRecord(_Record):
     fingerprint: str
 
 
-class RetryRecord(_Record):
-    """`_plan/retry-001.json`: one round over rows that stood in quarantine; its units follow the earlier ones."""
+class RoundRecord(_Record):
+    """`_plan/round-00001.json`: units behind the frozen plan's, for quarantined rows or for what the source has gained.
 
-    round: int
+    Both kinds share one count of rounds, so that no two rounds can take the same unit indices.
+    """
+
+    kind: Literal["retry", "extend"]
+    round: int  # from 1
     fingerprint: str  # of the plan it belongs to
     items: int
     units: int
     files: list[UnitFile]
+    # Of an extension: hash and fingerprint that a new plan over all inputs of that moment would have, how many planned
+    # inputs the source no longer had (their rows stay), and the items whose content is planned anew in this round.
+    inputs_sha256: str | None = None
+    inputs_fingerprint: str | None = None
+    removed: int = 0
+    replaced: list[int] = Field(default_factory=list)
 
 
 class CommitRecord(_Record):

@@ -30,9 +30,10 @@ class ReconstructConfig(BaseModel):
     checkpoint: str | None = None
     # Bundle folder. None: the procedural head that comes with the package.
     bundle: str | None = None
-    # What to do with a plan that DEST holds: go on if it is the same and refuse another one (naming the difference),
-    # go on with it as it is, go on and plan its quarantined rows once more, or drop it with its results.
-    existing: Literal["refuse", "resume", "retry", "new"] = "refuse"
+    # What to do with a plan that DEST holds: go on if it is the same and refuse another one, naming the difference
+    # (refuse); go on with it as it is (resume); also plan its quarantined rows once more (retry); also plan what is new
+    # or changed in the source (extend); drop it with its results (new).
+    existing: Literal["refuse", "resume", "retry", "extend", "new"] = "refuse"
     # Seed of an untrained network's weights, so that even those runs can be repeated.
     seed: int = 0
     # Faces that go through the networks at once. Part of the plan: the last bits of a result depend on it. 8 keeps two

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from schemas.ledger import Item
-from tasks.storage import is_local, open_uri
+from tasks.ranges import ReadError, open_checked, read_bytes
 
 TAR_SUFFIXES, GZIP_TAR_SUFFIXES, ZIP_SUFFIXES = (".tar",), (".tar.gz", ".tgz"), (".zip",)
 # What reading an archive raises where it is cut off, overwritten or no archive at all.
@@ -35,10 +35,6 @@ ZIP_UTF8 = 0x800
 ZIP_SLACK = 1024  # bytes read beyond header, name and data, for the extra field and incompressible data
 
 
-class ReadError(Exception):
-    """A picture that cannot be read as it was planned."""
-
-
 def is_archive(uri: str) -> bool:
     return uri.lower().endswith(TAR_SUFFIXES + GZIP_TAR_SUFFIXES + ZIP_SUFFIXES)
 
@@ -48,9 +44,8 @@ def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
 
     Links, devices and folders are left out. Memory does not grow with the archive.
     """
-    fs, path = open_uri(uri)
     with contextlib.ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(fs.open(path, "rb", **({} if is_local(uri) else {"block_size": HOP})))
+        file = stack.enter_context(open_checked(uri, None, HOP))
         if uri.lower().endswith(ZIP_SUFFIXES):
             yield from _zip_members(file)
             return
@@ -71,19 +66,7 @@ def read_member(item: Item, max_bytes: int) -> bytes:
         return _read_zip(item, item.offset, max_bytes)
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
         return _packed_tar.read(item, item.offset)
-    return read_range(item.uri, item.offset, item.size)
-
-
-def read_range(uri: str, start: int, length: int) -> bytes:
-    """Bytes of an object; fewer where it ends."""
-    if length <= 0:
-        return b""
-    if is_local(uri):
-        with open(uri, "rb") as file:
-            file.seek(start)
-            return file.read(length)
-    fs, path = open_uri(uri)
-    return fs.cat_file(path, start=start, end=start + length)
+    return read_bytes(item.uri, item.offset, item.size, etag=item.etag)
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -147,7 +130,7 @@ def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[
 def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:
     """One range read, no directory: the local header says how the data is packed, the plan how long it is."""
     head = ZIP_LOCAL.size + len((item.member or "").encode()) + ZIP_SLACK
-    data = read_range(item.uri, offset, head + item.size)
+    data = read_bytes(item.uri, offset, head + item.size, etag=item.etag)
     if len(data) < ZIP_LOCAL.size or not data.startswith(b"PK\x03\x04"):
         raise ReadError(f"no zip header at byte {offset}: the archive has changed since it was planned")
     _, flags, method, crc, name_length, extra_length = ZIP_LOCAL.unpack_from(data)
@@ -157,12 +140,12 @@ def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:
     if method == zipfile.ZIP_STORED:
         payload = data[start : start + item.size]
         if len(payload) < item.size:  # an extra field longer than the slack
-            payload = read_range(item.uri, offset + start, item.size)
+            payload = read_bytes(item.uri, offset + start, item.size, etag=item.etag)
     elif method == zipfile.ZIP_DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         payload = inflater.decompress(data[start:], max_bytes + 1)
         if len(payload) > max_bytes:
-            raise ReadError(f"unpacks to more than the limit of {max_bytes} bytes (source.max_bytes)")
+            raise ReadError(f"unpacks to more than the limit of {max_bytes} bytes (inputs.max_bytes)")
     else:
         raise ReadError(f"zip compression method {method} is not supported; pack the archive with deflate or stored")
     # With flag bit 3 the checksum follows the data and the header has 0.
@@ -183,9 +166,8 @@ class _PackedTar:
         with self.lock:
             if self.key != (item.uri, item.etag):
                 self.stream.close()
-                fs, path = open_uri(item.uri)
-                options = {} if is_local(item.uri) else {"block_size": 8 * HOP}
-                self.stream = cast(IO[bytes], gzip.GzipFile(fileobj=fs.open(path, "rb", **options)))
+                file = open_checked(item.uri, item.etag, 8 * HOP)
+                self.stream = cast(IO[bytes], gzip.GzipFile(fileobj=file))
                 self.key = (item.uri, item.etag)
             try:
                 self.stream.seek(offset)

@@ -1,42 +1,37 @@
-"""Every picture of a source, streamed in one fixed order.
+"""Every picture of a source, streamed in one fixed order and planned once.
 
-A source is a folder, a bucket prefix, one picture, or an archive; archives in folders are opened as well. Memory holds
-one folder's names or one page of a listing, never the whole source. Order is that of the full path by code point, so a
-folder and its copy in a bucket give the same plan; members keep the order of their archive.
+A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, or a
+list of URIs; archives and Parquet files in folders are opened as well. Order is that of the full path by code point, so
+a folder and its copy in a bucket give the same plan; members, rows and lists keep their own order.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import logging
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from itertools import islice
 
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
-from tasks.archives import DAMAGE, archive_members, is_archive, printable
-from tasks.storage import StorageError, check_command, is_local, normalise, open_uri, storage_errors
+from tasks.archives import DAMAGE, archive_members, is_archive
+from tasks.listings import URI_COLUMNS, is_list, listed_uris
+from tasks.ranges import S3
+from tasks.read import read_items
+from tasks.storage import StorageError, check_command, is_local, normalise
+from tasks.tables import describe, image_column, image_rows, is_table, table_schema
+from tasks.walk import File, SourceError, is_file, local_file, parse_glob, source_root, walk
 
+__all__ = ["SourceError", "discover", "source_root"]
 
-class SourceError(Exception):
-    """A source that is missing, unreadable or without pictures; says what to try."""
+MD5 = re.compile(r"[0-9a-f]{32}")  # an S3 etag of another form (parts) is no hash of the content
+READ_AHEAD = 256  # pictures hashed as one block
 
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One listed file or object."""
-
-    uri: str
-    size: int
-    etag: str | None
-
-
-def source_root(source: str) -> str:
-    """The folder that ids are relative to: the source itself, or the folder of a single file."""
-    uri = normalise(source)
-    single = os.path.isfile(uri) if is_local(uri) else _is_file(uri)
-    return uri.rpartition("/")[0] if single else uri
+logger = logging.getLogger("deca")
 
 
 def discover(source: str, config: SourceConfig | None = None, skip: str | None = None) -> Iterator[Item]:
@@ -47,147 +42,203 @@ def discover(source: str, config: SourceConfig | None = None, skip: str | None =
     """
     config = config or SourceConfig()
     uri = normalise(source)
-    root = source_root(uri)
+    try:
+        with _reading(uri):
+            root = source_root(uri)
+            listed = _is_list(uri, config)
+            single = parse_glob(uri) is None and is_file(uri)
+    except StorageError as error:
+        raise SourceError(str(error)) from error
+    if config.uri_column and not listed:
+        raise SourceError(f"{uri} is no list, so inputs.uri_column means nothing. Lists: .txt .csv .tsv .parquet")
     inside = normalise(skip) if skip else None
+    items = (
+        _listed(uri, root, config) if listed else _walked(uri, root, config, single, None if inside == uri else inside)
+    )
     index = -1
-    for file in _files(uri, None if inside == uri else inside):
-        place = file.uri[len(root) :].lstrip("/")
-        for item in _expand(file, place, config):
-            index += 1
-            yield replace(item, index=index, root=root)
+    for index, item in enumerate(_deduplicated(items, config) if config.deduplicate else items):
+        yield replace(item, index=index, root=root)
     if index < 0:
         kinds = " ".join(config.extensions)
+        patterns = ", include and exclude patterns apply" if config.include or config.exclude else ""
         raise SourceError(
-            f"no pictures in {uri} (looked for {kinds}, also inside tar and zip; hidden files are skipped"
-            f"{', include and exclude patterns apply' if config.include or config.exclude else ''}). "
-            f"Check with: {check_command(uri)}"
+            f"no pictures in {uri} (looked for {kinds}, also inside tar, zip and Parquet; hidden files are skipped"
+            f"{patterns}). Check with: {check_command(uri)}"
         )
 
 
-def _expand(file: _File, place: str, config: SourceConfig) -> Iterator[Item]:
-    """The items one file stands for: itself, its members, or none."""
-    if any(part.startswith(".") for part in place.split("/")):
-        return
+# --- kinds of sources -------------------------------------------------------------------------------------------------
+
+
+def _is_list(uri: str, config: SourceConfig) -> bool:
+    """Whether the source is a list: by its name, or a Parquet file with a column of URIs and none of pictures."""
+    if is_list(uri):
+        return is_file(uri)
+    if not is_table(uri) or config.image_column or parse_glob(uri) or not is_file(uri):
+        return False
+    if config.uri_column:
+        return True
+    with _reading(uri):
+        schema, _ = table_schema(uri)
+    if image_column(schema, None, uri) is not None:
+        return False
+    if not set(URI_COLUMNS) & set(schema.names):
+        raise SourceError(
+            f"{uri}: no column of pictures (bytes or struct<bytes, path>) and none of URIs. The columns are "
+            f"{describe(schema)}. Name one: --set inputs.image_column=NAME or --set inputs.uri_column=NAME"
+        )
+    return True
+
+
+def _listed(uri: str, root: str, config: SourceConfig) -> Iterator[Item]:
+    """Entries of a list, each once. Remote ones are not looked up: a million requests would precede the first row."""
+    seen = Digests()
+    doubled = 0
+    with _reading(uri):
+        for entry in listed_uris(uri, config.uri_column):
+            if not seen.add(hashlib.blake2b(entry.encode(), digest_size=16).digest()):
+                doubled += 1
+                continue
+            file = local_file(entry) if is_local(entry) else File(entry)
+            place = entry[len(root) :].lstrip("/") if entry.startswith(f"{root}/") else entry
+            yield from _expand(file, place, config, chosen=True)
+    if doubled:
+        logger.info("%s names %d pictures more than once; each is planned once", uri, doubled)
+
+
+def _walked(uri: str, root: str, config: SourceConfig, single: bool, skip: str | None) -> Iterator[Item]:
+    for file in walk(uri, skip):
+        place = file.uri[len(root) :].lstrip("/")
+        if not any(part.startswith(".") for part in place.split("/")):
+            yield from _expand(file, place, config, chosen=False, single=single)
+
+
+def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, single: bool = False) -> Iterator[Item]:
+    """The items one file stands for: itself, its members or rows, or none.
+
+    chosen: somebody wrote its name down, so that its extension does not matter; single: it is the whole source.
+    """
     whole = Item(0, file.uri, size=file.size, etag=file.etag)
-    if not is_archive(file.uri):
-        if _wanted(place, config):
+    if not is_archive(file.uri) and not is_table(file.uri):
+        if _wanted(place, config, any_extension=chosen):
             yield whole
         return
     if any(fnmatchcase(place, pattern) for pattern in config.exclude):
         return
+    members = _rows(file, place, config, chosen or single) if is_table(file.uri) else _members(file, place, config)
     try:
-        for member, offset, size in archive_members(file.uri):
-            hidden = member.rpartition("/")[2].startswith(".")  # macOS `._*` too
-            if not hidden and _wanted(f"{place}#{member}", config):
-                yield replace(whole, member=member, offset=offset, size=size)
-    except (*DAMAGE, FileNotFoundError, PermissionError):
+        for member, offset, size in members:
+            yield replace(whole, member=member, offset=offset, size=size)
+    except (*DAMAGE, FileNotFoundError, PermissionError) as error:
+        if single and is_table(file.uri):
+            raise SourceError(f"cannot read {file.uri}: {error}. Is it a Parquet file?") from error
         yield whole
     except (OSError, StorageError) as error:  # a failing disk or network must not shorten the plan
-        raise SourceError(
-            f"cannot read the archive {file.uri}: {error}. Check with: {check_command(file.uri)}"
-        ) from error
+        raise SourceError(f"cannot read {file.uri}: {error}. Check with: {check_command(file.uri)}") from error
 
 
-def _wanted(place: str, config: SourceConfig) -> bool:
-    if not place.lower().endswith(tuple(f".{extension.lower()}" for extension in config.extensions)):
+def _members(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
+    """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item."""
+    for member, offset, size in archive_members(file.uri):
+        hidden = member.rpartition("/")[2].startswith(".")  # macOS `._*` too
+        if not hidden and _wanted(f"{place}#{member}", config):
+            yield member, offset, size
+
+
+def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:
+    """(member, row, -1) of a Parquet file; nothing where it has no pictures, unless somebody has named it."""
+    if not named and any(part.startswith("_") for part in place.split("/")):  # as all readers of Parquet folders do
+        return
+    schema, rows = table_schema(file.uri)
+    column = image_column(schema, config.image_column, file.uri)
+    if column is None and named:
+        raise SourceError(f"{file.uri}: no column of pictures. The columns are {describe(schema)}")
+    if column is None:
+        return
+    for member, row in image_rows(column, rows):
+        if _wanted(f"{place}#{member}", config, any_extension=True):
+            yield member, row, -1
+
+
+def _wanted(place: str, config: SourceConfig, any_extension: bool = False) -> bool:
+    endings = tuple(f".{extension.lower()}" for extension in config.extensions)
+    if not any_extension and not place.lower().endswith(endings):
         return False
     if config.include and not any(fnmatchcase(place, pattern) for pattern in config.include):
         return False
     return not any(fnmatchcase(place, pattern) for pattern in config.exclude)
 
 
-def _files(uri: str, skip: str | None) -> Iterator[_File]:
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Whatever reading a list or a footer raises, as a SourceError that names the file."""
     try:
-        with storage_errors("list", uri):
-            if is_local(uri):
-                os.stat(uri)
-                yield from _local_files(uri, skip, frozenset())
-            elif _is_file(uri):
-                fs, path = open_uri(uri)
-                yield _remote_file(uri, fs.info(path))
-            elif uri.startswith(("s3://", "s3a://")):
-                yield from _bucket_files(uri, skip)
-            else:
-                yield from _remote_files(uri, skip)
+        yield
     except FileNotFoundError as error:
         raise SourceError(f"{uri} does not exist. Check with: {check_command(uri)}") from error
-    except StorageError as error:
-        raise SourceError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"cannot read {uri}: {error}. Check with: {check_command(uri)}") from error
 
 
-def _local_files(path: str, skip: str | None, parents: frozenset[str]) -> Iterator[_File]:
-    """Depth first; `a/` sorts like its files do, so that the order is that of the full paths."""
-    if not os.path.isdir(path):
-        yield _local_file(path)
-        return
-    real = os.path.realpath(path)
-    if real in parents or path == skip:  # a link to a folder above would never end
-        return
-    with os.scandir(path) as entries:
-        names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in entries)
-    for name in names:
-        if name.startswith("."):
-            continue
-        child = os.path.join(path, name.rstrip("/"))
-        if name.endswith("/"):
-            yield from _local_files(child, skip, parents | {real})
-        else:
-            yield _local_file(child)
+# --- equal content ----------------------------------------------------------------------------------------------------
 
 
-def _local_file(path: str) -> _File:
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        # A broken link is planned too: it fails when read and so shows up in quarantine.
-        return _File(printable(path), -1, f"{type(error).__name__}")
-    return _File(printable(path), stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}")
+class Digests:
+    """A set of 16-byte digests in 16 bytes a slot, at most 60 % full: 27 to 53 bytes an entry, Python's set 110."""
 
+    def __init__(self) -> None:
+        self.slots, self.count = 1024, 0
+        self.table = bytearray(16 * self.slots)
 
-def _bucket_files(uri: str, skip: str | None) -> Iterator[_File]:
-    """Pages of list_objects_v2, which come sorted by key."""
-    fs, path = open_uri(uri)
-    protocol, (bucket, _, prefix) = uri.partition("://")[0], path.partition("/")
-    request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
-    while True:
-        page = fs.call_s3("list_objects_v2", **request)
-        for entry in page.get("Contents", ()):
-            file = _File(f"{protocol}://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
-            if not file.uri.endswith("/") and not (skip and file.uri.startswith(skip + "/")):
-                yield file
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+    def add(self, digest: bytes) -> bool:
+        """Whether the digest is new. Sixteen zero bytes mark a free slot; no hash gives them."""
+        if self.count > 0.6 * self.slots:
+            self._grow()
+        return self._put(digest)
 
-
-def _remote_files(uri: str, skip: str | None) -> Iterator[_File]:
-    """Folder by folder through any other fsspec driver."""
-    fs, path = open_uri(uri)
-    protocol = uri.partition("://")[0]
-    entries = {
-        entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else ""): entry
-        for entry in fs.ls(path, detail=True)
-    }
-    for name in sorted(entries):
-        child = f"{protocol}://{name.rstrip('/').lstrip('/')}"
-        if child == skip or name.rstrip("/").rpartition("/")[2].startswith("."):
-            continue
-        if name.endswith("/"):
-            yield from _remote_files(child, skip)
-        else:
-            yield _remote_file(child, entries[name])
-
-
-def _remote_file(uri: str, info: dict[str, Any]) -> _File:
-    size = info.get("size")
-    stamp = next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), None)
-    return _File(uri, -1 if size is None else size, None if stamp is None else str(stamp).strip('"'))
-
-
-def _is_file(uri: str) -> bool:
-    """Whether a remote URI is one object; a prefix costs no request unless its name looks like a picture or archive."""
-    name = uri.rpartition("/")[2].lower()
-    if "." not in name:
+    def _put(self, digest: bytes) -> bool:
+        slot = int.from_bytes(digest[:8], "little") % self.slots
+        while (held := self.table[16 * slot : 16 * slot + 16]) != digest:
+            if not any(held):
+                self.table[16 * slot : 16 * slot + 16] = digest
+                self.count += 1
+                return True
+            slot = (slot + 1) % self.slots
         return False
-    fs, path = open_uri(uri)
-    return bool(fs.isfile(path))
+
+    def _grow(self) -> None:
+        old = self.table
+        self.slots, self.count = 2 * self.slots, 0
+        self.table = bytearray(16 * self.slots)
+        for at in range(0, len(old), 16):
+            if any(digest := bytes(old[at : at + 16])):
+                self._put(digest)
+
+
+def _deduplicated(items: Iterator[Item], config: SourceConfig) -> Iterator[Item]:
+    """The first item of each content, by MD5. S3 has it as the etag of plain objects; all others are read.
+
+    What cannot be read stays in: it fails alone later. A store whose etags are no hashes (encrypted with KMS) keeps
+    copies apart, it never merges what differs.
+    """
+    seen = Digests()
+    doubled = 0
+    while block := list(islice(items, READ_AHEAD)):
+        unread = (item for item in block if _known_digest(item) is None)
+        contents = read_items(unread, max_bytes=config.max_bytes)
+        for item in block:
+            digest = _known_digest(item)
+            if digest is None:
+                _, data = next(contents)
+                digest = None if isinstance(data, Exception) else hashlib.md5(data, usedforsecurity=False).digest()
+            if digest is None or seen.add(digest):
+                yield item
+            else:
+                doubled += 1
+    if doubled:
+        logger.info("%d pictures have the content of an earlier one and are not planned", doubled)
+
+
+def _known_digest(item: Item) -> bytes | None:
+    plain = item.member is None and item.uri.startswith(S3) and not is_archive(item.uri)
+    return bytes.fromhex(item.etag) if plain and item.etag and MD5.fullmatch(item.etag) else None

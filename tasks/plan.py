@@ -2,10 +2,10 @@
 
     _plan.json                      the frozen plan; written last, so that a half-written plan is none
     _plan/units-*.parquet           its items, one row group a unit
-    _plan/round-00001.json + -units-  rounds over quarantined rows or added inputs; their units follow the earlier ones
+    _plan/round-00001.json + -units-  rounds: quarantined rows, or new and changed inputs; units follow the earlier ones
     _commits/00042-<fp8>.json       a unit is done; without it the part is not data
     _quarantine/00042-<fp8>.parquet rows of that unit that failed
-    part-00042-<fp8>.parquet        rows of that unit
+    part-00042-<fp8>.parquet        rows of that unit (-<sha8> more once rows of replaced inputs were taken out)
 
 Supersede rule: once a retry unit is committed, earlier quarantine rows of the same (item, face) no longer count; what
 still fails stands in the retry unit's own quarantine. All functions take the dataset's URI, whichever flow wrote it.
@@ -13,24 +13,21 @@ still fails stands in the retry unit's own quarantine. All functions take the da
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
 import tempfile
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from schemas.engine import SourceConfig, UnitsConfig
@@ -40,21 +37,19 @@ from schemas.ledger import (
     PlanRecord,
     Quarantined,
     RoundRecord,
-    StoredFile,
     Unit,
     UnitFile,
     table_to_items,
     table_to_quarantine,
 )
 from tasks.draft import InputChanges, cut_units, differences, make_draft, setting_differences, write_units
+from tasks.rewrite import drop_rows
 from tasks.storage import Store
 
 PLAN, PLAN_FOLDER, COMMITS, QUARANTINE = "_plan.json", "_plan", "_commits", "_quarantine"
 READ_THREADS = 16  # commit records are small and many
 SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
-NAMED = 5  # inputs that an error names
-ID_COLUMN = "face_id"
-PART_NAME = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")
+PART_NAME = re.compile(r"part-\d{5,}-[0-9a-f]{8}(-[0-9a-f]{8})?\.parquet")
 
 logger = logging.getLogger("deca")
 
@@ -74,8 +69,8 @@ class PlanConflict(PlanError):
         grown = all(text.startswith("inputs: ") for text in differences)
         super().__init__(
             f"{dest} holds a plan that differs from this run: {'; '.join(differences)}. Run again with --resume "
-            f"(go on with the stored plan as it is){', --extend (plan what was added)' if grown else ''} or with --new "
-            "(drop the earlier plan and its results)"
+            f"(go on with the stored plan as it is){', --extend (plan what is new or changed)' if grown else ''} "
+            "or with --new (drop the earlier plan and its results)"
         )
 
 
@@ -110,12 +105,22 @@ class Plan:
         if not extensions:
             return self.record
         latest = {
-            "items": self.record.items + sum(later.items for later in extensions),
+            "items": self.planned_items - len(self.replaced),
             "items_sha256": extensions[-1].inputs_sha256,
             "files": [*self.record.files, *(file for later in extensions for file in later.files)],
             "fingerprint": extensions[-1].inputs_fingerprint,
         }
         return self.record.model_copy(update=latest)
+
+    @property
+    def planned_items(self) -> int:
+        """Items of the plan and its extensions, replaced ones included; the next item's index."""
+        return self.record.items + sum(later.items for later in self.rounds if later.kind == "extend")
+
+    @cached_property
+    def replaced(self) -> frozenset[int]:
+        """Indices of items that an extension has planned anew because their content had changed."""
+        return frozenset(index for later in self.rounds for index in later.replaced)
 
     @property
     def retry_units(self) -> set[int]:
@@ -138,7 +143,7 @@ class Plan:
         return f"{QUARANTINE}/{unit:05d}-{self.fingerprint[:8]}.parquet"
 
     def count_items(self, indices: Collection[int]) -> int:
-        """Items in these units."""
+        """Items in these units, replaced ones included."""
         size, ordered = self.record.items_per_unit, sorted(indices)
         total = first = 0
         parts: list[PlanRecord | RoundRecord] = [self.record, *self.rounds]
@@ -155,7 +160,7 @@ class Plan:
         return total
 
     def iter_units(self, indices: Collection[int] | None = None) -> Iterator[Unit]:
-        """Units in order (those of `indices` only); memory holds one file of at most 64 units."""
+        """Units in order (those of `indices` only) without replaced items; memory holds one file of 64 units."""
         wanted = None if indices is None else set(indices)
         for file in self.files:
             inside = range(file.first_unit, file.first_unit + file.units)
@@ -164,7 +169,8 @@ class Plan:
                 parquet = pq.ParquetFile(pa.BufferReader(self.store.read(file.file)))
                 for index in chosen:
                     table = parquet.read_row_group(index - file.first_unit)
-                    yield Unit(index, table_to_items(table, self.record.root))
+                    items = table_to_items(table, self.record.root)
+                    yield Unit(index, [item for item in items if item.index not in self.replaced])
 
 
 # --- making a plan ----------------------------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ def open_or_build(
     config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
-    source, "extend" adds a round over the inputs that the source has gained, "new" drops it and its results.
+    source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
     Raises SourceError, StorageError, PlanError.
     """
     store = Store(dest)
@@ -214,7 +220,7 @@ def open_or_build(
             if mode == "extend":
                 return _extend(stored, draft, folder)
             if stored.inputs.fingerprint != draft.fingerprint:
-                raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder))
+                raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
             return stored
         _publish_draft(store, draft, folder)
     finally:
@@ -328,10 +334,10 @@ def committed_parts(dest: str) -> list[str]:
 def standing_quarantine(dest: str) -> list[Quarantined]:
     """Quarantined rows that no later committed retry unit has taken over."""
     plan = load_plan(dest)
-    return [row for _, row in _standing(plan, read_commits(dest))]
+    return [row for _, row in standing_rows(plan, read_commits(dest))]
 
 
-def _standing(plan: Plan, commits: list[CommitRecord]) -> list[tuple[int, Quarantined]]:
+def standing_rows(plan: Plan, commits: list[CommitRecord]) -> list[tuple[int, Quarantined]]:
     """(unit, row) of the rows that stand."""
     superseded: dict[Row, int] = {}
     retried = plan.retry_units
@@ -343,7 +349,9 @@ def _standing(plan: Plan, commits: list[CommitRecord]) -> list[tuple[int, Quaran
         rows = [
             (unit, row) for (unit, _), table in zip(files, tables, strict=True) for row in table_to_quarantine(table)
         ]
-    return [(unit, row) for unit, row in rows if unit >= superseded.get(_row(row), -1)]
+    return [
+        (unit, row) for unit, row in rows if unit >= superseded.get(_row(row), -1) and row.index not in plan.replaced
+    ]
 
 
 # --- retry ------------------------------------------------------------------------------------------------------------
@@ -360,7 +368,7 @@ def plan_retry(dest: str) -> Plan:
     waiting = [index for index in pending(plan) if index in retried]
     under_way = {_row(item) for unit in plan.iter_units(waiting) for item in unit.items}
     standing = {
-        _row(row): (unit, row) for unit, row in _standing(plan, read_commits(dest)) if _row(row) not in under_way
+        _row(row): (unit, row) for unit, row in standing_rows(plan, read_commits(dest)) if _row(row) not in under_way
     }
     if not standing:
         return plan
@@ -398,10 +406,10 @@ def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) ->
 
 
 def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
-    """The plan with one more round over the inputs that only the draft has; itself where the inputs are the same.
+    """The plan with one more round over new and changed inputs; itself where the inputs are the same.
 
-    Rows of inputs that are gone stay. PlanConflict where anything but the inputs differs; PlanError where planned ones
-    have changed, because their rows are made and readers would find both.
+    Rows of inputs that are gone stay, those of the earlier content of changed ones are taken out. PlanConflict where
+    anything but the inputs differs.
     """
     if found := setting_differences(plan.record, draft):
         raise PlanConflict(plan.dest, found)
@@ -412,19 +420,51 @@ def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
             f"{plan.dest}: --extend does not go with inputs.deduplicate: what was planned would have to be read again "
             "to know its content. Use --new, or plan without it"
         )
-    changes = InputChanges(plan.inputs, draft, plan.store, folder)
-    if changes.changed:
-        names = list(islice(changes.changed_uris(), NAMED))
-        raise PlanError(
-            f"{plan.dest}: {changes.changed} inputs have changed since they were planned ({', '.join(names)}"
-            f"{' ...' if changes.changed > NAMED else ''}); --extend only adds. Put new content under new names, bring "
-            "the earlier content back, or start over with --new"
-        )
-    numbered = (replace(item, index=index) for index, item in enumerate(changes.added_items(), start=plan.inputs.items))
-    logger.info("%s: %d inputs added, %d gone (their rows stay)", plan.dest, changes.added, changes.removed)
-    units = cut_units(numbered, plan.record.items_per_unit, plan.units)
-    inputs = {"inputs_sha256": draft.items_sha256, "inputs_fingerprint": draft.fingerprint}
-    return _publish_round(plan, units, folder, kind="extend", removed=changes.removed, **inputs)
+    changes = InputChanges(plan.inputs, draft, plan.store, folder, plan.replaced)
+    logger.info(
+        "%s: %d inputs are new, %d changed, %d gone (their rows stay)",
+        plan.dest,
+        changes.added,
+        changes.changed,
+        changes.removed,
+    )
+    # The earlier rows go first: should this end here, the next extension finds the inputs changed as before.
+    replaced = _take_out(plan, {item.source_uri for item, known in changes.items() if known}) if changes.changed else []
+    numbered = (replace(item, index=index) for index, (item, _) in enumerate(changes.items(), start=plan.planned_items))
+    return _publish_round(
+        plan,
+        cut_units(numbered, plan.record.items_per_unit, plan.units),
+        folder,
+        kind="extend",
+        inputs_sha256=draft.items_sha256,
+        inputs_fingerprint=draft.fingerprint,
+        removed=changes.removed,
+        replaced=replaced,
+    )
+
+
+def _take_out(plan: Plan, uris: set[str]) -> list[int]:
+    """Rewrite the committed parts without rows of these inputs; the indices that the inputs have had."""
+    units: set[int] = set()
+    indices: set[int] = set()
+    for unit in plan.iter_units():
+        if found := {item.index for item in unit.items if item.source_uri in uris}:
+            units.add(unit.index)
+            indices |= found
+    parts = [name for name in plan.store.list() if PART_NAME.fullmatch(name)] if units else []
+    for commit in read_commits(plan.dest):
+        if commit.unit in units and commit.part is not None:
+            try:
+                kept = drop_rows(plan.store, commit, uris)
+            except ValueError as error:
+                raise PlanError(f"{error}, so rows of changed inputs cannot be taken out. Use --new") from error
+            if kept != commit:
+                publish_commit(plan, kept)
+            begin = plan.part_name(commit.unit).removesuffix(".parquet")
+            for name in parts:  # the part that was replaced, now or by an extension that did not get this far
+                if name.startswith(begin) and name != kept.part:
+                    plan.store.delete(name)
+    return sorted(indices)
 
 
 def _publish_round(plan: Plan, units: Iterable[Unit], folder: Path, **fields: Any) -> Plan:
@@ -442,7 +482,7 @@ def _publish_round(plan: Plan, units: Iterable[Unit], folder: Path, **fields: An
         **fields,
     )
     try:
-        plan.store.create(_round_name(number), record.model_dump_json(indent=1).encode())
+        plan.store.create(round_name(number), record.model_dump_json(indent=1).encode())
     except FileExistsError as error:
         raise PlanError(
             f"another round of {plan.dest} began at the same moment. Run: deca status {plan.dest}"
@@ -450,116 +490,5 @@ def _publish_round(plan: Plan, units: Iterable[Unit], folder: Path, **fields: An
     return load_plan(plan.dest)
 
 
-def _round_name(number: int) -> str:
+def round_name(number: int) -> str:
     return f"{PLAN_FOLDER}/round-{number:05d}.json"
-
-
-# --- status and verify ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a dataset stands."""
-
-    dest: str
-    source: str
-    fingerprint: str
-    code: str
-    items: int
-    units: int  # retry rounds included
-    committed: int
-    pending: int
-    rows: int
-    bytes: int  # of the committed parts
-    quarantined: dict[str, int]  # standing rows by stage
-    retries: int
-
-    @property
-    def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine."""
-        return not self.pending and not self.quarantined
-
-
-def status(dest: str) -> Status:
-    """Counts of a dataset, from its plan, commits and quarantine."""
-    plan = load_plan(dest)
-    commits = read_commits(dest)
-    stages = Counter(row.stage for _, row in _standing(plan, commits))
-    return Status(
-        dest=plan.dest,
-        source=plan.record.source,
-        fingerprint=plan.fingerprint,
-        code=plan.record.code,
-        items=plan.inputs.items,
-        units=plan.units,
-        committed=len(commits),
-        pending=plan.units - len(commits),
-        rows=sum(commit.rows for commit in commits),
-        bytes=sum(commit.bytes for commit in commits),
-        quarantined=dict(sorted(stages.items())),
-        retries=len(plan.retries),
-    )
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found. Leftovers are files that no record names: harmless, and never read."""
-
-    files: int  # hashed
-    rows: int
-    problems: list[str] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-
-def verify(dest: str) -> Verification:
-    """Hash every committed file again and look for what is missing, changed, doubled or left over."""
-    plan = load_plan(dest)
-    try:
-        commits = read_commits(dest)
-    except PlanError as error:
-        return Verification(0, 0, [str(error)])
-    expected = [StoredFile(**file.model_dump(include={"file", "bytes", "sha256"})) for file in plan.files]
-    for commit in commits:
-        if commit.part and commit.sha256:
-            expected.append(StoredFile(file=commit.part, bytes=commit.bytes, sha256=commit.sha256))
-        if commit.quarantine:
-            expected.append(commit.quarantine)
-    problems, ids = [], []
-    for file in expected:  # one at a time: a part may be large
-        problem, found = _check_file(plan.store, file)
-        problems += [problem] if problem else []
-        ids.append(found)
-    problems += _doubled(np.concatenate([np.empty(0, "S16"), *ids]))
-    named = {file.file for file in expected} | {plan.commit_name(commit.unit) for commit in commits}
-    named |= {_round_name(later.round) for later in plan.rounds} | {PLAN}
-    present = [name for name in plan.store.list() if PART_NAME.fullmatch(name)]
-    present += chain(*(plan.store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER)))
-    leftovers = [name for name in present if name not in named]
-    return Verification(len(expected), sum(commit.rows for commit in commits), problems, leftovers)
-
-
-def _check_file(store: Store, file: StoredFile) -> tuple[str | None, NDArray[np.bytes_]]:
-    """(what is wrong with a published file, the ids in it)."""
-    none = np.empty(0, "S16")
-    try:
-        data = store.read(file.file)
-    except FileNotFoundError:
-        return f"{file.file}: missing", none
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        return f"{file.file}: changed since it was committed ({len(data)} bytes, {file.bytes} committed)", none
-    parquet = pq.ParquetFile(pa.BufferReader(data))
-    if not PART_NAME.fullmatch(file.file) or ID_COLUMN not in parquet.schema_arrow.names:
-        return None, none
-    return None, np.array([str(value).encode() for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()], "S")
-
-
-def _doubled(ids: NDArray[np.bytes_]) -> list[str]:
-    """Names the ids that occur more than once, at most ten of them."""
-    values, counts = np.unique(ids, return_counts=True)
-    return [
-        f"{ID_COLUMN} {value.decode()}: {count} times" for value, count in zip(values, counts, strict=True) if count > 1
-    ][:10]

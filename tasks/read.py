@@ -1,4 +1,4 @@
-"""The bytes of planned pictures: whole objects, or ranges of archives, read ahead in threads."""
+"""The bytes of planned pictures: whole objects, ranges of archives or rows of tables, read ahead in threads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
-from tasks.archives import DAMAGE, GZIP_TAR_SUFFIXES, ReadError, archive_members, is_archive, read_member
-from tasks.storage import is_local, open_uri
+from tasks.archives import DAMAGE, GZIP_TAR_SUFFIXES, archive_members, is_archive, read_member
+from tasks.ranges import ReadError, read_bytes
+from tasks.tables import is_table, read_row, table_schema
 
 MAX_BYTES: int = SourceConfig().max_bytes
 
@@ -20,12 +21,12 @@ def read_items(
 ) -> Iterator[tuple[Item, bytes | Exception]]:
     """(item, bytes or the error that reading it raised) in the order of the items, at most 2*threads read ahead."""
     source = iter(items)
-    # A packed tar can only be read forwards: its members go one after the other through a thread of their own.
+    # Packed tars and tables can only be read forwards: they go one after the other through a thread of their own.
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as line:
 
         def submit(item: Item) -> tuple[Item, Future[bytes | Exception]]:
-            packed = item.member is not None and item.uri.lower().endswith(GZIP_TAR_SUFFIXES)
-            return item, (line if packed else pool).submit(_try_read, item, max_bytes)
+            forwards = item.member is not None and (item.uri.lower().endswith(GZIP_TAR_SUFFIXES) or is_table(item.uri))
+            return item, (line if forwards else pool).submit(_try_read, item, max_bytes)
 
         ahead = deque(map(submit, itertools.islice(source, 2 * threads)))
         try:
@@ -47,36 +48,30 @@ def _try_read(item: Item, max_bytes: int) -> bytes | Exception:
 
 
 def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of one picture; raises ReadError, or what the storage driver raises."""
-    if item.member is None and is_archive(item.uri):
-        raise _archive_damage(item.uri)
+    """The bytes of one picture; raises ReadError (changed since the plan, too large), or what the driver raises."""
+    if item.member is None and (is_archive(item.uri) or is_table(item.uri)):
+        raise _damage(item.uri)
     if item.size > max_bytes:
-        raise ReadError(f"{item.size} bytes, more than the limit of {max_bytes} (source.max_bytes)")
-    data = _whole(item.uri, max_bytes) if item.member is None else read_member(item, max_bytes)
+        raise ReadError(f"{item.size} bytes, more than the limit of {max_bytes} bytes (inputs.max_bytes)")
+    if item.member is None:
+        data = read_bytes(item.uri, etag=item.etag, max_bytes=max_bytes)
+    elif is_table(item.uri):
+        data = read_row(item, max_bytes)
+    else:
+        data = read_member(item, max_bytes)
     if 0 <= item.size != len(data):
-        raise ReadError(f"{len(data)} bytes where {item.size} were planned: cut off, or changed since")
+        raise ReadError(f"{len(data)} bytes where {item.size} were planned: cut off, or changed since the plan")
     return data
 
 
-def _archive_damage(uri: str) -> Exception:
-    """Why an archive is in the plan as itself."""
+def _damage(uri: str) -> Exception:
+    """Why an archive or a table is in the plan as itself."""
     try:
-        for _ in archive_members(uri):
-            pass
+        if is_table(uri):
+            table_schema(uri)
+        else:
+            for _ in archive_members(uri):
+                pass
     except (*DAMAGE, OSError) as error:
         return ReadError(f"damaged archive: {type(error).__name__}: {error}")
     return ReadError("the archive was damaged when it was planned and reads well now; plan again with --new")
-
-
-def _whole(uri: str, max_bytes: int) -> bytes:
-    if is_local(uri):
-        with open(uri, "rb") as file:
-            data = file.read(max_bytes + 1)
-    else:
-        fs, path = open_uri(uri)
-        # s3fs asks for the size first unless told that one request at a time will do.
-        options = {"max_concurrency": 1} if uri.startswith(("s3://", "s3a://")) else {}
-        data = fs.cat_file(path, **options)
-    if len(data) > max_bytes:
-        raise ReadError(f"more than the limit of {max_bytes} bytes (source.max_bytes)")
-    return data

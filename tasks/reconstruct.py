@@ -17,7 +17,7 @@ from deca_core.detail import MAX_DISPLACEMENT
 from schemas.ledger import Item, Quarantined, Stage
 from schemas.parquet import fixed_array
 from schemas.reconstruct import ReconstructConfig, quantise, reconstruction_schema
-from tasks.annotators import Detection, load_annotator
+from tasks.annotators import Annotator, Detection, load_annotator
 from tasks.engine import UnitOutput
 from tasks.images import decode_image
 from tasks.models import load_model, weights_hash
@@ -81,14 +81,15 @@ class ReconstructWorker:
                 stage = "decode"
                 image = decode_image(data, max_pixels=self.config.annotate.max_pixels)
                 stage = "detect"
-                found = self._detect(item, image)
+                annotator = self.annotator.for_item(item)
+                found = self._detect(annotator, item, image)
             except Exception as error:
                 quarantine.append(Quarantined.of(item, stage, error))
                 continue
             for index, detection in found:
                 stage = "landmark"
                 try:
-                    landmarks = self.annotator.landmarks(image, detection)
+                    landmarks = annotator.landmarks(image, detection)
                     stage = "crop"
                     transform = crop_transform(square_from_landmarks(landmarks))
                     crop = warp(image, transform)
@@ -97,8 +98,8 @@ class ReconstructWorker:
                     continue
                 yield Face(item, index, (image.shape[1], image.shape[0]), detection, landmarks, transform, crop)
 
-    def _detect(self, item: Item, image: NDArray[np.uint8]) -> list[tuple[int, Detection]]:
-        found = list(enumerate(self.annotator.detect(image)))
+    def _detect(self, annotator: Annotator, item: Item, image: NDArray[np.uint8]) -> list[tuple[int, Detection]]:
+        found = list(enumerate(annotator.detect(image)))
         if item.face_index is not None:
             found = found[item.face_index : item.face_index + 1]
         if not found:

@@ -6,8 +6,8 @@ its answer depend on the face and not on the resolution of the photograph. An in
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.annotate import AnnotateConfig
-from tasks.annotators.base import AnnotatorError, Detection, find_weight
+from schemas.annotate import AnnotateConfig, Step
+from tasks.annotators.base import AnnotatorError, Detection, check_picture, largest_first
 from tasks.annotators.skin import skin_mask
+from tasks.annotators.weights import WeightFile, versions
 
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
 DESCRIPTOR = "dlib_face_recognition_resnet_model_v1.dat"
@@ -46,18 +47,24 @@ LANDMARK_FACE, EMBED_FACE = 256, 256
 class DlibAnnotator:
     """The `Annotator` protocol on dlib. Models load at first use: who only detects never loads the descriptor net."""
 
-    def __init__(self, config: AnnotateConfig) -> None:
+    def __init__(self, config: AnnotateConfig, weights: dict[str, Path]) -> None:
         self._config = config
-        names = [PREDICTOR, DESCRIPTOR] + ([CNN_DETECTOR] if config.dlib.detector == "cnn" else [])
-        self._weights = {name: find_weight(name, _models_folder(), PACKAGE, config.weights_uri) for name in names}
+        self._weights = weights
+
+    @staticmethod
+    def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
+        """What the steps need. The HOG detector is compiled into dlib and the skin mask needs no weights."""
+        names = [PREDICTOR] if "landmarks" in steps else []
+        names += [DESCRIPTOR] if "embed" in steps else []
+        names += [CNN_DETECTOR] if "detect" in steps and config.dlib.detector == "cnn" else []
+        return [WeightFile(name, folder=_models_folder, package=PACKAGE, torch=False) for name in names]
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in self._weights.items()}
-        return {"dlib": dlib.__version__, **hashes}
+        return {"dlib": dlib.__version__, **versions(self._weights)}
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        _check(image)
+        check_picture(image)
         config, (height, width) = self._config.dlib, image.shape[:2]
         long_side = max(height, width)
         scale = min(config.max_upsample, max(config.min_side / long_side, 1.0), config.max_side / long_side)
@@ -70,11 +77,10 @@ class DlibAnnotator:
             edges = np.array([rect.left(), rect.top(), rect.right() + 1, rect.bottom() + 1]) * to_source
             x0, y0, x1, y1 = (float(edge) for edge in edges)
             found.append(Detection(bbox=(x0, y0, x1, y1), score=float(score)))
-        kept = sorted(_distinct(found), key=lambda face: (-_area(face.bbox), face.bbox))
-        return kept[: self._config.max_faces]
+        return largest_first(_distinct(found), self._config.max_faces)
 
     def landmarks(self, image: NDArray[np.uint8], detection: Detection) -> NDArray[np.float32]:
-        _check(image)
+        check_picture(image)
         box = np.array(detection.bbox).reshape(2, 2)
         window = _Window.around(image, box, margin=0.5, face=LANDMARK_FACE)
         corners = window.from_source(box - 0.5)
@@ -87,11 +93,11 @@ class DlibAnnotator:
         return window.to_source(np.median(answers, axis=0)).astype(np.float32)
 
     def segment(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-        _check(image)
+        check_picture(image)
         return skin_mask(image, landmarks)
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-        _check(image)
+        check_picture(image)
         extent = np.stack([landmarks.min(axis=0), landmarks.max(axis=0)])
         window = _Window.around(image, extent, margin=0.75, face=EMBED_FACE)
         points = window.from_source(landmarks)
@@ -156,11 +162,6 @@ def _models_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "models"
 
 
-def _check(image: NDArray[np.uint8]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise AnnotatorError(f"expected a picture of shape (H, W, 3) and type uint8, got {image.shape} {image.dtype}")
-
-
 def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Bicubic with low-pass filtering when shrinking; size is (width, height)."""
     if size == (image.shape[1], image.shape[0]):
@@ -173,10 +174,6 @@ def _rectangle(corners: NDArray[np.float64]) -> Any:
     return dlib.rectangle(x0, y0, x1, y1)
 
 
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def _distinct(faces: list[Detection]) -> list[Detection]:
     """Drops each box that covers the same face as a surer one: dlib's five sub-detectors may all see one face."""
     kept: list[Detection] = []
@@ -185,8 +182,8 @@ def _distinct(faces: list[Detection]) -> list[Detection]:
         overlaps = (
             max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
             * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-            / min(_area(a), _area(b))
-            for b in (other.bbox for other in kept)
+            / min(face.area, other.area)
+            for other, b in ((other, other.bbox) for other in kept)
         )
         if all(overlap <= SAME_FACE for overlap in overlaps):
             kept.append(face)

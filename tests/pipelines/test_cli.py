@@ -136,6 +136,19 @@ def test_a_checkpoint_is_used_and_named(deca, photos, tmp_path, other_bundle):
     assert "untrained-0" not in printed
 
 
+def test_a_source_that_grows(deca, photos, tmp_path):
+    out, options = tmp_path / "out", ("--workers", 0)
+    assert deca("reconstruct", photos, out, *options)[0] == 0
+    (photos / "9.jpg").write_bytes((photos / "1.jpg").read_bytes())
+    code, printed = deca("reconstruct", photos, out, *options)
+    assert code == 1
+    assert "1 added" in printed
+    assert "--extend" in printed
+    code, printed = deca("reconstruct", photos, out, *options, "--extend")
+    assert code == 0
+    assert "5 (1 by this run" in printed
+
+
 def test_yaml_settings(deca, photos, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("units:\n  items_per_unit: 3\nray:\n  workers: 0\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from schemas.engine import SourceConfig
-from tasks.discover import SourceError, discover
+from tasks.discover import Digests, SourceError, discover
 from tasks.read import read_item
 from tasks.storage import Store
 
@@ -89,6 +90,20 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     make_tar(tmp_path / "c.tar", ["in/1.jpg", "in/2.jpg"])
     assert places(tmp_path, include=["*.jpg"], exclude=["b/*", "*2.jpg"]) == ["a/1.jpg", "c.tar#in/1.jpg"]
     assert places(tmp_path, extensions=["PNG"], exclude=["c.tar"]) == ["a/2.png"]
+
+
+def test_webdataset_tars_give_their_pictures(tmp_path: Path) -> None:
+    """Samples are keys with several files; the picture is found by its extension, its neighbours are no items."""
+    names = ["a/0001.jpg", "a/0001.json", "a/0001.cls", "a/0002.json", "a/0002.png", "a/0002.txt", "a/0003.seg.png"]
+    make_tar(tmp_path / "shard-000000.tar", names)
+    make_tar(tmp_path / "shard-000001.tar", ["b/0004.jpg.json", "b/0004.JPG", "b/0005.npy"])
+    found = [item.member for item in discover(str(tmp_path), SourceConfig(exclude=("*.seg.png",)))]
+    assert found == ["a/0001.jpg", "a/0002.png", "b/0004.JPG"]
+    shards = f"{tmp_path}/shard-*.tar"
+    items = list(discover(shards))
+    assert [item.member for item in items] == ["a/0001.jpg", "a/0002.png", "a/0003.seg.png", "b/0004.JPG"]
+    assert [read_item(item) for item in items] == [(item.member or "").encode() * 100 for item in items]
+    assert items[0].image_id == next(discover(str(tmp_path))).image_id
 
 
 def test_output_inside_the_source_is_no_input(tmp_path: Path) -> None:
@@ -242,3 +257,49 @@ def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path, s3: Any) -> No
     for source, message in cases.items():
         with pytest.raises(SourceError, match=message):
             list(discover(source))
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_deduplication_keeps_the_first_of_each_content(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "photos"
+    contents = {"a.jpg": b"one", "b/c.jpg": b"one", "d.jpg": b"two", "e.jpg": b"six", "f.jpg": b"two", "g.jpg": b""}
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    with tarfile.open(folder / "z.tar", "w") as tar:
+        for name, data in {"1.jpg": b"six", "2.jpg": b"new"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    (folder / "z2.tar").write_bytes((folder / "z.tar").read_bytes()[:700] + b"broken" * 200)
+    source = str(folder)
+    if where == "s3":
+        store = Store(request.getfixturevalue("s3").uri("doubles"))
+        for path in folder.rglob("*.*"):
+            store.write(str(path.relative_to(folder)), path.read_bytes())
+        source = store.uri
+    expected = ["a.jpg", "d.jpg", "e.jpg", "g.jpg", "z.tar#2.jpg", "z2.tar"]
+    with caplog.at_level("INFO", "deca"):
+        assert places(source, deduplicate=True) == expected
+    assert "4 pictures have the content of an earlier one" in caplog.text
+    assert len(places(source)) == 10
+
+
+def test_deduplication_of_objects_reads_nothing(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(s3.uri("doubles-by-etag"))
+    for name, data in {"a.jpg": b"one", "b.jpg": b"one", "c.jpg": b"two"}.items():
+        store.write(name, data)
+    monkeypatch.setattr("tasks.discover.read_items", lambda items, **options: iter([(item, 1 / 0) for item in items]))
+    assert places(store.uri, deduplicate=True) == ["a.jpg", "c.jpg"]
+
+
+def test_digests_are_a_set_in_little_memory() -> None:
+    digests, known = Digests(), set()
+    for number in range(30_000):
+        digest = hashlib.md5(b"%d" % (number % 20_000)).digest()
+        assert digests.add(digest) == (digest not in known)
+        known.add(digest)
+    assert digests.count == len(known) == 20_000
+    assert len(digests.table) <= 54 * 20_000

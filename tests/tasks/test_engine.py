@@ -17,9 +17,10 @@ import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
 from tasks.engine import EngineError, Progress, RunInterrupted, WorkerStartError, run_units
-from tasks.plan import Plan, committed_parts, load_plan, open_or_build, pending, standing_quarantine, status, verify
+from tasks.plan import Plan, committed_parts, load_plan, open_or_build, pending, standing_quarantine
 from tasks.progress import TerminalProgress
 from tasks.storage import StorageError, Store
+from tasks.verify import status, verify
 from tests.tasks.conftest import HashWorker, committed_bytes, fail_to_build, wait_for_file
 
 HERE = RayConfig(workers=0)

@@ -29,10 +29,9 @@ from tasks.plan import (
     plan_retry,
     read_commits,
     standing_quarantine,
-    status,
-    verify,
 )
 from tasks.storage import Store
+from tasks.verify import status, verify
 from tests.tasks.conftest import HashWorker
 
 HERE = RayConfig(workers=0)

@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from schemas.annotate import AnnotateConfig, DlibConfig
-from tasks.annotators import Annotator, AnnotatorError, Detection, base, load_annotator
-from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, _distinct, _models_folder
+from tasks.annotators import Annotator, AnnotatorError, Detection, base, load_annotator, weights
+from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, DlibAnnotator, _distinct, _models_folder
 from tasks.images import decode_image, encode_jpeg
 
 
@@ -212,7 +212,7 @@ def test_versions_name_the_library_and_the_weights(annotator):
 
 
 def test_detection_alone_loads_no_network(portrait):
-    lazy = load_annotator(AnnotateConfig())
+    lazy = DlibAnnotator(AnnotateConfig(), {})
     lazy.detect(portrait)
     assert not {"_predictor", "_descriptor", "_cnn"} & set(vars(lazy))
 
@@ -239,7 +239,7 @@ def test_a_missing_weight_is_named_before_any_work(tmp_path, monkeypatch):
 
 
 def test_weights_from_a_folder_and_from_a_bucket(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "WEIGHTS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(weights, "WEIGHTS_CACHE", tmp_path / "cache")
     folder = tmp_path / "mirror"
     folder.mkdir()
     bucket = fsspec.filesystem("memory")

@@ -1,0 +1,117 @@
+"""Reading of label files: landmarks from .npy, .txt and .mat, masks from .png and .npy. Nothing in a file is executed.
+
+What a file declares is checked against what it holds before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.images import MAX_PIXELS, ImageError, decode_image
+
+POINTS = 68
+MAT_VARIABLE = "pt3d_68"
+
+
+class LabelError(Exception):
+    """A label that is missing or does not fit its picture; costs that picture or face only."""
+
+
+def read_landmarks(data: bytes, name: str) -> NDArray[np.float32]:
+    """The faces of a label file, (faces, 68, 2) in pixels, pixel centres at whole coordinates from 0.
+
+    Raises LabelError where the count, the shape or a value is wrong.
+    """
+    suffix = name.rpartition(".")[2].lower()
+    points = {"npy": _npy, "txt": _txt, "mat": _mat}[suffix](data, name)
+    if points.ndim == 2:
+        points = points[None]
+    if points.ndim != 3 or points.shape[1:] != (POINTS, 2):
+        raise LabelError(f"{name}: expected {POINTS} points (x, y) for each face, found an array {_shape(points)}")
+    points = points.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(points).all(axis=2))
+    if len(bad):
+        face, point = bad[0].tolist()
+        raise LabelError(f"{name}: point {point} of face {face} is not a number ({len(bad)} such points)")
+    flat = np.flatnonzero(np.ptp(points, axis=1).min(axis=1) <= 0)
+    if len(flat):
+        raise LabelError(f"{name}: the {POINTS} points of face {flat[0]} lie in one line or one place")
+    return points
+
+
+def read_mask(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """A skin mask (H, W): 255 skin, 0 else. Files hold 0 and 1, False and True, or 0 to 255 cut at 128."""
+    if name.lower().endswith(".npy"):
+        mask = _npy(data, name)
+        if mask.ndim != 2 or mask.size == 0:
+            raise LabelError(f"{name}: expected a mask (height, width), found an array {_shape(mask)}")
+        if not np.isfinite(mask).all():
+            raise LabelError(f"{name}: the mask holds values that are not numbers")
+    else:
+        try:
+            mask = decode_image(data, max_pixels=max_pixels)[..., 0]
+        except ImageError as error:
+            raise LabelError(f"{name}: {error}") from error
+    skin = mask > 0.5 if mask.max() <= 1 else mask >= 128
+    return skin * np.uint8(255)
+
+
+def _npy(data: bytes, name: str) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = readers[version](file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise LabelError(f"{name}: no .npy file ({error})") from error
+    if dtype.kind not in "biuf":
+        raise LabelError(f"{name}: an array of numbers is expected, this one holds {dtype}; it was not opened")
+    need, have = dtype.itemsize * int(np.prod(shape, dtype=object)), len(data) - file.tell()
+    if need != have:
+        raise LabelError(f"{name}: cut off or damaged: {have} bytes where the array {shape} of {dtype} needs {need}")
+    file.seek(0)
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _txt(data: bytes, name: str) -> NDArray[Any]:
+    rows = []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+        fields = line.partition("#")[0].replace(",", " ").split()
+        if not fields:
+            continue
+        try:
+            x, y = (float(field) for field in fields)
+        except ValueError as error:
+            raise LabelError(f"{name}: line {number} is not a point `x y`: {line.strip()[:40]!r}") from error
+        rows.append((x, y))
+    return np.array(rows, np.float64).reshape(-1, 2)
+
+
+def _mat(data: bytes, name: str) -> NDArray[Any]:
+    """AFLW2000's `pt3d_68`, (3, 68) x, y, z with y down; z is left out."""
+    from scipy import io as matlab
+
+    try:
+        listed = {variable: shape for variable, shape, _ in matlab.whosmat(io.BytesIO(data))}
+        shape = listed.get(MAT_VARIABLE)
+        if shape is None:
+            raise LabelError(f"{name}: no variable {MAT_VARIABLE}; it holds {', '.join(sorted(listed)) or 'nothing'}")
+        if shape not in ((2, POINTS), (3, POINTS)):
+            raise LabelError(f"{name}: {MAT_VARIABLE} should be (3, {POINTS}), it is {tuple(shape)}")
+        loaded = matlab.loadmat(io.BytesIO(data), variable_names=[MAT_VARIABLE])[MAT_VARIABLE]
+    except LabelError:
+        raise
+    except Exception as error:  # foreign bytes: scipy raises whatever it stumbles over; HDF5 files are not implemented
+        raise LabelError(f"{name}: cannot be read as a MATLAB file up to version 7: {error}") from error
+    if loaded.dtype.kind not in "biuf":
+        raise LabelError(f"{name}: {MAT_VARIABLE} holds {loaded.dtype}, not numbers")
+    points: NDArray[Any] = loaded[:2].T
+    return points
+
+
+def _shape(array: NDArray[Any]) -> str:
+    return " x ".join(map(str, array.shape)) or "of one value"

@@ -1,0 +1,198 @@
+"""Labels beside pictures: in folders, buckets and archives, for one face and several, with and without a detector."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from schemas.annotate import AnnotateConfig, SidecarConfig
+from schemas.engine import SourceConfig
+from schemas.ledger import Item
+from schemas.reconstruct import ReconstructConfig
+from tasks.annotators import AnnotatorError, Detection, LabelError, load_annotator
+from tasks.annotators.sidecar import SidecarAnnotator
+from tasks.discover import discover
+from tasks.images import encode_jpeg
+from tasks.reconstruct import ReconstructWorker
+from tests.tasks.annotators.test_labels import npy, png, txt
+from tests.tasks.annotators.test_skin import drawn_face
+
+IMAGE, POINTS = drawn_face(120)
+MASK = np.zeros((120, 120), np.uint8)
+MASK[30:90, 40:80] = 255
+SIDECAR = AnnotateConfig(provider="sidecar")
+
+
+def files() -> dict[str, bytes]:
+    """Name to content of a small labelled archive."""
+    moved = npy(np.stack([POINTS * 0.3, POINTS * 0.5 + 50]))
+    return {
+        "a.jpg": encode_jpeg(IMAGE),
+        "a.npy": npy(POINTS),
+        "a_mask.png": png(MASK),
+        "sub/b.jpg": encode_jpeg(IMAGE),
+        "sub/b.txt": txt(POINTS + 1),
+        "sub/two.jpg": encode_jpeg(IMAGE),
+        "sub/two.npy": moved,
+        "c.jpg": encode_jpeg(IMAGE),
+    }
+
+
+def in_folder(root: Path) -> str:
+    for name, data in files().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return str(root)
+
+
+def in_bucket(root: Path) -> str:
+    bucket = fsspec.filesystem("memory")
+    for name, data in files().items():
+        bucket.pipe_file(f"/{root.name}/{name}", data)
+    return f"memory://{root.name}"
+
+
+def in_zip(root: Path) -> str:
+    with zipfile.ZipFile(root / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files().items():
+            archive.writestr(name, data)
+    return str(root / "all.zip")
+
+
+def in_tar(root: Path, mode: str = "w", name: str = "all.tar") -> str:
+    with tarfile.open(root / name, mode) as archive:
+        for member, data in files().items():
+            info = tarfile.TarInfo(f"./{member}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return str(root / name)
+
+
+def items_of(source: str) -> dict[str, Item]:
+    """The planned pictures by their own name."""
+    found = discover(source, SourceConfig(exclude=("*_mask.png",)))
+    return {item.source_uri.rpartition("/")[2].rpartition("#")[2]: item for item in found}
+
+
+@pytest.mark.parametrize("place", [in_folder, in_bucket, in_zip, in_tar])
+def test_labels_are_found_beside_the_picture(tmp_path, place):
+    items = items_of(place(tmp_path))
+    annotator = load_annotator(SIDECAR)
+    at_a = annotator.for_item(items["a.jpg"])
+    (face,) = at_a.detect(IMAGE)
+    np.testing.assert_array_equal(at_a.landmarks(IMAGE, face), POINTS)
+    np.testing.assert_allclose(face.bbox, [*(POINTS.min(0) + 0.5), *(POINTS.max(0) + 0.5)])
+    np.testing.assert_array_equal(at_a.segment(IMAGE, POINTS), MASK)
+    at_b = annotator.for_item(items["b.jpg"])
+    np.testing.assert_allclose(at_b.landmarks(IMAGE, at_b.detect(IMAGE)[0]), POINTS + 1, rtol=1e-6)
+    with pytest.raises(LabelError, match=r"no mask beside .*b.jpg: looked for b_mask.png, b_mask.npy"):
+        at_b.segment(IMAGE, POINTS)
+    with pytest.raises(LabelError, match=r"no landmarks beside .*c.jpg: looked for c.npy, c.txt, c.mat"):
+        annotator.for_item(items["c.jpg"]).detect(IMAGE)
+
+
+def test_a_packed_tar_is_refused_with_the_way_out(tmp_path):
+    items = items_of(in_tar(tmp_path, "w:gz", "all.tar.gz"))
+    with pytest.raises(LabelError, match=r"packed tar are not supported.*as \.tar or \.zip"):
+        load_annotator(SIDECAR).for_item(items["a.jpg"]).detect(IMAGE)
+
+
+def test_several_faces_largest_first_each_with_its_own_landmarks(tmp_path):
+    items = items_of(in_folder(tmp_path))
+    annotator = load_annotator(SIDECAR).for_item(items["two.jpg"])
+    large, small = annotator.detect(IMAGE)
+    np.testing.assert_allclose(annotator.landmarks(IMAGE, large), POINTS * 0.5 + 50, rtol=1e-6)
+    np.testing.assert_allclose(annotator.landmarks(IMAGE, small), POINTS * 0.3, rtol=1e-6)
+    one = load_annotator(AnnotateConfig(provider="sidecar", max_faces=1)).for_item(items["two.jpg"])
+    assert one.detect(IMAGE) == [large]
+
+
+def test_labels_go_to_the_face_that_a_detector_found(tmp_path):
+    items = items_of(in_folder(tmp_path))
+    annotator = load_annotator(AnnotateConfig(landmarks="sidecar")).for_item(items["two.jpg"])
+    x0, y0, x1, y1 = (POINTS.min(0) * 0.3).tolist() + (POINTS.max(0) * 0.3).tolist()
+    loose = Detection((x0 - 3, y0 - 5, x1 + 2, y1 + 1), 0.4)
+    np.testing.assert_allclose(annotator.landmarks(IMAGE, loose), POINTS * 0.3, rtol=1e-6)
+    with pytest.raises(LabelError, match=r"no labels for the face at .*2 labelled faces lie elsewhere"):
+        annotator.landmarks(IMAGE, Detection((100, 0, 119, 10), 1.0))
+
+
+def test_a_mask_of_another_size(tmp_path):
+    items = items_of(in_folder(tmp_path))
+    annotator = load_annotator(SIDECAR).for_item(items["a.jpg"])
+    with pytest.raises(LabelError, match=r"a_mask.png: the mask has 120 x 120 pixels, the picture 120 x 100"):
+        annotator.segment(IMAGE[:100], POINTS)
+
+
+def test_labels_outside_the_picture(tmp_path):
+    items = items_of(in_folder(tmp_path))
+    with pytest.raises(LabelError, match=r"lies outside the picture of 20 x 20 pixels"):
+        load_annotator(SIDECAR).for_item(items["a.jpg"]).detect(IMAGE[:20, :20])
+
+
+def test_a_parallel_folder_and_full_names(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "photos" / "x.y.jpg").write_bytes(encode_jpeg(IMAGE))
+    (tmp_path / "labels" / "x.y.jpg.npy").write_bytes(npy(POINTS))
+    (tmp_path / "labels" / "x.y.npy").write_bytes(npy(MASK))
+    config = SidecarConfig(landmarks=("../labels/{name}.npy",), mask=("../labels/{stem}.npy",))
+    (item,) = discover(str(tmp_path / "photos"))
+    annotator = load_annotator(AnnotateConfig(provider="sidecar", sidecar=config)).for_item(item)
+    assert len(annotator.detect(IMAGE)) == 1
+    np.testing.assert_array_equal(annotator.segment(IMAGE, POINTS), MASK)
+
+
+def test_each_picture_has_its_own_labels_and_reads_them_once(tmp_path, monkeypatch):
+    items = items_of(in_folder(tmp_path))
+    reads: list[str] = []
+    monkeypatch.setattr(
+        "tasks.annotators.sidecar.read_item", lambda item, limit: reads.append(item.uri) or Path(item.uri).read_bytes()
+    )
+    annotator = load_annotator(SIDECAR)
+    for name in ("a.jpg", "b.jpg"):
+        bound = annotator.for_item(items[name])
+        bound.landmarks(IMAGE, bound.detect(IMAGE)[0])
+    assert [Path(uri).name for uri in reads if Path(uri).exists()] == ["a.npy", "b.txt"]
+
+
+def test_the_item_must_be_named():
+    with pytest.raises(AnnotatorError, match="for_item"):
+        SidecarAnnotator(SIDECAR).detect(IMAGE)
+
+
+def test_one_bad_label_costs_one_picture(tmp_path):
+    """Through the worker of reconstruct, up to the crop: 67 points and NaNs are quarantined with their reason."""
+    nan = POINTS.copy()
+    nan[5] = np.nan
+    for name, label in {"a": npy(POINTS), "b": npy(POINTS[:67]), "c": npy(nan), "d": None, "e": npy(POINTS)}.items():
+        (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(IMAGE))
+        if label is not None:
+            (tmp_path / f"{name}.npy").write_bytes(label)
+    worker = ReconstructWorker.__new__(ReconstructWorker)  # without the networks
+    worker.config = ReconstructConfig(source=str(tmp_path), dest="unused", annotate=SIDECAR)
+    worker.annotator = load_annotator(SIDECAR)
+    quarantine: list = []
+    faces = list(worker._faces(list(discover(str(tmp_path))), quarantine))
+    assert [Path(face.item.uri).name for face in faces] == ["a.jpg", "e.jpg"]
+    np.testing.assert_array_equal(faces[0].landmarks, POINTS)
+    assert [(Path(row.uri).name, row.stage, row.error) for row in quarantine] == [
+        (f"{name}.jpg", "detect", "LabelError") for name in "bcd"
+    ]
+    assert "67" in quarantine[0].message
+    assert "point 5 of face 0 is not a number" in quarantine[1].message
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"landmarks": ["x.npy"]}, {"landmarks": ["{stem}.pkl"]}, {"mask": []}, {"masks": []}]
+)
+def test_patterns_are_checked(wrong):
+    with pytest.raises(ValidationError):
+        SidecarConfig.model_validate(wrong)
