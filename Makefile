@@ -1,10 +1,10 @@
-# setup: .venv from requirements.lock · demo · test · lint · bench · lock
+# setup: .venv from requirements.lock · demo · test · lint · bench · sheets · lock
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.9
 
-.PHONY: setup demo test lint format bench lock clean
+.PHONY: setup demo test lint format bench sheets lock clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,12 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.head
+	$(BIN)/python -m benchmarks.world --quick
+
+# The contact sheets of docs/world.md.
+sheets: setup
+	$(BIN)/python -m benchmarks.sheets docs/world
 
 # Names, versions and hashes only. Run it after changing dependencies in pyproject.toml.
 lock: setup
