@@ -49,9 +49,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
-Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")
-]
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/reconstruct.md lists them).")
 ]

@@ -1,4 +1,4 @@
-"""Foreign pictures in, RGB arrays out; and back to JPEG and PNG bytes for the data sets.
+"""Foreign pictures in, RGB arrays out; and PNG bytes for masks and maps.
 
 One decoder (Pillow) for every format, so that a picture means the same pixels wherever it is read.
 """
@@ -81,13 +81,6 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
     rgb = _to_rgb(image)
     upright = UPRIGHT.get(_orientation(image))
     return np.array(rgb if upright is None else rgb.transpose(upright))
-
-
-def encode_jpeg(image: NDArray[np.uint8], quality: int = 95) -> bytes:
-    """(H, W, 3) uint8 RGB as a baseline JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def encode_png(mask: NDArray[np.uint8]) -> bytes:

@@ -228,11 +228,6 @@ def open_or_build(
     return load_plan(dest)
 
 
-def build_plan(dest: str, source: str, **settings: Any) -> Plan:
-    """A new plan, whatever lay at `dest` before; keywords of `open_or_build`."""
-    return open_or_build(dest, source, **settings, mode="new")
-
-
 def load_plan(dest: str) -> Plan:
     """The plan stored at `dest`; PlanError if there is none or another version wrote it."""
     store = Store(dest)

@@ -20,8 +20,7 @@ ARRAYS_FILE, META_FILE = "bundle.safetensors", "bundle.json"
 NUM_SHAPE, NUM_EXP, NUM_TEX, NUM_JOINTS = 100, 50, 50, 5
 NUM_LANDMARKS, NUM_CONTOUR, NUM_CONTOUR_BINS = 68, 17, 79
 UV_SIZE = 256  # texels on a side of every UV map of the method
-JOINT_NAMES = ("root", "neck", "jaw", "left_eye", "right_eye")
-PARENTS = (-1, 0, 1, 1, 1)
+PARENTS = (-1, 0, 1, 1, 1)  # of root, neck, jaw, left eye, right eye
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]

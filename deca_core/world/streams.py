@@ -17,8 +17,6 @@ class Stream(IntEnum):
     CLOTHING = 5
     SHOT = 6
     OCCLUDERS = 7
-    BACKGROUND = 8
-    NOISE = 9
     COMPLEXION = 10
     GLASSES = 11
 

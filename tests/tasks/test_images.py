@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from tasks.images import ImageError, decode_image, encode_jpeg, encode_png
+from tasks.images import ImageError, decode_image, encode_png
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "JPEG2000"]
 
@@ -286,10 +286,8 @@ def test_errors_survive_the_way_between_processes():
     assert (error.kind, str(error)) == ("empty", "no data")
 
 
-def test_encoded_crops_and_masks_come_back():
+def test_encoded_masks_come_back():
     mask = (picture()[..., 0] > 100).astype(np.uint8) * 255
     with Image.open(io.BytesIO(encode_png(mask))) as stored:
         assert stored.mode == "L"
         np.testing.assert_array_equal(np.asarray(stored), mask)
-    assert np.abs(decode_image(encode_jpeg(picture())).astype(int) - picture()).mean() < 1.5
-    assert len(encode_jpeg(picture(), quality=30)) < len(encode_jpeg(picture()))

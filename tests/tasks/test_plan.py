@@ -21,7 +21,6 @@ from tasks.plan import (
     Plan,
     PlanConflict,
     PlanError,
-    build_plan,
     committed_parts,
     load_plan,
     open_or_build,
@@ -122,9 +121,9 @@ def test_new_drops_the_plan_and_its_results_only(photos: Callable[..., Path], de
     store.write("part-of-something-else.parquet", b"")
     store.write("identities.parquet", b"")
     with pytest.raises(SourceError):
-        build_plan(dest, str(source) + "-gone")
+        open_or_build(dest, str(source) + "-gone", mode="new")
     assert not pending(load_plan(dest))  # a source that fails costs nothing
-    new = build_plan(dest, str(source), units=FOUR, config={"size": 1})
+    new = open_or_build(dest, str(source), units=FOUR, config={"size": 1}, mode="new")
     assert new.fingerprint != plan.fingerprint
     assert pending(new) == [0, 1, 2]
     assert committed_parts(dest) == []
@@ -176,7 +175,7 @@ def test_damaged_records_are_refused_by_name(photos: Callable[..., Path], tmp_pa
     (tmp_path / "out" / "_plan.json").write_text('{"schema_version": 9}')
     with pytest.raises(PlanError, match=r"another version.*--new"):
         load_plan(plan.dest)
-    assert build_plan(plan.dest, str(tmp_path / "photos")) == plan
+    assert open_or_build(plan.dest, str(tmp_path / "photos"), mode="new") == plan
 
 
 def test_retry_that_succeeds_then_nothing_stands(photos: Callable[..., Path], dest: str, tmp_path: Path) -> None:

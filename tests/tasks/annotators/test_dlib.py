@@ -14,10 +14,11 @@ import skimage.data
 from PIL import Image
 from pydantic import ValidationError
 
+from deca_core.world.lens import encode_jpeg
 from schemas.annotate import AnnotateConfig, DlibConfig
 from tasks.annotators import Annotator, AnnotatorError, Detection, base, load_annotator, weights
 from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, DlibAnnotator, _distinct, _models_folder
-from tasks.images import decode_image, encode_jpeg
+from tasks.images import decode_image
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_a_rotated_jpeg_gives_the_boxes_of_the_upright_one(annotator, portrait):
     buffer = io.BytesIO()
     sideways.save(buffer, "JPEG", quality=95, exif=exif)
     stored = decode_image(buffer.getvalue())
-    upright = decode_image(encode_jpeg(portrait))
+    upright = decode_image(encode_jpeg(portrait, 95))
     assert overlap(face_of(annotator, stored).bbox, face_of(annotator, upright).bbox) > 0.95
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from deca_core.world.lens import encode_jpeg
 from schemas.annotate import AnnotateConfig, SidecarConfig
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
@@ -19,7 +20,6 @@ from schemas.reconstruct import ReconstructConfig
 from tasks.annotators import AnnotatorError, Detection, LabelError, load_annotator
 from tasks.annotators.sidecar import SidecarAnnotator
 from tasks.discover import discover
-from tasks.images import encode_jpeg
 from tasks.reconstruct import ReconstructWorker
 from tests.tasks.annotators.test_labels import npy, png, txt
 from tests.tasks.annotators.test_skin import drawn_face
@@ -34,14 +34,14 @@ def files() -> dict[str, bytes]:
     """Name to content of a small labelled archive."""
     moved = npy(np.stack([POINTS * 0.3, POINTS * 0.5 + 50]))
     return {
-        "a.jpg": encode_jpeg(IMAGE),
+        "a.jpg": encode_jpeg(IMAGE, 95),
         "a.npy": npy(POINTS),
         "a_mask.png": png(MASK),
-        "sub/b.jpg": encode_jpeg(IMAGE),
+        "sub/b.jpg": encode_jpeg(IMAGE, 95),
         "sub/b.txt": txt(POINTS + 1),
-        "sub/two.jpg": encode_jpeg(IMAGE),
+        "sub/two.jpg": encode_jpeg(IMAGE, 95),
         "sub/two.npy": moved,
-        "c.jpg": encode_jpeg(IMAGE),
+        "c.jpg": encode_jpeg(IMAGE, 95),
     }
 
 
@@ -140,7 +140,7 @@ def test_labels_outside_the_picture(tmp_path):
 def test_a_parallel_folder_and_full_names(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "labels").mkdir()
-    (tmp_path / "photos" / "x.y.jpg").write_bytes(encode_jpeg(IMAGE))
+    (tmp_path / "photos" / "x.y.jpg").write_bytes(encode_jpeg(IMAGE, 95))
     (tmp_path / "labels" / "x.y.jpg.npy").write_bytes(npy(POINTS))
     (tmp_path / "labels" / "x.y.npy").write_bytes(npy(MASK))
     config = SidecarConfig(landmarks=("../labels/{name}.npy",), mask=("../labels/{stem}.npy",))
@@ -173,7 +173,7 @@ def test_one_bad_label_costs_one_picture(tmp_path):
     nan = POINTS.copy()
     nan[5] = np.nan
     for name, label in {"a": npy(POINTS), "b": npy(POINTS[:67]), "c": npy(nan), "d": None, "e": npy(POINTS)}.items():
-        (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(IMAGE))
+        (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(IMAGE, 95))
         if label is not None:
             (tmp_path / f"{name}.npy").write_bytes(label)
     worker = ReconstructWorker.__new__(ReconstructWorker)  # without the networks
