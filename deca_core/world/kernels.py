@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.world.shadows import FAR
+
 OPAQUE = 0.75  # prop texels at least this opaque take part in the z-buffer; others are blended afterwards
 CLEAR = 0.02  # prop texels at most this opaque are not there
 
@@ -59,7 +61,7 @@ def visibility(
     Heads are closed: their back faces are skipped. Props are sheets, seen from both sides.
     """
     height, width = depth.shape
-    depth[:] = np.inf
+    depth[:] = FAR
     face_map[:] = -1
     for face in range(len(faces)):
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]

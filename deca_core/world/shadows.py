@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+FAR = 1e9  # depth of nothing; not infinity, which fast arithmetic may assume away
+
 _jit = numba.njit(cache=True, nogil=True, fastmath=True)
 
 
@@ -15,7 +17,7 @@ _jit = numba.njit(cache=True, nogil=True, fastmath=True)
 def shadow_map(points: NDArray, faces: NDArray, parts: NDArray, solid: NDArray, depth: NDArray) -> None:
     """Depth seen from a lamp: points (N,3) in texels of the map, solid (parts,) false for what casts no shadow."""
     height, width = depth.shape
-    depth[:] = np.inf
+    depth[:] = FAR
     for face in range(len(faces)):
         if not solid[parts[face]]:
             continue
