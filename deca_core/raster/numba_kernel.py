@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 
 @numba.njit(cache=True, nogil=True)
+def pixel_span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
+    """First and last pixel (of `size`, centres at i + 0.5) that a triangle's corners span along one axis."""
+    return max(math.ceil(min(a, b, c) - 0.5), 0), min(math.floor(max(a, b, c) - 0.5), size - 1)
+
+
+@numba.njit(cache=True, nogil=True)
 def rasterize_numba(vertices: NDArray, faces: NDArray, nearest: NDArray, out: NDArray) -> None:
     """Fill `out` (B,H,W) int64 with the nearest face of every pixel, -1 where there is none.
 
@@ -29,8 +35,8 @@ def rasterize_numba(vertices: NDArray, faces: NDArray, nearest: NDArray, out: ND
             area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
             if not (abs(area) > 1e-12 and math.isfinite(area)):
                 continue
-            x0, x1 = max(math.ceil(min(ax, bx, cx) - 0.5), 0), min(math.floor(max(ax, bx, cx) - 0.5), width - 1)
-            y0, y1 = max(math.ceil(min(ay, by, cy) - 0.5), 0), min(math.floor(max(ay, by, cy) - 0.5), height - 1)
+            x0, x1 = pixel_span(ax, bx, cx, width)
+            y0, y1 = pixel_span(ay, by, cy, height)
             inverse = 1.0 / area
             for y in range(y0, y1 + 1):
                 for x in range(x0, x1 + 1):

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.raster.numba_kernel import pixel_span
 from deca_core.world.shadows import FAR
 
 OPAQUE = 0.75  # prop texels at least this opaque take part in the z-buffer; others are blended afterwards
@@ -70,8 +71,8 @@ def visibility(
         part = parts[face]
         if abs(area) < 1e-9 or (part == 0 and area > 0):
             continue
-        x0, x1 = max(math.ceil(min(ax, bx, cx) - 0.5), 0), min(math.floor(max(ax, bx, cx) - 0.5), width - 1)
-        y0, y1 = max(math.ceil(min(ay, by, cy) - 0.5), 0), min(math.floor(max(ay, by, cy) - 0.5), height - 1)
+        x0, x1 = pixel_span(ax, bx, cx, width)
+        y0, y1 = pixel_span(ay, by, cy, height)
         inverse = 1.0 / area
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
@@ -267,8 +268,8 @@ def blend_translucent(
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if abs(area) < 1e-9:
             continue
-        x0, x1 = max(math.ceil(min(ax, bx, cx) - 0.5), 0), min(math.floor(max(ax, bx, cx) - 0.5), width - 1)
-        y0, y1 = max(math.ceil(min(ay, by, cy) - 0.5), 0), min(math.floor(max(ay, by, cy) - 0.5), height - 1)
+        x0, x1 = pixel_span(ax, bx, cx, width)
+        y0, y1 = pixel_span(ay, by, cy, height)
         inverse = 1.0 / area
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):

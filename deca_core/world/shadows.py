@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numba
-import numpy as np
 from numpy.typing import NDArray
+
+from deca_core.raster.numba_kernel import pixel_span
 
 FAR = 1e9  # depth of nothing; not infinity, which fast arithmetic may assume away
 
@@ -26,8 +27,8 @@ def shadow_map(points: NDArray, faces: NDArray, parts: NDArray, solid: NDArray, 
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if abs(area) < 1e-9:
             continue
-        x0, x1 = max(math.ceil(min(ax, bx, cx) - 0.5), 0), min(math.floor(max(ax, bx, cx) - 0.5), width - 1)
-        y0, y1 = max(math.ceil(min(ay, by, cy) - 0.5), 0), min(math.floor(max(ay, by, cy) - 0.5), height - 1)
+        x0, x1 = pixel_span(ax, bx, cx, width)
+        y0, y1 = pixel_span(ay, by, cy, height)
         inverse = 1.0 / area
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
