@@ -1,0 +1,134 @@
+"""The annotations/ and faces/ datasets: one row a face, with its crop, labels and identity; versions of faces/.
+
+annotations/ follows the unit protocol (one part a unit). faces/ is what training reads: the same rows sorted by
+identity, in shards that one version record names. Files of faces/ are named by their content and never change, so a new
+version shares the shards that did not change with the old one:
+
+    faces/_current.json               which version holds; replaced in one write
+    faces/versions/000001.json        FacesVersion: the files of this version, and nothing else is data
+    faces/data/train-00000-<sha8>.parquet, val-...    rows of FACES, whole identities
+    faces/index/identities-<sha8>.parquet             where each identity lies (IDENTITIES_SCHEMA)
+    faces/index/assignments-<sha8>.parquet            who every annotated face is, kept or not (ASSIGNMENTS_SCHEMA)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from schemas.ledger import StoredFile
+from schemas.parquet import fixed_field
+
+SCHEMA_VERSION = 1
+CROP_SIZE = 320  # pixels on a side of the stored crop
+CROP_SCALE = 2.0  # side of the crop over the size of the face: room for every crop of training (up to 1.8) and a shift
+
+ANNOTATIONS_FOLDER, FACES_FOLDER = "annotations", "faces"
+CURRENT, VERSIONS, DATA, INDEX = "_current.json", "versions", "data", "index"
+
+Split = Literal["train", "val"]
+IdentitySource = Literal["label", "cluster", "none"]
+
+# A picture as Hugging Face `datasets` knows it; the order of the two fields matters to it.
+PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+QUALITY = ("sharpness", "yaw", "pitch", "eye_distance", "mask_coverage")
+
+
+def annotations_schema(embedding: int) -> pa.Schema:
+    """Arrow schema of annotations/. embedding: length of the identity descriptor (dlib 128, ArcFace 512)."""
+    return pa.schema(_face_fields(embedding), metadata=_metadata("annotations"))
+
+
+def faces_schema(embedding: int) -> pa.Schema:
+    """Arrow schema of faces/: the annotations, who it is, and which split the identity belongs to."""
+    identity = [
+        pa.field("identity_id", pa.string(), nullable=False),
+        pa.field("identity_source", pa.string(), nullable=False),  # IdentitySource
+        pa.field("split", pa.string(), nullable=False),  # Split
+    ]
+    return pa.schema([*_face_fields(embedding), *identity], metadata=_metadata("faces"))
+
+
+def _face_fields(embedding: int) -> list[pa.Field]:
+    return [
+        pa.field("face_id", pa.string(), nullable=False),  # <image_id>-<face_index, 2 digits>
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("face_index", pa.int32(), nullable=False),  # largest face of the picture first
+        pa.field("width", pa.int32(), nullable=False),  # of the upright source picture, pixels
+        pa.field("height", pa.int32(), nullable=False),
+        fixed_field("bbox", (4,)),  # left, top, right, bottom, source pixels
+        pa.field("det_score", pa.float32(), nullable=False),
+        fixed_field("landmarks", (68, 2)),  # source pixels
+        pa.field("crop", PICTURE),  # JPEG, CROP_SIZE square
+        fixed_field("crop_transform", (2, 3)),  # source pixels to pixels of this crop
+        pa.field("skin_mask", PICTURE),  # PNG, one channel, 255 skin, in the crop's pixels
+        fixed_field("embedding", (embedding,)),
+        pa.field("label", pa.string()),  # identity that a sidecar file gives
+        pa.field("sharpness", pa.float32(), nullable=False),  # variance of the Laplacian of the face's grey values
+        pa.field("yaw", pa.float32(), nullable=False),  # degrees, estimated from the landmarks; positive: to its left
+        pa.field("pitch", pa.float32(), nullable=False),  # degrees, estimated; positive: upwards
+        pa.field("eye_distance", pa.float32(), nullable=False),  # between the eyes' centres, source pixels
+        pa.field("mask_coverage", pa.float32(), nullable=False),  # skin inside the landmarks' outline, 0 to 1
+    ]
+
+
+def _metadata(dataset: str) -> dict[str, str]:
+    """Schema version, and what makes `datasets` show the two pictures as pictures."""
+    features = {"crop": {"_type": "Image"}, "skin_mask": {"_type": "Image"}}
+    return {"schema_version": str(SCHEMA_VERSION), "dataset": dataset, "pictures": json.dumps(features)}
+
+
+# Sorted by shard, then row.
+IDENTITIES_SCHEMA = pa.schema(
+    [
+        pa.field("identity_id", pa.string(), nullable=False),
+        pa.field("identity_source", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # name of the file below faces/
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "identities"},
+)
+
+# Sorted by face_id. What a later run needs to keep identities as they are, and why a face is not in faces/.
+ASSIGNMENTS_SCHEMA = pa.schema(
+    [
+        pa.field("face_id", pa.string(), nullable=False),
+        pa.field("identity_id", pa.string()),
+        pa.field("identity_source", pa.string(), nullable=False),
+        pa.field("left_out", pa.string()),  # the filter or rule that keeps it out of faces/; null: it is in
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "assignments"},
+)
+
+
+class ShardFile(StoredFile):
+    """One Parquet file of a version."""
+
+    split: Split
+    rows: int
+    identities: int
+
+
+class FacesVersion(BaseModel):
+    """`versions/000001.json`. Holds no time and no host: the same faces and settings give the same bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    version: int  # from 1
+    fingerprint: str  # over every other field but `version`
+    annotations: str  # fingerprint of the annotations' plan
+    config: dict[str, Any]  # settings of filters, identity and shards
+    weights: dict[str, str]  # name -> hash of the annotators' models
+    shards: list[ShardFile]
+    identities_file: StoredFile
+    assignments_file: StoredFile
+    faces: int
+    identities: int
+    left_out: dict[str, int]  # faces of annotations/ that are not in faces/, by reason

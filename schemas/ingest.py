@@ -1,0 +1,133 @@
+"""Settings of the ingest flow: which faces are kept, who is who, how shards are cut; and its summary."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from schemas.annotate import AnnotateConfig
+from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+
+SCHEMA_VERSION = 1
+
+
+class FilterConfig(BaseModel):
+    """Which annotated faces enter faces/. The others stay in annotations/, so a changed limit needs no new detection.
+
+    None switches a limit off.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Pixels between the eyes' centres. Default 16: a face some 40 pixels wide, the smallest that dlib finds; below, a
+    # 224 crop is enlarged more than fivefold and holds no wrinkle.
+    min_eye_distance: float | None = Field(default=16.0, ge=0)
+    # Variance of the Laplacian on the face scaled to a common size. The default drops what is blurred beyond use.
+    min_sharpness: float | None = Field(default=2.0, ge=0)
+    # Degrees, estimated from the landmarks. Default 75: beyond, half of the landmarks are guessed.
+    max_yaw: float | None = Field(default=75.0, gt=0, le=180)
+    # Skin inside the landmarks' outline, 0 to 1. Default 0.2: below, hair, hands or a mask hide the face.
+    min_mask_coverage: float | None = Field(default=0.2, ge=0, le=1)
+
+
+class IdentityConfig(BaseModel):
+    """Who is who."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # auto: path where `pattern` is given, table where `table` is, sidecar where annotate.sidecar.identity is, else
+    # cluster. none: every face is a person of its own.
+    method: Literal["auto", "path", "table", "sidecar", "cluster", "none"] = "auto"
+    # Where a picture's path (below the source; `archive.tar#member` inside archives) names the person, as in
+    # "{identity}/{image}" or "people/{identity}_{image}.jpg". {identity} must occur; {image} stands for anything
+    # within one folder, {any} for anything.
+    pattern: str | None = None
+    # CSV, TSV or Parquet with columns path (or uri) and identity_id (or identity, label), any fsspec URI.
+    table: str | None = None
+    # Which faces of a labelled picture carry its label: a label names one person, and the largest face is most likely
+    # that person. The others are left out.
+    labelled_faces: Literal["largest", "all"] = "largest"
+
+    # --- cluster ---
+    # Largest Euclidean distance between two descriptors of one person. None: the provider's own (tasks/group.py).
+    max_distance: float | None = Field(default=None, gt=0)
+    # Nearest neighbours looked at per face. Default 64: above the pictures of one person in most archives.
+    neighbours: int = Field(default=64, ge=2)
+    # Forget the identities of the current version and cluster everything anew.
+    regroup: bool = False
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_the_person(cls, pattern: str | None) -> str | None:
+        if pattern is not None and "{identity}" not in pattern:
+            raise ValueError("must contain {identity}, as in '{identity}/{image}'")
+        return pattern
+
+
+class ShardConfig(BaseModel):
+    """How faces/ is cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Faces in a shard, about. Default 4096: some 150 MB, one PUT, and fine enough for many ranks.
+    faces_per_shard: int = Field(default=4096, ge=1)
+    # Smallest number of faces an identity needs. Default 1 keeps everybody; shape consistency needs pairs, but training
+    # skips lone faces by itself.
+    min_images: int = Field(default=1, ge=1)
+    # Share of the identities held back for validation, chosen by a hash of identity_id.
+    val_fraction: float = Field(default=0.05, ge=0, lt=1)
+
+
+class IngestConfig(BaseModel):
+    """Settings of `deca ingest` and of the deployments `ingest`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Folder, pattern, bucket prefix, archive, table or list; any fsspec URI.
+    source: str
+    # Folder or bucket prefix that gets annotations/ and faces/; any fsspec URI.
+    dest: str
+    # What to do with annotations that DEST holds: plan what is new or changed in the source (extend), go on with the
+    # plan as it is (resume), also plan quarantined rows once more (retry), drop everything (new), or refuse a source
+    # that differs (refuse). Default extend, unlike reconstruct: an archive that grows is what ingest is for.
+    existing: Literal["refuse", "resume", "retry", "extend", "new"] = "extend"
+
+    inputs: SourceConfig = SourceConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    filters: FilterConfig = FilterConfig()
+    identity: IdentityConfig = IdentityConfig()
+    shards: ShardConfig = ShardConfig()
+    units: UnitsConfig = UnitsConfig()
+    ray: RayConfig = RayConfig()
+
+    def plan_config(self) -> dict[str, Any]:
+        """The settings that influence annotations, beside `inputs` and `units`, which a plan knows by itself."""
+        return {"flow": "ingest", **self.model_dump(mode="json", include={"annotate"})}
+
+
+class IngestSummary(BaseModel):
+    """What a run did and where the dataset stands: `_report/summary.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    outcome: Literal["complete", "partial"]  # partial: something is quarantined or pending
+    source: str
+    dest: str
+    images: int
+    annotated: int  # faces in annotations/
+    faces: int  # in faces/
+    identities: int
+    left_out: dict[str, int]  # annotated faces that are not in faces/, by reason
+    quarantined: dict[str, int]  # rows that stand, by stage
+    pending_units: int
+    version: int
+    new_version: bool  # whether this run published it
+    units_run: int  # by this run; the next three as well
+    units_skipped: int
+    faces_run: int
+    seconds: dict[str, float]  # by stage of the flow
+    faces_per_second: float  # annotated by this run
+    fingerprint: str  # of the annotations' plan
+    code: str
