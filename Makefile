@@ -1,10 +1,10 @@
-# setup: .venv from requirements.lock · demo · test · lint · bench · sheets · lock
+# setup: .venv from requirements.lock · node: programs of the tests · demo · test · lint · bench · sheets · lock
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.9
 
-.PHONY: setup demo test lint format bench sheets lock clean
+.PHONY: setup node demo test lint format bench sheets lock clean
 
 setup: $(VENV)/.ready
 
@@ -17,10 +17,19 @@ $(VENV)/.ready: requirements.lock pyproject.toml Makefile
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# Azurite, an Azure storage endpoint that tests talk to. Without npm those tests skip.
+node:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory tests/node_modules/.ready; \
+	 else echo "npm is not installed: the tests that need Azurite will skip"; fi
+
+tests/node_modules/.ready: tests/package.json
+	npm install --prefix tests --no-package-lock --no-fund --no-audit --loglevel error
+	@touch $@
+
 demo: setup
 	$(BIN)/deca demo demo-output
 
-test: setup
+test: setup node
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -47,4 +56,4 @@ lock: setup
 	  --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) demo-output build dist *.egg-info
+	rm -rf $(VENV) tests/node_modules demo-output build dist *.egg-info

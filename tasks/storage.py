@@ -22,13 +22,10 @@ from typing import Any
 
 import fsspec
 
-S3_OPTIONS: dict[str, Any] = {
-    # The default mode gives up after few tries; 403 is not retried in either.
-    "config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}},
-    # A cached listing would hide what other workers have committed.
-    "use_listings_cache": False,
-}
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # no folders to make
+# The default mode gives up after few tries; 403 is not retried in either.
+S3_RETRIES: dict[str, Any] = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
+S3, AZURE, GOOGLE = {"s3", "s3a"}, {"abfs", "abfss", "az"}, {"gs", "gcs"}
+OBJECT_STORES = {*S3, *AZURE, *GOOGLE, "memory"}  # no folders to make
 SCRATCH_PREFIX = ".deca-"
 STALE_SECONDS = 24 * 3600  # a leftover of another host is taken for dead after a day
 
@@ -47,7 +44,7 @@ def normalise(uri: str | os.PathLike[str]) -> str:
     protocol, found, rest = text.partition("://")
     if not found or protocol in ("file", "local"):
         return os.path.abspath(os.path.expanduser(rest if found else text))
-    if protocol in ("s3", "s3a", "gs", "gcs") and ":" in rest.partition("/")[0]:
+    if protocol in S3 | GOOGLE and ":" in rest.partition("/")[0]:
         raise StorageError(
             f"{protocol}:// URI with credentials in it: they would end up in plans and logs. Set them in the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and name only the bucket and the path"
@@ -62,7 +59,9 @@ def is_local(uri: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _filesystem(protocol: str, options: tuple[tuple[str, Any], ...]) -> fsspec.AbstractFileSystem:
-    extra = S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    extra = S3_RETRIES if protocol in S3 else {}
+    if protocol in S3 | AZURE | GOOGLE:
+        extra = {**extra, "use_listings_cache": False}  # a cached listing would hide what other workers have committed
     return fsspec.filesystem(protocol, **dict(options), **extra)
 
 
@@ -106,7 +105,7 @@ def check_command(uri: str) -> str:
         existing = next(str(folder) for folder in (Path(uri), *Path(uri).parents) if os.path.exists(folder))
         return f"ls -ld '{existing}' && df -h '{existing}'"
     protocol, _, rest = uri.partition("://")
-    if protocol in ("s3", "s3a"):
+    if protocol in S3:
         bucket = rest.partition("/")[0]
         return f"aws s3 ls s3://{bucket}/ (with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL as here)"
     return f"python -c \"import fsspec; print(fsspec.url_to_fs('{uri}')[0].ls('{rest}'))\""
