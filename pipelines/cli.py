@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,20 +14,27 @@ from rich.table import Table
 
 from deca_core.assets import BundleError, import_flame, load_bundle, procedural_head
 from deca_core.checkpoint import CheckpointError
-from pipelines.reconstruct import check_models, freeze_plan, reconstruct
+from pipelines import ingest as ingest_flow
+from pipelines import reconstruct as reconstruct_flow
 from pipelines.settings import ConfigError, resolve
-from pipelines.stages import SUMMARY, stored_config
+from pipelines.stages import find_faces, planned_dataset, stored_config
+from pipelines.summaries import StatusReport, megabytes, summary_lines, superseded
 from pipelines.synth import synth
-from schemas.reconstruct import ReconstructConfig, ReconstructSummary
-from schemas.world import SynthConfig, SynthSummary
+from schemas.annotate import Provider
+from schemas.ingest import IngestConfig
+from schemas.reconstruct import ReconstructConfig
+from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
+from tasks.card import README, is_up_to_date, write_card
 from tasks.discover import SourceError
 from tasks.engine import EngineError
-from tasks.plan import PlanError, load_plan, standing_quarantine
+from tasks.identities import IdentityError
+from tasks.plan import Plan, PlanError, load_plan
 from tasks.progress import TerminalProgress
 from tasks.storage import StorageError, Store
-from tasks.verify import status as read_status
+from tasks.verify import Verification
 from tasks.verify import verify as verify_dataset
+from tasks.versions import FacesError, gc, verify_faces
 
 COMPLETE, FAILED, PARTIAL = 0, 1, 2
 KNOWN_ERRORS = (
@@ -36,11 +43,17 @@ KNOWN_ERRORS = (
     CheckpointError,
     ConfigError,
     EngineError,
+    FacesError,
+    IdentityError,
     PlanError,
     SourceError,
     StorageError,
 )
-FLOWS: dict[str, tuple[Any, Any]] = {"reconstruct": (ReconstructConfig, reconstruct), "synth": (SynthConfig, synth)}
+FLOWS: dict[str, tuple[Any, Any]] = {
+    "ingest": (IngestConfig, ingest_flow.ingest),
+    "reconstruct": (ReconstructConfig, reconstruct_flow.reconstruct),
+    "synth": (SynthConfig, synth),
+}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 assets = typer.Typer(no_args_is_help=True, help="Head models: import FLAME, write the procedural head, show a bundle.")
@@ -51,7 +64,7 @@ errors = Console(stderr=True, highlight=False)
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")]
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/reconstruct.md lists them).")
+    Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/<command>.md lists them).")
 ]
 Settings = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting: ray.workers=4.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
@@ -63,10 +76,17 @@ Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or chang
 Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
 
 
+class _Lines(logging.Handler):
+    """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Entry point of the console script: every failure ends as one line on stderr and an exit code."""
     log = logging.getLogger("deca")
-    log.handlers, log.propagate = [logging.StreamHandler(sys.stderr)], False
+    log.handlers, log.propagate = [_Lines()], False
     log.setLevel(logging.INFO)
     try:
         code = app(standalone_mode=False)
@@ -123,6 +143,49 @@ def reconstruct_command(
     return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
 
+@app.command("ingest")
+def ingest_command(
+    source: Source,
+    dest: Dest,
+    pattern: Annotated[
+        str | None, typer.Option(help="Where a path below SRC names the person: '{identity}/{image}'.")
+    ] = None,
+    provider: Annotated[Provider | None, typer.Option(help="Who finds and marks faces. Default dlib.")] = None,
+    min_images: Annotated[int | None, typer.Option(help="Faces that an identity needs. Default 1.")] = None,
+    regroup: Annotated[bool, typer.Option("--regroup", help="Forget who is who and cluster everything anew.")] = False,
+    config: Config = None,
+    settings: Settings = [],  # noqa: B006
+    workers: Workers = None,
+    resume: Resume = False,
+    extend: Extend = False,
+    new: New = False,
+    prefect: Prefect = False,
+) -> int:
+    """Any archive of photographs in, faces sorted by identity out. Running it again adds what is new in SRC.
+
+    Examples:
+
+      deca ingest photos/ out/
+
+      deca ingest s3://bucket/people s3://bucket/faces --pattern '{identity}/{image}' --min-images 2
+
+      deca ingest list.csv out/ --provider facexlib --set annotate.weights_uri=s3://models/faces
+
+      deca ingest photos/ out/ --set filters.min_eye_distance=40
+    """
+    options = {
+        "source": source,
+        "dest": dest,
+        "identity.pattern": pattern,
+        "identity.regroup": regroup or None,
+        "annotate.provider": provider,
+        "shards.min_images": min_images,
+        "ray.workers": workers,
+        "existing": _existing(resume, new, extend),
+    }
+    return _run("ingest", resolve(IngestConfig, config, settings, options), prefect)
+
+
 @app.command("synth")
 def synth_command(
     dest: Dest,
@@ -168,10 +231,11 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
 
     Example: deca retry out/
     """
-    flow = load_plan(dest).record.config.get("flow", "")
+    dataset = planned_dataset(dest)
+    flow = load_plan(dataset).record.config.get("flow", "")
     if flow not in FLOWS:
-        raise PlanError(f"{dest}: made by the flow {flow!r}; this version has {', '.join(FLOWS)}")
-    stored = stored_config(dest, FLOWS[flow][0])
+        raise PlanError(f"{dataset}: made by the flow {flow!r}; this version has {', '.join(FLOWS)}")
+    stored = stored_config(dataset, FLOWS[flow][0])
     ray = stored.ray if workers is None else stored.ray.model_copy(update={"workers": workers})
     return _run(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
 
@@ -180,18 +244,28 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
 def plan(
     source: Source,
     dest: Dest,
+    flow: Annotated[Literal["reconstruct", "ingest"], typer.Option(help="The command to plan for.")] = "reconstruct",
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006
 ) -> int:
-    """List SRC and freeze the plan in DEST without doing the work; `reconstruct` with the same settings goes on.
+    """List SRC and freeze the plan in DEST without doing the work; the flow with the same settings goes on.
 
-    Example: deca plan photos/ out/
+    Examples:
+
+      deca plan photos/ out/ --checkpoint ckpt/
+
+      deca plan photos/ out/ --flow ingest
     """
     options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle}
-    resolved = resolve(ReconstructConfig, config, settings, options)
-    frozen = freeze_plan(resolved, check_models(resolved))
+    frozen: Plan
+    if flow == "ingest":
+        ingesting = ingest_flow.settle(resolve(IngestConfig, config, settings, options))
+        frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
+    else:
+        rebuilding = resolve(ReconstructConfig, config, settings, options)
+        frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
     console.print(
         f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
     )
@@ -203,41 +277,87 @@ def status(
     dest: Dest,
     quarantine: Annotated[int, typer.Option(help="How many quarantined rows to list.")] = 10,
 ) -> int:
-    """Where a dataset stands: units, rows, what is in quarantine and why.
+    """Where a dataset stands: units, rows, what is in quarantine and why; after ingest also the version of the faces.
 
     Example: deca status out/ --quarantine 100
     """
-    now = read_status(dest)
+    report = StatusReport(dest)
     table = Table(show_header=False, box=None)
-    for name in ("source", "dest", "fingerprint", "code", "items", "units", "committed", "pending", "rows", "bytes"):
-        table.add_row(name, str(getattr(now, name)))
-    for stage, count in now.quarantined.items():
-        table.add_row(f"quarantined: {stage}", str(count))
+    for name, value in report.lines():
+        table.add_row(name, value)
     console.print(table)
-    rows = standing_quarantine(dest)
+    rows = report.quarantine
     for row in rows[:quarantine]:
         face = "" if row.face_index is None else f" face {row.face_index}"
         console.print(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}", markup=False, soft_wrap=True)
     if len(rows) > quarantine:
         console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
     if rows:
-        console.print(f"Try them once more with: deca retry {now.dest}", markup=False, soft_wrap=True)
-    return COMPLETE if now.complete else PARTIAL
+        console.print(f"Try them once more with: deca retry {Store(dest).uri}", markup=False, soft_wrap=True)
+    return COMPLETE if report.complete else PARTIAL
 
 
 @app.command()
 def verify(dest: Dest) -> int:
     """Hash every committed file again; exit code 1 when one is missing, changed or doubled.
 
+    After ingest DEST holds annotations/ and faces/, and both are checked.
+
     Example: deca verify s3://bucket/heads
     """
-    found = verify_dataset(dest)
-    for problem in found.problems:
-        errors.print(f"[bold red]problem:[/] {problem}")
-    for leftover in found.leftovers:
-        console.print(f"left over, never read: {leftover}", markup=False)
-    console.print(f"{found.files} files hashed, {found.rows} rows, {len(found.problems)} problems")
-    return COMPLETE if found.ok else FAILED
+    found: dict[str, Verification] = {}
+    dataset, faces = planned_dataset(dest), find_faces(dest)
+    if dataset != faces:
+        found[dataset] = verify_dataset(dataset)
+    if faces is not None:
+        found[faces] = verify_faces(faces)
+    for place, checked in found.items():
+        for problem in checked.problems:
+            errors.print(f"[bold red]problem:[/] {problem}")
+        for leftover in checked.leftovers:
+            console.print(f"left over, never read: {leftover}", markup=False)
+        counts = f"{checked.files} files hashed, {checked.rows} rows, {len(checked.problems)} problems"
+        console.print(f"{place}: {counts}", markup=False, soft_wrap=True)
+    return COMPLETE if all(checked.ok for checked in found.values()) else FAILED
+
+
+@app.command("gc")
+def gc_command(
+    dest: Dest,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> int:
+    """Delete what only earlier versions of the faces need. Readers that opened one of those lose it.
+
+    Example: deca gc out/ --dry-run
+    """
+    faces = _faces(dest)
+    sizes = superseded(faces)
+    if not dry_run and not is_up_to_date(faces):
+        write_card(faces)  # its README names the files that `load_dataset` reads, and those must not go
+    names = list(sizes) if dry_run else gc(faces)
+    for name in sorted(names):
+        console.print(f"  {name}", markup=False, soft_wrap=True)
+    freed = megabytes(sum(sizes.get(name, 0) for name in names))
+    console.print(f"{'would delete' if dry_run else 'deleted'} {len(names)} files, {freed}, of {faces}", soft_wrap=True)
+    return COMPLETE
+
+
+@app.command()
+def report(dest: Dest) -> int:
+    """Draw the card of the faces: a page with charts and a sample, and the README.md that `load_dataset` reads.
+
+    Example: deca report out/faces
+    """
+    faces = _faces(dest)
+    console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
+    return COMPLETE
+
+
+def _faces(dest: str) -> str:
+    faces = find_faces(dest)
+    if faces is None:
+        raise FacesError(f"{dest} holds no faces. Make them with: deca ingest SRC {dest}")
+    return faces
 
 
 @app.command()
@@ -323,32 +443,7 @@ def _run(flow: str, config: Any, prefect: bool) -> int:
         with TerminalProgress(flow) as progress:
             summary = FLOWS[flow][1](config, progress)
     table = Table(show_header=False, box=None)
-    for name, value in _summary_lines(summary):
+    for name, value in summary_lines(summary):
         table.add_row(name, value)
     console.print(table, soft_wrap=True)
     return COMPLETE if summary.outcome == "complete" else PARTIAL
-
-
-def _summary_lines(summary: ReconstructSummary | SynthSummary) -> list[tuple[str, str]]:
-    """What a person wants to know after a run."""
-    quarantined = ", ".join(f"{count} at {stage}" for stage, count in summary.quarantined.items()) or "none"
-    lines: list[tuple[str, str]] = [("outcome", summary.outcome)]
-    if isinstance(summary, SynthSummary):
-        lines += [
-            ("photographs", f"{summary.images} of {summary.identities} people ({summary.images_per_second} a second)"),
-            ("folder", summary.photos),
-            ("truth", summary.truth),
-        ]
-        dest = summary.truth
-    else:
-        rate = f"{summary.faces_run} by this run, {summary.faces_per_second} faces/s"
-        lines += [
-            ("pictures", str(summary.images)),
-            ("faces", f"{summary.faces} ({rate})"),
-            ("checkpoint", summary.checkpoint),
-            ("contact sheet", summary.contact_sheet or "none: no face"),
-        ]
-        dest = summary.dest
-    units = f"{summary.units_run} run, {summary.units_skipped} done before, {summary.pending_units} pending"
-    lines += [("units", units), ("quarantined", quarantined), ("summary", Store(dest).join(SUMMARY))]
-    return lines + ([("look closer", f"deca status {dest}")] if summary.quarantined else [])

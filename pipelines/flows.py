@@ -14,12 +14,18 @@ from prefect.artifacts import update_progress_artifact as update_progress
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
 from pipelines.reconstruct import reconstruct as run_reconstruct
+from pipelines.stages import annotations_of, faces_of
 from pipelines.synth import synth as run_synth
+from schemas.ingest import IngestConfig, IngestSummary
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.world import SynthConfig, SynthSummary
+from tasks.card import CARD, identity_sizes, quarantine_reasons
 from tasks.engine import Progress
+from tasks.plan import load_plan
+from tasks.storage import Store
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
 
@@ -65,6 +71,28 @@ def reconstruct(config: ReconstructConfig) -> Any:
     return _finish("reconstruct", f"reconstructions in {summary.dest}", summary)
 
 
+@flow(name="ingest")
+def ingest(config: IngestConfig) -> Any:
+    """Any archive in, faces sorted by identity out: see `deca ingest --help`. The call's result is the summary."""
+    summary = run_ingest(config, on_progress=ProgressArtifact("ingest-progress"), stage=as_task)
+    create_markdown_artifact(_ingest_report(summary), key="ingest-report", description=f"faces in {summary.dest}")
+    return _finish("ingest", f"faces in {summary.dest}", summary)
+
+
+def _ingest_report(summary: IngestSummary) -> str:
+    """Identity sizes, faces left out and the quarantine by reason, as Markdown."""
+    faces = faces_of(summary.dest)
+    rows = [("Identities of this many faces", size, count) for size, count in identity_sizes(faces).items() if count]
+    rows += [("Faces left out by", reason, count) for reason, count in summary.left_out.items()]
+    reasons = quarantine_reasons(load_plan(annotations_of(summary.dest)))
+    rows += [("In quarantine at", f"{reason.stage}: {reason.error}", reason.rows) for reason in reasons]
+    lines = [f"| {what} | {which} | {count} |" for what, which, count in rows]
+    title = f"Version {summary.version}: {summary.faces} faces of {summary.identities} identities"
+    return "\n".join(
+        [f"## {title}", f"Card: `{Store(faces).join(CARD)}`", "", "| | | |", "| --- | --- | --- |", *lines]
+    )
+
+
 @flow(name="synth")
 def synth(config: SynthConfig) -> Any:
     """Photographs of procedural people with their truth: see `deca synth --help`. The call's result is the summary."""
@@ -72,7 +100,7 @@ def synth(config: SynthConfig) -> Any:
     return _finish("synth", f"photographs in {summary.photos}", summary)
 
 
-def _finish(name: str, description: str, summary: ReconstructSummary | SynthSummary) -> Any:
+def _finish(name: str, description: str, summary: ReconstructSummary | IngestSummary | SynthSummary) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]
     create_table_artifact(rows, key=f"{name}-summary", description=description)

@@ -7,18 +7,42 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
+from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.world import SynthConfig
 from tasks.engine import Progress
-from tasks.plan import Plan, PlanError, load_plan, plan_retry
+from tasks.plan import PLAN, Plan, PlanError, load_plan, plan_retry
 from tasks.storage import Store
 
 CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Config = TypeVar("Config", ReconstructConfig, SynthConfig)
+Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig)
 Stage = Callable[[Function], Function]
 OnProgress = Callable[[Progress], None]
+
+
+def annotations_of(dest: str) -> str:
+    """Where ingest puts its annotations."""
+    return Store(dest).join(ANNOTATIONS_FOLDER)
+
+
+def faces_of(dest: str) -> str:
+    """Where ingest puts its faces."""
+    return Store(dest).join(FACES_FOLDER)
+
+
+def planned_dataset(dest: str) -> str:
+    """The dataset with a plan that a person means by DEST: DEST itself, or the annotations of an ingest."""
+    inside = annotations_of(dest)
+    return inside if not Store(dest).exists(PLAN) and Store(inside).exists(PLAN) else Store(dest).uri
+
+
+def find_faces(dest: str) -> str | None:
+    """The faces that a person means by DEST: DEST itself, or those below it; None where neither is."""
+    places = (Store(dest).uri, faces_of(dest))
+    return next((place for place in places if Store(place).exists(CURRENT)), None)
 
 
 def direct(function: Function) -> Function:

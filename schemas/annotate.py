@@ -82,12 +82,15 @@ class SidecarConfig(BaseModel):
     # .png or .npy of the picture's own size. A mask beside pictures looks like a picture: give the source the
     # `exclude` pattern *_mask.png.
     mask: tuple[str, ...] = ("{stem}_mask.png", "{stem}_mask.npy")
+    # .txt whose first line names the person, whatever provider does the steps; () reads none. A picture without such a
+    # file has no label.
+    identity: tuple[str, ...] = ()
 
-    @field_validator("landmarks", "mask")
+    @field_validator("landmarks", "mask", "identity")
     @classmethod
     def _known_files(cls, patterns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = (".npy", ".txt", ".mat") if info.field_name == "landmarks" else (".png", ".npy")
-        if not patterns:
+        known = {"landmarks": (".npy", ".txt", ".mat"), "mask": (".png", ".npy")}.get(info.field_name or "", (".txt",))
+        if not patterns and info.field_name != "identity":
             raise ValueError(f"at least one pattern is needed, for example {{stem}}{known[0]}")
         for pattern in patterns:
             if not pattern.endswith(known) or not ("{stem}" in pattern or "{name}" in pattern):
@@ -138,6 +141,13 @@ class AnnotateConfig(BaseModel):
             if chosen is not None and step not in OFFERS[chosen]:
                 able = ", ".join(name for name, steps in OFFERS.items() if step in steps)
                 raise ValueError(f"annotate.{step}: {chosen} does not do this step; choose one of {able}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_meaning_a_file(self) -> AnnotateConfig:
+        both = set(self.sidecar.identity) & set(self.sidecar.landmarks)
+        if both and {"detect", "landmarks"} & set(self.steps_of("sidecar")):
+            raise ValueError(f"annotate.sidecar: {min(both)} is named for landmarks and for identity; set both")
         return self
 
     def provider_of(self, step: Step) -> Provider:

@@ -39,7 +39,7 @@ QUALITY = ("sharpness", "yaw", "pitch", "eye_distance", "mask_coverage")
 
 def annotations_schema(embedding: int) -> pa.Schema:
     """Arrow schema of annotations/. embedding: length of the identity descriptor (dlib 128, ArcFace 512)."""
-    return pa.schema(_face_fields(embedding), metadata=_metadata("annotations"))
+    return _schema("annotations", _face_fields(embedding))
 
 
 def faces_schema(embedding: int) -> pa.Schema:
@@ -49,7 +49,7 @@ def faces_schema(embedding: int) -> pa.Schema:
         pa.field("identity_source", pa.string(), nullable=False),  # IdentitySource
         pa.field("split", pa.string(), nullable=False),  # Split
     ]
-    return pa.schema([*_face_fields(embedding), *identity], metadata=_metadata("faces"))
+    return _schema("faces", [*_face_fields(embedding), *identity])
 
 
 def _face_fields(embedding: int) -> list[pa.Field]:
@@ -76,10 +76,21 @@ def _face_fields(embedding: int) -> list[pa.Field]:
     ]
 
 
-def _metadata(dataset: str) -> dict[str, str]:
-    """Schema version, and what makes `datasets` show the two pictures as pictures."""
-    features = {"crop": {"_type": "Image"}, "skin_mask": {"_type": "Image"}}
-    return {"schema_version": str(SCHEMA_VERSION), "dataset": dataset, "pictures": json.dumps(features)}
+def _schema(dataset: str, fields: list[pa.Field]) -> pa.Schema:
+    """Schema with its version, and what makes Hugging Face `datasets` show pictures as pictures."""
+    features = {field.name: _feature(field.type) for field in fields}
+    huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
+    metadata = {"schema_version": str(SCHEMA_VERSION), "dataset": dataset, "huggingface": huggingface}
+    return pa.schema(fields, metadata=metadata)
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """What `datasets` calls a column of this type. It needs all columns or none, and takes only these of them."""
+    if kind == PICTURE:
+        return {"_type": "Image"}
+    if pa.types.is_fixed_size_list(kind):  # "List" since datasets 4, which still reads the older name
+        return {"_type": "Sequence", "feature": _feature(kind.value_type), "length": kind.list_size}
+    return {"_type": "Value", "dtype": {"float": "float32"}.get(str(kind), str(kind))}
 
 
 # Sorted by shard, then row.
@@ -113,6 +124,7 @@ class ShardFile(StoredFile):
     split: Split
     rows: int
     identities: int
+    rows_sha256: str  # over what decides its bytes, known before a crop is read (tasks/layout.py)
 
 
 class FacesVersion(BaseModel):

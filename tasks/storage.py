@@ -225,7 +225,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Write and delete a small file, so that a missing right ends a run before its first minute of work."""
-        name = f"{SCRATCH_PREFIX}write-test-{secrets.token_hex(4)}.tmp"
+        name = f"{_scratch_prefix()}{os.getpid()}-{secrets.token_hex(4)}-write-test.tmp"
         self.write(name, b"")
         self.delete(name)
 

@@ -56,6 +56,11 @@ class Annotator(Protocol):
         ...
 
     @property
+    def embedding_size(self) -> int:
+        """Length of the identity descriptor."""
+        ...
+
+    @property
     def versions(self) -> dict[str, str]:
         """Library version, and the first 12 hex digits of SHA-256 of each weight file, by name."""
         ...

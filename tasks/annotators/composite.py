@@ -73,6 +73,12 @@ class CompositeAnnotator:
         return self._batch("embed", images, landmarks)
 
     @property
+    def embedding_size(self) -> int:
+        """Length of the descriptor, known before any network is loaded."""
+        size: int = self._providers["embed"].embedding_size
+        return size
+
+    @property
     def versions(self) -> dict[str, str]:
         """Libraries and weights of every provider that takes part."""
         parts: dict[int, Any] = {id(provider): provider for provider in self._providers.values()}

@@ -47,6 +47,8 @@ LANDMARK_FACE, EMBED_FACE = 256, 256
 class DlibAnnotator:
     """The `Annotator` protocol on dlib. Models load at first use: who only detects never loads the descriptor net."""
 
+    embedding_size = 128
+
     def __init__(self, config: AnnotateConfig, weights: dict[str, Path]) -> None:
         self._config = config
         self._weights = weights

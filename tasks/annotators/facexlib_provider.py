@@ -53,6 +53,8 @@ EMBED_SIZE = 112
 class FacexlibAnnotator:
     """Steps detect, segment and embed of the `Annotator` protocol on facexlib; networks load at first use."""
 
+    embedding_size = 512
+
     def __init__(self, config: AnnotateConfig, weights: dict[str, Path]) -> None:
         self._config = config
         self._weights = weights

@@ -1,4 +1,4 @@
-"""Reading of label files: landmarks from .npy, .txt and .mat, masks from .png and .npy. Nothing in a file is executed.
+"""Reading of label files: landmarks (.npy, .txt, .mat), masks (.png, .npy), identities (.txt). Nothing is executed.
 
 What a file declares is checked against what it holds before memory is taken for it.
 """
@@ -15,6 +15,7 @@ from tasks.images import MAX_PIXELS, ImageError, decode_image
 
 POINTS = 68
 MAT_VARIABLE = "pt3d_68"
+NAME_LIMIT = 200  # characters of an identity: a longer line is a file of another kind
 
 
 class LabelError(Exception):
@@ -58,6 +59,19 @@ def read_mask(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[n
             raise LabelError(f"{name}: {error}") from error
     skin = mask > 0.5 if mask.max() <= 1 else mask >= 128
     return skin * np.uint8(255)
+
+
+def read_identity(data: bytes, name: str) -> str:
+    """Who is in a picture: the first line of a UTF-8 text, without the blanks around it. Raises LabelError."""
+    try:
+        identity = data.decode("utf-8-sig").partition("\n")[0].strip()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{name}: an identity is expected as UTF-8 text ({error})") from error
+    if not identity:
+        raise LabelError(f"{name}: the first line is empty, an identity is expected there")
+    if len(identity) > NAME_LIMIT or not identity.isprintable():
+        raise LabelError(f"{name}: {identity[:40]!r} is no identity: printable text up to {NAME_LIMIT} characters is")
+    return identity
 
 
 def _npy(data: bytes, name: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Labels that lie beside the pictures: landmarks and skin masks in folders, buckets, tar and zip archives."""
+"""Labels that lie beside the pictures: landmarks, skin masks, identities; in folders, buckets, tar and zip archives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas.annotate import AnnotateConfig
 from schemas.ledger import Item
 from tasks.annotators.base import AnnotatorError, Detection, check_picture, largest_first
-from tasks.annotators.labels import LabelError, read_landmarks, read_mask
+from tasks.annotators.labels import LabelError, read_identity, read_landmarks, read_mask
 from tasks.archives import GZIP_TAR_SUFFIXES, archive_members, read_member
 from tasks.read import read_item
 
@@ -75,6 +75,11 @@ class SidecarAnnotator:
             )
         return mask.copy()
 
+    def identity(self) -> str | None:
+        """Who the labels say is in the picture; None where no pattern of `sidecar.identity` exists."""
+        found = self._search(self._config.sidecar.identity, read_identity)
+        return found[1] if found else None
+
     @cached_property
     def _landmarks(self) -> NDArray[np.float32]:
         return self._first(self._config.sidecar.landmarks, read_landmarks, "landmarks")[1]
@@ -85,17 +90,35 @@ class SidecarAnnotator:
         return self._first(self._config.sidecar.mask, lambda data, name: read_mask(data, name, limit), "mask")
 
     def _first(self, patterns: Sequence[str], read: Callable[[bytes, str], Label], what: str) -> tuple[str, Label]:
-        """Name and content of the first pattern that exists. Raises LabelError if none does."""
+        """As `_search`. Raises LabelError if none exists."""
+        found = self._search(patterns, read)
+        if found is None:
+            assert self._item is not None
+            names = ", ".join(_names(patterns, self._item))
+            raise LabelError(f"no {what} beside {self._item.source_uri}: looked for {names}")
+        return found
+
+    def _search(self, patterns: Sequence[str], read: Callable[[bytes, str], Label]) -> tuple[str, Label] | None:
+        """Name and content of the first pattern that exists."""
         if self._item is None:
             raise AnnotatorError("the provider sidecar needs to know whose labels: use annotator.for_item(item)")
-        place = self._item.member or self._item.uri
-        folder, _, name = place.rpartition("/")
-        names = [p.replace("{stem}", name.rpartition(".")[0] or name).replace("{name}", name) for p in patterns]
-        for label in names:
+        folder = _place(self._item).rpartition("/")[0]
+        for label in _names(patterns, self._item):
             data = _read(self._item, folder, label)
             if data is not None:
                 return label, read(data, label)
-        raise LabelError(f"no {what} beside {self._item.source_uri}: looked for {', '.join(names)}")
+        return None
+
+
+def _place(item: Item) -> str:
+    return item.member or item.uri
+
+
+def _names(patterns: Sequence[str], item: Item) -> list[str]:
+    """The patterns filled in for a picture."""
+    name = _place(item).rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
+    return [pattern.replace("{stem}", stem).replace("{name}", name) for pattern in patterns]
 
 
 def _read(item: Item, folder: str, label: str) -> bytes | None:

@@ -1,11 +1,14 @@
 """The skin mask of a face from its 68 landmarks and the colour of its cheeks; no network, no weights.
 
-1. Outline: the jaw line (points 0..16) closed over the forehead by half an ellipse above the brows.
+1. Outline: the jaw line (points 0..16) closed by half an ellipse over the brows. Hair, hairline and bald head cannot be
+   told apart without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
 2. Colour: pixels of the outline far from the robust colour distribution of cheeks and nose are dropped (hair, dark
    glasses, background); lips and brows, which differ in colour but belong to the face, are kept. On the forehead,
    where hair is expected, less distance is allowed than between jaw and brows, where shadow and beard are.
-3. Smoothing: one connected region without small holes.
-4. Eyes and the inner mouth are cut out.
+3. Smoothing: regions of some size (glasses may part the forehead from the cheeks) without small holes.
+4. Eyes with their lids and the inner mouth are cut out.
+
+The shares below were fitted on 60 photographs of the embedded world (mean IoU 0.71 before, 0.86 after; 0.85 on others).
 """
 
 from __future__ import annotations
@@ -25,16 +28,20 @@ OUTER_LIPS, INNER_LIPS = slice(48, 60), slice(60, 68)
 # Cheek and side of the nose of both halves, clear of eyes, lips and beard.
 CHEEKS = ([1, 2, 3, 48, 31, 30, 28], [15, 14, 13, 54, 35, 30, 28])
 
-# Height of the forehead above the brows, in lengths from the brows to the nose base (the classical facial thirds
-# make it 1; the hair line is left to the colour test, bald heads and fringes to the ellipse).
-FOREHEAD = 0.9
+# The outline. Height of the forehead above the brows and of its ends above the brows' ends, in lengths from the brows
+# to the nose base (the classical facial thirds would make the hair line 1); width of the jaw line and its reach down
+# from the nose's bridge, in those of the landmarks: predictors draw the cheeks too wide and the chin too high.
+FOREHEAD, TEMPLE, JAW_WIDTH, JAW_REACH = 0.41, -0.06, 0.93, 1.07
+# Half axes of an eye with its lids, in half widths of the eye's landmarks.
+LIDS = (1.45, 0.85)
 
 # Smallest standard deviations of (Y, Cb, Cr) that the colour model may have: light falls off over a face, and JPEG
 # blurs colour; and how many of them a pixel may lie away.
 MIN_SIGMA = np.array([22.0, 4.5, 4.5])
-MAX_DISTANCE_FACE, MAX_DISTANCE_FOREHEAD = 5.0, 3.0
+MAX_DISTANCE_FACE, MAX_DISTANCE_FOREHEAD = 5.0, 3.5
 
-SMALL_HOLE = 0.02  # of the outline's area: nostrils, highlights, moles
+SMALL_HOLE = 0.01  # of the outline's area: nostrils, highlights, moles
+SMALL_REGION = 0.03  # of the outline's area: left of skin behind glasses and strands, or something else of its colour
 
 
 def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -44,7 +51,7 @@ def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArr
     """
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
-    outline = np.concatenate([landmarks[JAW], _forehead(landmarks)])
+    outline = _outline(landmarks.astype(np.float64))
     x0, y0 = (int(v) for v in np.maximum(np.floor(outline.min(axis=0)), 0))
     x1, y1 = (int(v) for v in np.minimum(np.ceil(outline.max(axis=0)) + 1, [width, height]))
     if x1 <= x0 or y1 <= y0:
@@ -59,32 +66,53 @@ def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArr
     return mask
 
 
-def _forehead(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Half an ellipse from the right end of the jaw line (point 16) over the forehead to the left end (point 0)."""
-    left, right = landmarks[0].astype(np.float64), landmarks[16].astype(np.float64)
+def bare_region(size: tuple[int, int], points: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where the skin of an unhidden face must be seen: inside jaw line and brows, without eyes and inner mouth.
+
+    size: (width, height) of the picture; points (68, 2) in its pixels -> (height, width).
+    """
+    lids = _fill(size, *(_lids(points[eye]) for eye in EYES))
+    return _fill(size, np.concatenate([points[JAW], points[26:16:-1]])) & ~lids & ~_fill(size, points[INNER_LIPS])
+
+
+def _outline(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The polygon that face skin lies in: jaw line from left to right in the picture, then back over the forehead."""
+    bridge, chin = landmarks[27], landmarks[8]
+    axis = (chin - bridge) / max(float(np.hypot(*(chin - bridge))), 1e-6)
+    offset = landmarks[JAW] - bridge
+    down = (offset @ axis)[:, None] * axis
+    jaw = bridge + JAW_REACH * down + JAW_WIDTH * (offset - down)
+    brow = landmarks[17:27].mean(axis=0)
+    up = brow - landmarks[31:36].mean(axis=0)
+    right, left = landmarks[[26, 17]] + TEMPLE * up
     centre, half = (left + right) / 2, (right - left) / 2
-    brow, nose = landmarks[17:27].mean(axis=0), landmarks[31:36].mean(axis=0)
-    top = brow + FOREHEAD * (brow - nose)
-    angle = np.linspace(0, np.pi, 25)[1:-1, None]
-    return centre + np.cos(angle) * half + np.sin(angle) * (top - centre)
+    angle = np.linspace(0, np.pi, 25)[:, None]
+    return np.concatenate([jaw, centre + np.cos(angle) * half + np.sin(angle) * (brow + FOREHEAD * up - centre)])
+
+
+def _lids(eye: NDArray[Any]) -> NDArray[np.float64]:
+    """An ellipse over an eye's six points, lids included, along the line between its corners."""
+    half = (eye[3] - eye[0]) / 2
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)[:, None]
+    return (eye[0] + eye[3]) / 2 + LIDS[0] * np.cos(angle) * half + LIDS[1] * np.sin(angle) * [-half[1], half[0]]
 
 
 def _patch_mask(patch: Image.Image, points: NDArray[Any], outline: NDArray[Any]) -> NDArray[np.bool_]:
     size = patch.size
     inside = _fill(size, outline)
-    eyes = _fill(size, *(points[eye] for eye in EYES))
+    eyes, lids = _fill(size, *(points[eye] for eye in EYES)), _fill(size, *(_lids(points[eye]) for eye in EYES))
     lips = _fill(size, points[OUTER_LIPS])
     brows = ndimage.binary_dilation(_fill(size, *(points[brow] for brow in BROWS)), iterations=3)
-    cheeks = _fill(size, *(points[cheek] for cheek in CHEEKS)) & inside & ~eyes & ~lips
+    cheeks = _fill(size, *(points[cheek] for cheek in CHEEKS)) & inside & ~lids & ~lips
     face = _fill(size, np.concatenate([points[JAW], points[26:16:-1]]))
     limit = np.where(face, MAX_DISTANCE_FACE, MAX_DISTANCE_FOREHEAD)
     skin = inside & ((_colour_distance(patch, cheeks) <= limit) | lips | brows | eyes)
-    skin = ndimage.binary_opening(ndimage.median_filter(skin, 5), iterations=2) | (inside & (lips | eyes))
-    skin = _largest(skin)
+    skin = ndimage.binary_opening(ndimage.median_filter(skin, 5)) | (inside & (lips | eyes))
+    skin = _large(skin, SMALL_REGION * inside.sum())
     holes, count = ndimage.label(inside & ~skin)
     areas = ndimage.sum_labels(np.ones_like(holes), holes, np.arange(1, count + 1))
     small = 1 + np.flatnonzero(areas < SMALL_HOLE * inside.sum())
-    return (skin | np.isin(holes, small)) & ~eyes & ~_fill(size, points[INNER_LIPS])
+    return (skin | np.isin(holes, small)) & ~lids & ~_fill(size, points[INNER_LIPS])
 
 
 def _colour_distance(patch: Image.Image, cheeks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -98,9 +126,15 @@ def _colour_distance(patch: Image.Image, cheeks: NDArray[np.bool_]) -> NDArray[n
     return np.sqrt((((colour - median) / sigma) ** 2).sum(axis=-1))
 
 
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _large(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """The connected regions of at least `area` pixels, or the largest if all are smaller."""
     labels, count = ndimage.label(mask)
-    return labels == 1 + np.argmax(np.bincount(labels.ravel(), minlength=2)[1:]) if count else mask
+    if not count:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    kept: NDArray[np.bool_] = (sizes >= min(area, sizes.max()))[labels] & mask
+    return kept
 
 
 def _fill(size: tuple[int, int], *polygons: NDArray[Any]) -> NDArray[np.bool_]:

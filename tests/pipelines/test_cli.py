@@ -34,11 +34,14 @@ def deca(monkeypatch, capsys):
 COMMANDS = [
     "demo",
     "synth",
+    "ingest",
     "reconstruct",
     "plan",
     "status",
     "retry",
     "verify",
+    "gc",
+    "report",
     "assets import",
     "assets head",
     "assets show",
@@ -75,6 +78,105 @@ def test_a_run_from_plan_to_retry(deca, trouble, tmp_path):
     code, printed = deca("verify", out)
     assert code == 1
     assert part.name in printed
+
+
+def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):
+    out, units = tmp_path / "out", ("--set", "units.items_per_unit=3")
+    options = (*units, "--workers", 0, "--set", "identity.method=none")
+    code, printed = deca("plan", photos, out, "--flow", "ingest", *units)
+    assert code == 0
+    assert "4 pictures in 2 units" in printed
+    code, printed = deca("status", out)
+    assert code == 2
+    assert "0 faces annotated" not in printed  # nothing waits to be grouped, but two units are pending
+    code, printed = deca("ingest", photos, out, *options)
+    assert code == 0, printed
+    assert "4 of 4 identities" in printed
+    assert "version 1 published" in printed
+    code, printed = deca("status", out)
+    assert code == 0
+    assert "4 of 4 identities, version 1" in printed
+    code, printed = deca("verify", out)
+    assert code == 0
+    assert printed.count("0 problems") == 2
+    code, printed = deca("report", out / "faces")
+    assert code == 0
+    assert str(out / "faces" / "card.html") in printed
+
+    code, printed = deca("ingest", photos, out, *options, "--min-images", 2)
+    assert code == 0
+    assert "0 of 0 identities" in printed
+    assert "2, new" in printed
+    code, printed = deca("gc", out, "--dry-run")
+    assert code == 0
+    assert "versions/000001.json" in printed
+    assert (out / "faces" / "versions" / "000001.json").exists()
+    code, freed = deca("gc", out)
+    assert code == 0
+    assert freed.splitlines()[:-1] == printed.splitlines()[:-1]
+    assert freed.splitlines()[-1] == printed.splitlines()[-1].replace("would delete", "deleted")
+    assert not list((out / "faces" / "data").iterdir())
+    assert deca("verify", out / "faces")[0] == 0
+    assert "deleted 0 files" in deca("gc", out / "faces")[1]
+
+
+def test_a_damaged_shard_is_named(deca, photos, tmp_path):
+    out = tmp_path / "out"
+    deca("ingest", photos, out, "--workers", 0, "--set", "identity.method=none")
+    shard = next((out / "faces" / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, printed = deca("verify", out)
+    assert code == 1
+    assert shard.name in printed
+
+
+def test_annotations_that_wait_to_be_grouped_are_said(deca, photos, tmp_path):
+    out = tmp_path / "out"
+    deca("ingest", photos, out, "--workers", 0, "--set", "identity.method=none")
+    (out / "faces" / "_current.json").unlink()  # as a run leaves it that is killed after the last unit
+    code, printed = deca("status", out)
+    assert code == 2
+    assert "4 faces annotated, 0 grouped: run deca ingest again" in printed
+    for command in ("gc", "report"):
+        code, printed = deca(command, out)
+        assert code == 1
+        assert "holds no faces" in printed
+
+
+def test_retry_takes_the_folder_of_an_ingest(deca, photos, tmp_path):
+    out, options = tmp_path / "out", ("--workers", 0)
+    (photos / "late.jpg").write_bytes(b"")
+    code, printed = deca("ingest", photos, out, *options, "--set", "identity.method=none")
+    assert code == 2
+    assert f"deca status {out}" in printed
+    code, printed = deca("retry", out, *options)
+    assert code == 2
+    assert "1 run, 1 done before" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pattern", "{image}"], "must contain {identity}"),
+        (["--provider", "oracle"], "oracle"),
+        (["--min-images", "0"], "min_images"),
+        (["--set", "identity.neighbors=3"], "identity.neighbors"),
+        (["--resume", "--new"], "exclude"),
+        (["--resume"], "no plan"),
+    ],
+)
+def test_errors_of_an_ingest_come_before_any_work(deca, photos, tmp_path, arguments, message):
+    code, printed = deca("ingest", photos, tmp_path / "out", *arguments, "--workers", 0)
+    assert code == 1
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "annotations" / "_plan.json").exists()
+
+
+def test_plan_knows_which_settings_belong_to_which_flow(deca, photos, tmp_path):
+    code, printed = deca("plan", photos, tmp_path / "out", "--flow", "ingest", "--checkpoint", "ckpt")
+    assert code == 1
+    assert "checkpoint" in printed
 
 
 def test_another_plan_in_the_same_place_is_refused(deca, photos, tmp_path):

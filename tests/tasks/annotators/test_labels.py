@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import io as matlab
 
-from tasks.annotators.labels import LabelError, read_landmarks, read_mask
+from tasks.annotators.labels import LabelError, read_identity, read_landmarks, read_mask
 
 POINTS = np.random.default_rng(0).uniform(10, 90, (68, 2)).astype(np.float32)
 
@@ -170,3 +170,24 @@ def test_wrong_masks_say_what_is_wrong(name, data, message):
 def test_a_mask_with_too_many_pixels():
     with pytest.raises(LabelError, match="the limit is 100 pixels"):
         read_mask(png(HALF), "m.png", max_pixels=100)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the first line is empty"),
+        (b" \t\r\nAda\n", "the first line is empty"),
+        (b"\xff\xd8\xff\xe0", "UTF-8"),
+        (b"\x00\x01\x02", "printable text"),
+        (b"x" * 201, "up to 200 characters"),
+    ],
+    ids=range(5),
+)
+def test_wrong_identities_say_what_is_wrong(data, message):
+    with pytest.raises(LabelError, match=f"^who.txt: .*{message}"):
+        read_identity(data, "who.txt")
+
+
+def test_an_identity_is_the_first_line():
+    assert read_identity("Zoë  K.\r\nborn 1990".encode(), "who.txt") == "Zoë  K."
+    assert read_identity(b"x" * 200, "who.txt") == "x" * 200

@@ -16,11 +16,11 @@ from deca_core.world.lens import encode_jpeg
 from schemas.annotate import AnnotateConfig, SidecarConfig
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
-from schemas.reconstruct import ReconstructConfig
 from tasks.annotators import AnnotatorError, Detection, LabelError, load_annotator
 from tasks.annotators.sidecar import SidecarAnnotator
 from tasks.discover import discover
-from tasks.reconstruct import ReconstructWorker
+from tasks.faces import FaceFinder
+from tasks.read import MAX_BYTES
 from tests.tasks.annotators.test_labels import npy, png, txt
 from tests.tasks.annotators.test_skin import drawn_face
 
@@ -169,18 +169,16 @@ def test_the_item_must_be_named():
 
 
 def test_one_bad_label_costs_one_picture(tmp_path):
-    """Through the worker of reconstruct, up to the crop: 67 points and NaNs are quarantined with their reason."""
+    """Up to the landmarks: 67 points and NaNs are quarantined with their reason."""
     nan = POINTS.copy()
     nan[5] = np.nan
     for name, label in {"a": npy(POINTS), "b": npy(POINTS[:67]), "c": npy(nan), "d": None, "e": npy(POINTS)}.items():
         (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(IMAGE, 95))
         if label is not None:
             (tmp_path / f"{name}.npy").write_bytes(label)
-    worker = ReconstructWorker.__new__(ReconstructWorker)  # without the networks
-    worker.config = ReconstructConfig(source=str(tmp_path), dest="unused", annotate=SIDECAR)
-    worker.annotator = load_annotator(SIDECAR)
     quarantine: list = []
-    faces = list(worker._faces(list(discover(str(tmp_path))), quarantine))
+    finder = FaceFinder(load_annotator(SIDECAR), SIDECAR, MAX_BYTES)
+    faces = [face for found in finder.find(list(discover(str(tmp_path))), quarantine) for _, face in found]
     assert [Path(face.item.uri).name for face in faces] == ["a.jpg", "e.jpg"]
     np.testing.assert_array_equal(faces[0].landmarks, POINTS)
     assert [(Path(row.uri).name, row.stage, row.error) for row in quarantine] == [
@@ -190,9 +188,46 @@ def test_one_bad_label_costs_one_picture(tmp_path):
     assert "point 5 of face 0 is not a number" in quarantine[1].message
 
 
+def test_an_identity_beside_the_picture_whatever_provider_does_the_steps(tmp_path):
+    in_folder(tmp_path)
+    (tmp_path / "a.person.txt").write_text("  Ada Lovelace \nanything\n")
+    (tmp_path / "sub" / "b.person.txt").write_bytes(b"\xef\xbb\xbfn\xc3\xa9e\r\n")
+    (tmp_path / "c.who.txt").write_text("7")
+    items = items_of(str(tmp_path))
+    patterns = ("{stem}.person.txt", "{stem}.who.txt")
+    sidecar = SidecarAnnotator(AnnotateConfig(sidecar=SidecarConfig(identity=patterns)))
+    found = {name: sidecar.for_item(item).identity() for name, item in items.items()}
+    assert found == {"a.jpg": "Ada Lovelace", "b.jpg": "née", "c.jpg": "7", "two.jpg": None}
+    assert SidecarAnnotator(AnnotateConfig()).for_item(items["a.jpg"]).identity() is None
+
+
+def test_an_identity_inside_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("p/x.jpg", encode_jpeg(IMAGE, 95))
+        archive.writestr("p/x.txt", "Ada\n")
+    (item,) = discover(str(tmp_path / "all.zip"))
+    config = AnnotateConfig(sidecar=SidecarConfig(identity=("{stem}.txt",)))
+    assert SidecarAnnotator(config).for_item(item).identity() == "Ada"
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"landmarks": ["x.npy"]}, {"landmarks": ["{stem}.pkl"]}, {"mask": []}, {"masks": []}]
+    "wrong",
+    [
+        {"landmarks": ["x.npy"]},
+        {"landmarks": ["{stem}.pkl"]},
+        {"mask": []},
+        {"masks": []},
+        {"identity": ["person.txt"]},
+        {"identity": ["{stem}.json"]},
+    ],
 )
 def test_patterns_are_checked(wrong):
     with pytest.raises(ValidationError):
         SidecarConfig.model_validate(wrong)
+
+
+def test_a_text_file_means_points_or_a_person_not_both():
+    both = SidecarConfig(identity=("{stem}.txt",))
+    with pytest.raises(ValidationError, match=r"\{stem\}.txt is named for landmarks and for identity"):
+        AnnotateConfig(provider="sidecar", sidecar=both)
+    assert AnnotateConfig(segment="sidecar", sidecar=both).sidecar == both

@@ -70,9 +70,29 @@ def test_dark_glasses_are_out_and_nostrils_are_in():
     assert at(mask, 94, 126) == 255
 
 
-def test_one_connected_region():
+def test_one_region_and_two_where_glasses_part_it():
     image, points = drawn_face()
     assert ndimage.label(skin_mask(image, points))[1] == 1
+    image[88:108, 30:170] = 15
+    parted = skin_mask(image, points)
+    assert ndimage.label(parted)[1] == 2
+    assert at(parted, 100, 70) == at(parted, 65, 125) == 255
+
+
+def test_specks_of_skin_colour_in_dark_glasses_are_dropped():
+    image, points = drawn_face()
+    image[70:120, 30:170] = 15
+    image[78:92, 93:107] = SKIN
+    assert at(skin_mask(image, points), 100, 84) == 0
+
+
+def test_lids_and_the_upper_forehead_are_left_out():
+    image, points = drawn_face()
+    image[25:60] = SKIN  # no hair
+    mask = skin_mask(image, points)
+    assert at(mask, 70, 91) == 0  # lid
+    assert at(mask, 100, 66) == 255
+    assert at(mask, 100, 50) == 0
 
 
 @pytest.mark.parametrize("skin", [(90, 60, 45), (240, 215, 200), (150, 150, 150)])
@@ -82,6 +102,7 @@ def test_dark_pale_and_grey_faces(skin):
     near = np.abs(image.astype(int) - SKIN).max(axis=-1) < 25
     image[near] = (image[near].astype(int) - SKIN + skin).clip(0, 255)
     mask = skin_mask(image, points)
+    near[:110] = False  # below the eyes: the upper forehead and the lids are left out on purpose
     assert (mask[near] > 0).mean() > 0.9
     assert at(mask, 70, 98) == 0
     assert at(mask, 10, 100) == 0

@@ -1,0 +1,227 @@
+"""The ingest flow: any archive of photographs in, faces sorted by identity out."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.stages import (
+    SUMMARY,
+    OnProgress,
+    Stage,
+    annotations_of,
+    direct,
+    faces_of,
+    store_config,
+    stored_config,
+    stored_plan,
+)
+from schemas.faces import FacesVersion
+from schemas.ingest import IngestConfig, IngestSummary
+from schemas.ledger import Item
+from tasks.annotate import AnnotateWorker
+from tasks.annotators import load_annotator
+from tasks.card import CARD, is_up_to_date
+from tasks.card import write_card as draw_card
+from tasks.engine import RunSummary, run_units
+from tasks.group import Grouping, Scores, group
+from tasks.identities import IdentityError, path_labels, places_below, table_labels
+from tasks.plan import Mode, Plan, open_or_build
+from tasks.shard import publish
+from tasks.storage import Store
+from tasks.verify import status
+from tasks.versions import current, read_assignments
+from tasks.walk import source_root
+
+MODES: dict[str, Mode] = {"extend": "extend", "new": "new"}
+
+logger = logging.getLogger("deca")
+
+
+def ingest(config: IngestConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> IngestSummary:
+    """Photographs in, faces sorted by identity out; calling it again adds what is new and goes on where it stopped.
+
+    stage: wraps each stage, for an engine that watches them (Prefect).
+    """
+    seconds: dict[str, float] = {}
+    step = partial(_timed, seconds, stage)
+    config = step(settle)(config)
+    weights = step(check_annotators)(config)
+    plan = step(freeze_plan)(config, weights)
+    step(check_identities)(plan, config)
+    run = step(annotate_faces)(plan, config, on_progress)
+    grouping, base = step(group_identities)(plan, config)
+    version, new = step(publish_faces)(plan, config, grouping, base)
+    step(write_card)(config)
+    return stage(summarise)(plan, config, run, version, new, seconds)
+
+
+def _timed(seconds: dict[str, float], stage: Stage, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The wrapped stage, which also notes how long it took under its name."""
+    wrapped = stage(function)
+
+    @wraps(function)
+    def timed(*args: Any) -> Any:
+        started = time.monotonic()
+        try:
+            return wrapped(*args)
+        finally:
+            seconds[function.__name__] = round(time.monotonic() - started, 2)
+
+    return timed
+
+
+def settle(config: IngestConfig) -> IngestConfig:
+    """The settings that hold: to go on with stored annotations is to go on with what made them.
+
+    Filters, identities and shards are made anew in every run, so theirs are always the run's own. Faces that lie inside
+    the source, because DEST does, are no part of it.
+    """
+    if config.existing in ("resume", "retry"):
+        stored = stored_config(annotations_of(config.dest), IngestConfig)
+        made = {name: getattr(stored, name) for name in ("source", "inputs", "annotate", "units")}
+        return config.model_copy(update=made)
+    folder, own = f"{source_root(config.source)}/", faces_of(config.dest)
+    if not own.startswith(folder):
+        return config
+    exclude = (*config.inputs.exclude, f"{glob.escape(own.removeprefix(folder))}/*")
+    return config.model_copy(update={"inputs": config.inputs.model_copy(update={"exclude": exclude})})
+
+
+def check_annotators(config: IngestConfig) -> dict[str, str]:
+    """Load every model once before any work; their hashes by name."""
+    return load_annotator(config.annotate).versions
+
+
+def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
+    """List the source and plan what is new or changed, or open the plan that is already there."""
+    dest = annotations_of(config.dest)
+    if config.existing in ("resume", "retry"):
+        plan = stored_plan(dest, config.existing, weights)
+    else:
+        plan = open_or_build(
+            dest,
+            config.source,
+            config=config.plan_config(),
+            weights=weights,
+            source_config=config.inputs,
+            units=config.units,
+            mode=MODES.get(config.existing, "auto"),
+        )
+    # To group anew is asked of one run, not of those that go on with its settings.
+    store_config(plan, config.model_copy(update={"identity": config.identity.model_copy(update={"regroup": False})}))
+    logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
+    return plan
+
+
+def check_identities(plan: Plan, config: IngestConfig) -> None:
+    """IdentityError where pattern or table name nobody in the source, before hours of detection rather than after."""
+    identity = config.identity
+    if identity.method in ("sidecar", "none") or identity.pattern is identity.table is None:
+        return
+    by_table = identity.table is not None and (identity.method == "table" or identity.pattern is None)
+
+    def look_up(items: Iterable[Item]) -> None:
+        uris = pa.array([item.source_uri for item in items], pa.string())
+        places = places_below(uris, plan.record.root)
+        if by_table:
+            table_labels(uris, places, identity.table or "")
+        else:
+            path_labels(places, identity.pattern or "")
+
+    filled = (unit.items for unit in plan.iter_units() if unit.items)
+    try:
+        look_up(next(filled, []))  # in most sources the first pictures tell
+    except IdentityError:
+        look_up(item for unit in plan.iter_units() for item in unit.items)
+
+
+def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnProgress | None) -> RunSummary:
+    """Work the pending units on Ray."""
+    return run_units(plan, partial(AnnotateWorker, config), config.ray, on_progress)
+
+
+def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:
+    """Say who every annotated face is; and the number of the version (0: none) whose faces stay who they are."""
+    faces = faces_of(config.dest)
+    version = current(faces)
+    anew = config.identity.regroup or config.existing == "new"
+    # Faces of another plan may have been described by another model: their identities say nothing about these.
+    known = version is not None and version.annotations == plan.fingerprint and not anew
+    logger.info("grouping the faces of %s", plan.dest)
+    grouping = group(plan.dest, config, read_assignments(faces) if known else None)
+    report = grouping.report
+    left_out = ", ".join(f"{count} by {reason}" for reason, count in report.left_out.items()) or "none"
+    logger.info(
+        "identities by %s: %d of %d faces kept, %d people; left out: %s",
+        report.method,
+        report.kept,
+        report.faces,
+        report.identities,
+        left_out,
+    )
+    if report.scores is not None:
+        logger.info("clusters against the labels: %s", _agreement(report.scores))
+    return grouping, version.version if version else 0
+
+
+def _agreement(scores: Scores) -> str:
+    return f"pairwise precision {scores.precision:.3f}, recall {scores.recall:.3f}, purity {scores.purity:.3f}"
+
+
+def publish_faces(plan: Plan, config: IngestConfig, grouping: Grouping, base: int) -> tuple[FacesVersion, bool]:
+    """Write the shards that changed and make them the current version, in one step; whether there was anything new."""
+    version, new = publish(faces_of(config.dest), plan.dest, grouping.assignments, config, base=base)
+    logger.info(
+        "version %d %s: %d faces of %d identities in %d shards",
+        version.version,
+        "published" if new else "holds already",
+        version.faces,
+        version.identities,
+        len(version.shards),
+    )
+    return version, new
+
+
+def write_card(config: IngestConfig) -> str:
+    """The card beside the faces; an earlier one is kept where nothing that it says has changed."""
+    faces = faces_of(config.dest)
+    return Store(faces).join(CARD) if is_up_to_date(faces) else draw_card(faces)
+
+
+def summarise(
+    plan: Plan, config: IngestConfig, run: RunSummary, version: FacesVersion, new: bool, seconds: dict[str, float]
+) -> IngestSummary:
+    """Count what lies in DEST and write it there."""
+    now = status(plan.dest)
+    store = Store(config.dest)
+    annotating = seconds["annotate_faces"]
+    summary = IngestSummary(
+        outcome="complete" if now.complete else "partial",
+        source=now.source,
+        dest=store.uri,
+        images=now.items,
+        annotated=now.rows,
+        faces=version.faces,
+        identities=version.identities,
+        left_out=version.left_out,
+        quarantined=now.quarantined,
+        pending_units=now.pending,
+        version=version.version,
+        new_version=new,
+        units_run=run.units_run,
+        units_skipped=run.units_skipped,
+        faces_run=run.rows,
+        seconds=seconds,
+        faces_per_second=round(run.rows / annotating, 2) if run.rows else 0.0,
+        fingerprint=now.fingerprint,
+        code=now.code,
+    )
+    store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary

@@ -1,0 +1,75 @@
+"""Small charts as SVG text for pages that load nothing; equal numbers give equal bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+SIZE = (3.6, 2.2)  # inches; the page scales them
+INK, FILL, GRID = "#3c4048", "#3d6fa8", "#d9dce1"
+BINS = (8, 60)  # fewest and most
+
+
+def histogram(values: NDArray[Any], label: str, *, log: bool = False) -> str:
+    """Counts of finite values in equal bins (logarithmic ones with `log`, for values above zero).
+
+    The outermost tenths of a per cent are cut off, so that one odd value does not squeeze the rest into one bar.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    figure, axes = _axes(label)
+    if len(values):
+        low, high = np.quantile(values, 0.001, method="lower"), np.quantile(values, 0.999, method="higher")
+        high = high if high > low else low + max(abs(low), 1.0) * 0.01
+        bins = int(np.clip(2 * np.cbrt(len(values)), *BINS))  # Rice's rule
+        edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
+        edges[0], edges[-1] = low, high  # geomspace rounds
+        counts, _ = np.histogram(values, edges)
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=FILL, linewidth=0)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_locator(NullLocator())
+    return _svg(figure, label)
+
+
+def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = None) -> str:
+    """One bar a name, in the order given."""
+    figure, axes = _axes(label)
+    names = list(counts)
+    axes.bar(range(len(names)), list(counts.values()), 0.8, color=colours or FILL, linewidth=0)
+    axes.set_xticks(range(len(names)), names)
+    return _svg(figure, label)
+
+
+def _axes(label: str) -> tuple[Figure, Any]:
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(label, color=INK, fontsize=8)
+    axes.tick_params(colors=INK, labelsize=7, length=2)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return figure, axes
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """The figure without prolog, date and generator; ids are salted so that charts on one page do not share them."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)

@@ -1,0 +1,391 @@
+"""The ingest flow on real faces: identities, growth, bad input, changed settings, kill -9, Ray, S3, Prefect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks import kills
+from pipelines.ingest import ingest
+from pipelines.stages import stored_config
+from schemas.ingest import IngestConfig
+from tasks.identities import IdentityError
+from tasks.plan import PlanConflict, read_commits, standing_quarantine
+from tasks.verify import verify
+from tasks.versions import current, open_faces, verify_faces
+from tests.pipelines.conftest import astronaut, encoded
+
+PATTERN = {"identity": {"pattern": "{identity}/{image}"}}
+
+
+def place(name: str) -> float:
+    """Where the rule of the documentation puts an identity."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+# Two people in the first half of the places and two in the second.
+FIRST = [name for name in map("p{}".format, range(40)) if place(name) < 0.5][:2]
+SECOND = [name for name in map("p{}".format, range(40)) if place(name) >= 0.5][:3]
+PEOPLE = [*FIRST, *SECOND[:2]]
+
+
+def write_picture(path: Path, angle: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(astronaut().rotate(angle), "JPEG", quality=92))
+
+
+def write_people(folder: Path, names: list[str]) -> Path:
+    """Two pictures of one and the same face for each name."""
+    for number, name in enumerate(names):
+        for picture in range(2):
+            write_picture(folder / name / f"{picture}.jpg", 2 * number - 3 + picture)
+    return folder
+
+
+def config(source: object, dest: object, **changes: object) -> IngestConfig:
+    values: dict[str, object] = {
+        "source": str(source),
+        "dest": str(dest),
+        "units": {"items_per_unit": 3},
+        "shards": {"faces_per_shard": 5, "val_fraction": 0.0},
+        "ray": {"workers": 0},
+        **PATTERN,
+        **changes,
+    }
+    return IngestConfig.model_validate(values)
+
+
+def faces_table(dest: object, split: str = "train") -> pa.Table:
+    return pa.concat_tables([pq.read_table(uri) for uri in open_faces(f"{dest}/faces").uris(split)])
+
+
+def written(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """Four people, two pictures each, ingested undisturbed; tests only read it."""
+    folder = tmp_path_factory.mktemp("ingest")
+    summary = ingest(config(write_people(folder / "photos", PEOPLE), folder / "out"))
+    assert (summary.outcome, summary.faces, summary.identities, summary.version) == ("complete", 8, 4, 1)
+    return folder / "out"
+
+
+def test_faces_lie_sorted_by_identity(done):
+    table = faces_table(done)
+    who = table["identity_id"].to_pylist()
+    assert who == [name for name in sorted(PEOPLE, key=place) for _ in range(2)]
+    assert [Path(uri).parent.name for uri in table["source_uri"].to_pylist()] == who
+    assert set(table["identity_source"].to_pylist()) == {"label"}
+    version = current(f"{done}/faces")
+    assert [shard.rows for shard in version.shards] == [4, 4]
+    assert verify(f"{done}/annotations").ok
+    assert verify_faces(f"{done}/faces").ok
+    summary = json.loads((done / "_report" / "summary.json").read_text())
+    assert summary["new_version"] is True
+    assert set(summary["seconds"]) >= {"annotate_faces", "group_identities", "publish_faces", "write_card"}
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "datasets"])
+def test_foreign_readers_open_the_shards(done, reader, tmp_path):
+    uris = open_faces(f"{done}/faces").uris("train")
+    if reader == "pandas":
+        import pandas
+
+        frame = pandas.concat([pandas.read_parquet(uri) for uri in uris])
+        assert len(frame) == 8
+        assert frame["embedding"].iloc[0].shape == (128,)
+    elif reader == "duckdb":
+        import duckdb
+
+        query = "select identity_id, count(*), min(octet_length(crop.bytes)) from read_parquet(?) group by 1 order by 1"
+        rows = duckdb.execute(query, [uris]).fetchall()
+        assert [row[:2] for row in rows] == [(name, 2) for name in sorted(PEOPLE)]
+        assert all(row[2] > 1000 for row in rows)
+    else:
+        import datasets
+
+        loaded = datasets.load_dataset(f"{done}/faces", cache_dir=str(tmp_path / "hf"))
+        assert list(loaded) == ["train"]
+        assert loaded["train"][0]["crop"].size == (320, 320)
+        assert loaded["train"][0]["skin_mask"].mode == "L"
+
+
+def test_second_run_writes_nothing(done):
+    before = {name: file for name, file in written(done).items() if name.startswith(("faces/", "annotations/part"))}
+    again = ingest(config(done.parent / "photos", done))
+    assert (again.units_run, again.new_version, again.version, again.faces) == (0, False, 1, 8)
+    after = written(done)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name.startswith("faces/")} == {n for n in before if n.startswith("faces/")}
+
+
+def test_growth_touches_only_what_it_must(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE), tmp_path / "out"
+    ingest(config(photos, out))
+    first, parts = (
+        current(f"{out}/faces"),
+        {commit.unit: commit.sha256 for commit in read_commits(f"{out}/annotations")},
+    )
+    before = {name: content for name, (_, content) in written(out / "faces" / "data").items()}
+    write_picture(photos / SECOND[0] / "new.jpg", 9)
+    write_picture(photos / SECOND[2] / "new.jpg", -9)
+    grown = ingest(config(photos, out))
+    assert (grown.units_run, grown.faces_run, grown.images, grown.faces, grown.identities) == (1, 2, 10, 10, 5)
+    commits = {commit.unit: commit.sha256 for commit in read_commits(f"{out}/annotations")}
+    assert {unit: commits[unit] for unit in parts} == parts
+    second = current(f"{out}/faces")
+    assert (second.version, second.shards[0]) == (2, first.shards[0])
+    assert second.shards[1] != first.shards[1]
+    after = {name: content for name, (_, content) in written(out / "faces" / "data").items()}
+    assert {name: after[name] for name in before} == before  # who has opened version 1 still reads it
+    assert len(after) == len(before) + 1
+    assert verify_faces(f"{out}/faces").ok
+    assert faces_table(out)["identity_id"].to_pylist() == sorted(faces_table(out)["identity_id"].to_pylist(), key=place)
+
+
+def test_changed_filters_only_group_anew(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    write_picture(photos / PEOPLE[0] / "2.jpg", 5)
+    ingest(config(photos, out))
+    again = ingest(config(photos, out, shards={"min_images": 3, "val_fraction": 0.0}))
+    assert (again.units_run, again.new_version, again.version, again.faces) == (0, True, 2, 3)
+    assert sum(again.left_out.values()) == 2
+    assert "left out" in (out / "faces" / "card.html").read_text()
+    strict = ingest(config(photos, out, filters={"min_eye_distance": 500}))
+    assert (strict.units_run, strict.faces, sum(strict.left_out.values())) == (0, 0, 5)
+    assert verify_faces(f"{out}/faces").ok
+    back = ingest(config(photos, out))
+    assert (back.faces, back.version) == (5, 4)
+
+
+def test_changed_annotators_are_refused_with_the_next_command(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    ingest(config(photos, out))
+    other = config(photos, out, annotate={"max_faces": 1})
+    with pytest.raises(PlanConflict, match=r"max_faces 100 -> 1.*--resume.*--new"):
+        ingest(other)
+    resumed = ingest(other.model_copy(update={"existing": "resume"}))
+    assert (resumed.units_run, resumed.new_version) == (0, False)
+    anew = ingest(other.model_copy(update={"existing": "new"}))
+    assert (anew.units_run, anew.version, anew.faces) == (1, 2, 2)
+
+
+def test_to_refuse_growth_can_be_asked_for(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    ingest(config(photos, out))
+    write_picture(photos / PEOPLE[0] / "new.jpg", 9)
+    with pytest.raises(PlanConflict, match="1 added"):
+        ingest(config(photos, out, existing="refuse"))
+
+
+@pytest.mark.parametrize("below", ["a/o[u]t", ""])
+def test_a_dest_inside_the_source_is_no_source(tmp_path, below):
+    photos = write_people(tmp_path / "photos", PEOPLE[:1])
+    inside = config(photos, photos / below, identity={"method": "none"})
+    assert ingest(inside).images == 2
+    again = ingest(inside)
+    assert (again.images, again.units_run, again.new_version) == (2, 0, False)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_that_matches_nothing_ends_the_run_before_any_work(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    with pytest.raises(IdentityError, match=rf"nobody_.*{PEOPLE[0]}/0\.jpg"):
+        ingest(config(photos, out, identity={"pattern": "nobody_{identity}.png"}))
+    assert not list((out / "annotations").glob("_commits/*"))
+    assert ingest(config(photos, out)).faces == 2  # the plan is good, and the right pattern goes on with it
+
+
+def test_a_pattern_may_match_late_pictures_only(tmp_path):
+    photos = write_people(tmp_path / "photos", PEOPLE[:1])
+    for picture in range(4):
+        write_picture(photos / f"{picture}.jpg", picture)  # no folder: these come first, in units of their own
+    summary = ingest(config(photos, tmp_path / "out"))
+    assert (summary.annotated, summary.faces, summary.left_out) == (6, 2, {"no label": 4})
+
+
+def test_a_table_that_names_nobody_ends_the_run_before_any_work(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    table = tmp_path / "people.csv"
+    table.write_text("path,identity\nelsewhere/0.jpg,ann\n")
+    with pytest.raises(IdentityError, match=r"elsewhere/0\.jpg"):
+        ingest(config(photos, out, identity={"table": str(table)}))
+    assert not list((out / "annotations").glob("_commits/*"))
+    table.write_text(f"path,identity\n{PEOPLE[0]}/1.jpg,ann\n")
+    assert ingest(config(photos, out, identity={"table": str(table)})).left_out == {"no label": 1}
+
+
+def test_clusters_stay_when_photographs_arrive(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    clustered = {"identity": {}}
+    first = ingest(config(photos, out, **clustered))
+    assert (first.faces, first.identities) == (4, 1)  # the pictures are all of one face
+    [name] = set(faces_table(out)["identity_id"].to_pylist())
+    write_picture(photos / "a" / "first.jpg", 6)  # sorts before all others
+    grown = ingest(config(photos, out, **clustered))
+    assert (grown.faces, grown.version) == (5, 2)
+    assert set(faces_table(out)["identity_id"].to_pylist()) == {name}
+    assert ingest(config(photos, out, **clustered)).new_version is False
+
+
+def test_to_group_anew_is_asked_of_one_run(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    ingest(config(photos, out, identity={}))
+    ingest(config(photos, out, identity={"regroup": True}))
+    assert stored_config(f"{out}/annotations", IngestConfig).identity.regroup is False
+
+
+def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    names = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.jpg"))
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n".join([*map(str, names), str(names[0]), "photos/gone/1.jpg"]))
+    settings = {"identity": {"pattern": "photos/{identity}/{image}"}}
+    summary = ingest(config(listing, out, **settings))
+    assert (summary.outcome, summary.images, summary.faces, summary.quarantined) == ("partial", 5, 4, {"read": 1})
+    [row] = standing_quarantine(f"{out}/annotations")
+    assert row.uri.endswith("photos/gone/1.jpg")
+    assert "photos/gone/1.jpg" in (out / "faces" / "card.html").read_text()
+    write_picture(photos / "gone" / "1.jpg", 1)
+    retry = stored_config(f"{out}/annotations", IngestConfig).model_copy(update={"existing": "retry"})
+    mended = ingest(retry)
+    assert (mended.outcome, mended.faces, mended.identities, mended.version) == ("complete", 5, 3, 2)
+    assert "Nothing is in quarantine" in (out / "faces" / "card.html").read_text()
+
+
+def test_a_picture_that_changes_after_the_plan(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    from pipelines.ingest import check_annotators, freeze_plan, settle
+
+    planned = settle(config(photos, out))
+    freeze_plan(planned, check_annotators(planned))
+    changed = photos / PEOPLE[0] / "0.jpg"
+    write_picture(changed, 11)
+    os.utime(changed, ns=(1, 1))
+    summary = ingest(planned.model_copy(update={"existing": "resume"}))
+    assert (summary.faces, summary.quarantined) == (3, {"read": 1})
+    assert "changed" in standing_quarantine(f"{out}/annotations")[0].message
+    again = ingest(config(photos, out))
+    assert (again.outcome, again.faces) == ("complete", 4)
+    assert verify(f"{out}/annotations").ok
+
+
+def test_trouble_with_sidecars(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
+    points = np.stack([110 + 60 * np.cos(angles), 110 + 70 * np.sin(angles)], 1).astype(np.float32)
+    broken = points.copy()
+    broken[3, 0] = np.nan
+    mask = np.full((220, 220), 255, np.uint8)
+    labels = {
+        "good": (points, mask),
+        "67-points": (points[:67], mask),
+        "nan": (broken, mask),
+        "other-size": (points, mask[:100]),
+        "no-label": (None, mask),
+    }
+    for name, (landmarks, area) in labels.items():
+        write_picture(photos / f"{name}.jpg", 0)
+        Image.fromarray(area).save(photos / f"{name}_mask.png")
+        (photos / f"{name}.person.txt").write_text("ann\n")
+        if landmarks is not None:
+            np.save(photos / f"{name}.npy", landmarks)
+    summary = ingest(
+        config(
+            photos,
+            out,
+            identity={},
+            annotate={"provider": "sidecar", "sidecar": {"identity": ["{stem}.person.txt"]}},
+            inputs={"exclude": ["*_mask.png"]},
+            filters={"min_mask_coverage": None, "max_yaw": None, "min_eye_distance": None, "min_sharpness": None},
+        )
+    )
+    messages = {Path(row.uri).stem: row.message for row in standing_quarantine(f"{out}/annotations")}
+    assert set(messages) == {"67-points", "nan", "other-size", "no-label"}
+    assert "67" in messages["67-points"]
+    assert (summary.images, summary.faces) == (5, 1)
+    table = faces_table(out)
+    assert table["identity_id"].to_pylist() == ["ann"]
+    assert table["identity_source"].to_pylist() == ["label"]
+
+
+# --- other machines ---------------------------------------------------------------------------------------------------
+
+
+def test_ray_makes_the_same_bytes(done, tmp_path, ray_cluster):
+    summary = ingest(config(done.parent / "photos", tmp_path / "out", ray={"workers": 2}))
+    assert (summary.outcome, summary.faces) == ("complete", 8)
+    assert kills.published_bytes(tmp_path / "out") == kills.published_bytes(done)
+
+
+def test_kill_of_worker_and_driver_then_the_same_bytes(tmp_path):
+    photos = write_people(tmp_path / "photos", [f"p{number}" for number in range(6)])
+    settings = {"units": {"items_per_unit": 2}, "shards": {"faces_per_shard": 4}}
+    ingest(config(photos, tmp_path / "calm", **settings))
+    calm, total = kills.published_bytes(tmp_path / "calm"), kills.count_published(tmp_path / "calm")
+    outcome = kills.trial(photos, tmp_path / "out", calm, total, 3, "--pattern", "{identity}/{image}")
+    assert outcome.published < total
+    assert outcome.equal
+
+
+def test_from_and_to_s3(done, s3):
+    import fsspec
+
+    bucket = fsspec.filesystem("s3")
+    for path in (done.parent / "photos").rglob("*.jpg"):
+        bucket.pipe_file(s3.uri(f"ingest/in/{path.parent.name}/{path.name}"), path.read_bytes())
+    dest = s3.uri("ingest/out")
+    summary = ingest(config(s3.uri("ingest/in"), dest))
+    assert (summary.outcome, summary.faces, summary.identities) == ("complete", 8, 4)
+    assert verify_faces(f"{dest}/faces").ok
+    assert bucket.cat_file(f"{dest}/faces/README.md").startswith(b"---\n")
+    again = ingest(config(s3.uri("ingest/in"), dest))
+    assert (again.units_run, again.new_version) == (0, False)
+
+
+def test_prefect_flow_leaves_artifacts(done, tmp_path, prefect_harness):
+    from prefect.client.orchestration import get_client
+
+    from pipelines import flows
+
+    photos = write_people(tmp_path / "photos", PEOPLE[:2])
+    (photos / PEOPLE[0] / "bad.jpg").write_bytes(b"a letter")
+    state = flows.ingest(config(photos, tmp_path / "out"), return_state=True)
+    assert state.is_completed()
+    assert state.name == "Partial"
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
+    assert artifacts["ingest-progress"].data == 100
+    report = artifacts["ingest-report"].data
+    assert "4 faces of 2 identities" in report
+    assert "decode: ImageError | 1" in report
+    summary = {row["what"]: row["value"] for row in json.loads(artifacts["ingest-summary"].data)}
+    assert summary["faces"] == "4"
+
+
+def test_deployments_name_flows_and_settings_that_exist():
+    import yaml
+
+    from pipelines import flows
+
+    deployments = yaml.safe_load(Path(flows.__file__).parents[1].joinpath("prefect.yaml").read_text())["deployments"]
+    mine = {entry["name"]: entry for entry in deployments if entry["entrypoint"].endswith(":ingest")}
+    assert set(mine) == {"nightly", "adhoc"}
+    IngestConfig.model_validate(mine["nightly"]["parameters"]["config"])
+    assert mine["nightly"]["schedules"][0]["active"] is False
+    for entry in deployments:
+        assert hasattr(flows, entry["entrypoint"].partition(":")[2])
