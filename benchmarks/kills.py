@@ -101,14 +101,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def busy_workers(pid: int) -> list[int]:
-    """Ray processes of a run that are at work."""
+    """Ray workers of a run that are at work; not the agents, whose death takes the whole node down."""
     found = []
     for process in descendants(pid):
         try:
             name = Path(f"/proc/{process}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if name.startswith(b"ray::") and not name.startswith(b"ray::IDLE"):
+        if name.startswith(b"ray::") and not name.startswith(b"ray::IDLE") and b"Agent" not in name:
             found.append(process)
     return sorted(found)
 

@@ -54,7 +54,7 @@ class IdentityConfig(BaseModel):
     # --- cluster ---
     # Largest Euclidean distance between two descriptors of one person. None: 0.5 for dlib's, 1.1 for ArcFace's.
     max_distance: float | None = Field(default=None, gt=0)
-    # Nearest neighbours looked at per face. Default 64; it should exceed the pictures of one person, or they come apart.
+    # Nearest neighbours looked at per face. It should exceed the pictures of one person, or they come apart.
     neighbours: int = Field(default=64, ge=2)
     # Forget the identities of the current version and cluster everything anew.
     regroup: bool = False

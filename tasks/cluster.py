@@ -15,8 +15,8 @@ distances that decide are computed anew in float64, and the search index is buil
 A person with more pictures than `neighbours` may come apart, as not all of them can be each other's neighbours.
 
 Tried on descriptors of the embedded world's people and left: average linkage (less recall at the same precision),
-rank-order distances (Zhu et al., CVPR 2011) and Jaccard overlap of neighbour lists (good only where the lists are as long
-as a person has pictures).
+rank-order distances (Zhu et al., CVPR 2011) and Jaccard overlap of neighbour lists (good only where the lists are as
+long as a person has pictures).
 """
 
 from __future__ import annotations
