@@ -35,9 +35,7 @@ class Augmentation:
 
 
 # For validation: the middle of the training crops and nothing else.
-PLAIN = Augmentation(
-    scale=(1.6, 1.6), shift=0, brightness=0, contrast=0, saturation=0, tint=0, occlusion=0
-)
+PLAIN = Augmentation(scale=(1.6, 1.6), shift=0, brightness=0, contrast=0, saturation=0, tint=0, occlusion=0)
 
 
 @dataclass(frozen=True, eq=False)

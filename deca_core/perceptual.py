@@ -80,8 +80,8 @@ def imagenet_vgg19(layers: Iterable[str]) -> VGG19:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise PerceptualError(
-            f"VGG19's weights are not in {torch.hub.get_dir()}/checkpoints and {weights.url} does not answer ({error}). "
-            "Give the file, or choose random weights"
+            f"VGG19's weights are not in {torch.hub.get_dir()}/checkpoints, and {weights.url} does not answer "
+            f"({error}). Give the file, or choose random weights"
         ) from error
     return _filled(VGG19(layers, "vgg19-imagenet"), dict(state), weights.url)
 

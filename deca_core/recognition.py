@@ -51,8 +51,10 @@ class VGGFace2(nn.Module):
         self.network = ResNet50()
         self.network.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
         for stage in range(2, 5):
-            first = self.network.get_submodule(f"layer{stage}.0")
-            first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)  # type: ignore[union-attr]
+            for name, stride in (("conv1", 2), ("conv2", 1)):
+                convolution = self.network.get_submodule(f"layer{stage}.0.{name}")
+                assert isinstance(convolution, nn.Conv2d)
+                convolution.stride = (stride, stride)
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:

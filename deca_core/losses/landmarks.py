@@ -35,7 +35,8 @@ def landmark_weights(like: Tensor) -> Tensor:
 def landmark(target: Tensor, predicted: Tensor) -> Tensor:
     """Landmark re-projection, eq. 5: sum w |k - (s Pi(M) + t)|_1 / (2 sum w).
 
-    w, the release's addition, is the table of `landmark_weights` times the landmark's own weight; 0 where no landmark is known.
+    w, the release's addition, is the table of `landmark_weights` times the landmark's own weight. 0 where no landmark
+    is known.
     """
     target, predicted = full_precision(target), full_precision(predicted)
     weights = target[..., 2] * landmark_weights(target)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from deca_core.losses.precision import full_precision
 
@@ -42,15 +43,33 @@ def mrf_distance(features: Tensor, target: Tensor) -> Tensor:
         sources = _directions(features - mean).transpose(1, 2)  # (B, HW, C)
         goals = _directions(target - mean)  # (B, C, HW)
         rows = max(1, CHUNK // (len(goals) * goals.shape[2]))
-        best = [
-            checkpoint(_best_similarity, part, goals, use_reentrant=False) for part in sources.split(rows, dim=1)
-        ]
+        best = [_Recomputed.apply(part, goals) for part in sources.split(rows, dim=1)]
         return -torch.stack(best).amax(0).mean(1).log().sum()
 
 
 def _directions(features: Tensor) -> Tensor:
     flat = features.flatten(2)
     return flat * (flat.square().sum(1, keepdim=True) + NO_LENGTH).rsqrt()
+
+
+class _Recomputed(torch.autograd.Function):
+    """`_best_similarity` that keeps its inputs alone; its matrices are made again when the slope is asked for.
+
+    What torch.utils.checkpoint does, without the compiler that this loads at its first call (10 s).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sources: Tensor, goals: Tensor) -> Tensor:
+        ctx.save_for_backward(sources, goals)
+        return _best_similarity(sources, goals)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        sources, goals = ctx.saved_tensors
+        with torch.enable_grad(), torch.autocast(sources.device.type, enabled=False):
+            sources = sources.detach().requires_grad_()
+            return torch.autograd.grad(_best_similarity(sources, goals), sources, slope)[0], None
 
 
 def _best_similarity(sources: Tensor, goals: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class DetailWeights:
     shading_smoothness: float = 0.0
     # VGG19 layers of ID-MRF and their weights, section 4.2.
     mrf_layers: dict[str, float] = field(default_factory=lambda: {"conv3_2": 1.0, "conv4_2": 2.0})
-    # Pixels on a side of the patch that VGG19 sees. Its cost grows with the square, that of ID-MRF with the fourth power.
+    # Pixels on a side of the patch that VGG19 sees; its cost grows with the square, that of ID-MRF with the fourth
+    # power: on a CPU 64 is what one can wait for.
     mrf_size: int = 256
     # Eq. 15: the losses also hold for the batch with detail codes exchanged inside each subject.
     detail_consistency: bool = True

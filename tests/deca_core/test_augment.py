@@ -73,7 +73,9 @@ def test_scale_and_shift_stay_in_their_ranges():
 def test_plain_is_the_middle_crop():
     crop = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     generator = np.random.default_rng(1)
-    views = [augment(crop, np.full((68, 2), 159.5), np.full((SIZE, SIZE), 255, np.uint8), generator, PLAIN) for _ in "ab"]
+    views = [
+        augment(crop, np.full((68, 2), 159.5), np.full((SIZE, SIZE), 255, np.uint8), generator, PLAIN) for _ in "ab"
+    ]
     np.testing.assert_array_equal(views[0].image, views[1].image)
     np.testing.assert_allclose(views[0].landmarks, 2 * 111.5 / 224 - 1, rtol=1e-6)
     assert (views[0].mask > 1 - 1e-5).all()
@@ -84,7 +86,9 @@ def test_occlusion_hides_picture_and_mask_alike():
     crop = np.full((SIZE, SIZE, 3), 128, np.uint8)
     hidden = []
     for seed in range(20):
-        face = augment(crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(seed), settings)
+        face = augment(
+            crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(seed), settings
+        )
         changed = np.abs(face.image - 128 / 255).max(0) > 1e-3
         assert not (changed & (face.mask[0] != 0)).any()
         hidden.append(1 - face.mask.mean())
@@ -93,7 +97,9 @@ def test_occlusion_hides_picture_and_mask_alike():
     assert min(hidden) > 0.005
     assert max(hidden) < 3 * 0.36**2
     never = dataclasses.replace(settings, occlusion=0.0)
-    assert augment(crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(0), never).mask.all()
+    assert augment(
+        crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(0), never
+    ).mask.all()
 
 
 def test_colours_change_and_nothing_else():

@@ -81,7 +81,7 @@ def test_torchvisions_weights_or_a_clear_error(original, monkeypatch, tmp_path):
         raise URLError("no route")
 
     monkeypatch.setattr(VGG19_Weights.IMAGENET1K_V1.__class__, "get_state_dict", offline)
-    with pytest.raises(PerceptualError, match="does not answer.*no route.*Give the file, or choose random weights"):
+    with pytest.raises(PerceptualError, match=r"does not answer.*no route.*Give the file, or choose random weights"):
         imagenet_vgg19(["conv1_1"])
 
 
@@ -98,7 +98,9 @@ def test_refusals(original, tmp_path):
     with pytest.raises(PerceptualError, match=r"bad\.pth: not a readable file of weights"):
         load_vgg19(path, ["conv1_1"])
     torch.save({"features.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(PerceptualError, match=r"2 weights of VGG19 are missing or misshapen, such as features\.0\.weight"):
+    with pytest.raises(
+        PerceptualError, match=r"2 weights of VGG19 are missing or misshapen, such as features\.0\.weight"
+    ):
         load_vgg19(path, ["conv1_1"])
     path = tmp_path / "bad.safetensors"
     path.write_bytes(b"nothing")

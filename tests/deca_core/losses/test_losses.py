@@ -79,7 +79,10 @@ def test_photometric_definition():
     image, rendering = random(2, 3, 8, 8), random(2, 3, 8, 8, seed=1)
     expected = sum(
         VISIBLE[b, 0, y, x] * (image[b, c, y, x] - rendering[b, c, y, x]).abs()
-        for b in range(2) for c in range(3) for y in range(8) for x in range(8)
+        for b in range(2)
+        for c in range(3)
+        for y in range(8)
+        for x in range(8)
     )
     torch.testing.assert_close(losses.photometric(image, rendering, VISIBLE), expected / (2 * 3 * 8 * 8))
 
