@@ -23,7 +23,7 @@ from deca_core.losses import Recipe, recipe
 from deca_core.perceptual import random_vgg19
 from deca_core.raster import rasterize
 from deca_core.recognition import random_recognition
-from deca_core.render import fragments, sample_uv
+from deca_core.render import fragments, render_surface, vertex_normals
 from deca_core.training import CoarseStep, DetailStep, FaceBatch
 from deca_core.world import Photograph, World
 
@@ -89,10 +89,11 @@ def psnr(model: DECA, batch: FaceBatch) -> dict[str, float]:
     codes = model.encode(batch.images)
     out = model.decode(codes)
     pictures = model.render(codes, out)
-    projected = out.projected
-    seen = fragments(rasterize(projected, model.faces, 224, 224), projected, model.faces)
-    face = sample_uv(model.mask.expand(len(codes), 1, -1, -1), seen.interpolate(model.uv_corners[seen.face]))
-    weight = ((batch.masks * face * pictures.alpha) > 0.5).float()
+    seen = fragments(rasterize(out.projected, model.faces, 224, 224), out.projected, model.faces)
+    mask = model.mask.expand(len(codes), 1, -1, -1)
+    normals = vertex_normals(out.vertices, model.faces)
+    face = render_surface(seen, model.faces, model.uv_corners, normals, mask, codes.light)[0]
+    weight = ((batch.masks * face) > 0.5).float()
 
     def decibels(rendering: torch.Tensor) -> float:
         error = (weight * (rendering.clamp(0, 1) - batch.images).square()).sum() / (3 * weight.sum())

@@ -51,8 +51,8 @@ class VGGFace2(nn.Module):
         self.network = ResNet50()
         self.network.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
         for stage in range(2, 5):
-            for name, stride in (("conv1", 2), ("conv2", 1)):
-                convolution = self.network.get_submodule(f"layer{stage}.0.{name}")
+            for layer, stride in (("conv1", 2), ("conv2", 1)):
+                convolution = self.network.get_submodule(f"layer{stage}.0.{layer}")
                 assert isinstance(convolution, nn.Conv2d)
                 convolution.stride = (stride, stride)
         self.requires_grad_(False).eval()

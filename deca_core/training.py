@@ -95,7 +95,6 @@ class CoarseStep(nn.Module):
         vectors = self.model.E_flame(batch.images)
         with _without_autocast(vectors):
             codes = _coarse_codes(vectors)
-            albedo = self.model.albedo(codes)  # the same in both halves
             order = _swap_order(batch, generator if weights.shape_consistency else None)
             if order is not None:
                 codes = Codes.cat([codes, codes.replace(shape=codes.shape[order])])
@@ -105,8 +104,10 @@ class CoarseStep(nn.Module):
             if not (weights.photometric or weights.identity):
                 return _total(terms)
             images, masks = _tiled(batch.images, codes), _tiled(batch.masks, codes)
+            albedo = self.model.albedo(codes[: len(batch)])  # the same in both halves
             rendering, face, pasted = self._render(codes, head.vertices, _tiled(albedo, codes), images)
             if weights.photometric:
+                # Skin that the head does not cover cannot be explained: its error would be large and have no slope.
                 terms["photometric"] = weights.photometric * losses.photometric(images, rendering, masks * face)
         if self.recognition is not None and weights.identity:
             with torch.no_grad():

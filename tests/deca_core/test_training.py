@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.overfit import fit, without_networks
 from deca_core import DECA, Codes, training
 from deca_core.assets import procedural_head
 from deca_core.camera import project
@@ -129,6 +130,25 @@ def test_truth_explains_the_picture(model, shots):
     ):
         model.E_flame = Table(coarse_vector(wrong))
         assert terms(CoarseStep(model, weights)(batch))["photometric"] > 1.1 * right["photometric"]
+
+
+def test_facing_texels(golden):
+    """Camera-facing is judged in world space: the projected mesh's normals have the opposite z."""
+    answer = golden("render.npz")
+    np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["normals"][..., 2], atol=1e-4)
+
+
+def test_codes_can_be_fitted(model, shots):
+    """From the mean face in even light, a few steps on the codes of one person take much of the coarse loss away."""
+    batch = shots[0]
+    one = dataclasses.replace(
+        batch, **{name: getattr(batch, name)[:K] for name in ("images", "landmarks", "masks", "subjects")}
+    )
+    model.E_flame = Table(model._mean_face().expand(K, -1))
+    result = fit(CoarseStep(model, without_networks(recipe("paper")).coarse), one, steps=12, rate=0.04)
+    assert result.fall > 0.3
+    assert result.last["photometric"] < 0.9 * result.first["photometric"]
+    assert result.last["landmark"] < 0.7 * result.first["landmark"]
 
 
 def test_unlit_leaves_out_the_light(model, shots):
