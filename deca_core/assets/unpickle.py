@@ -1,4 +1,4 @@
-"""Reading pickles without executing them: FLAME's model, the landmark embedding, object arrays in `.npy` files.
+"""Reading pickles without executing them: FLAME's model, landmark embedding, network weights, object arrays in `.npy`.
 
 A pickle is a program that calls whatever it names. Here every name it may mention gives an inert class that only
 records its arguments and state; anything else is refused. When the program has ended, `_resolve` turns the records
@@ -85,7 +85,7 @@ def _load(path: Path, data: bytes) -> Any:
     except UnpickleError as error:
         raise UnpickleError(f"{path}: {error}") from error
     except RecursionError as error:
-        raise UnpickleError(f"{path}: nested too deeply for a head model") from error
+        raise UnpickleError(f"{path}: nested too deeply for arrays") from error
     except Exception as error:  # foreign bytes: the unpickler raises whatever it stumbles over
         raise UnpickleError(f"{path}: damaged or not a pickle ({type(error).__name__}: {error})") from error
 
@@ -121,7 +121,7 @@ class _InertUnpickler(pickle._Unpickler):
         if maker is None and re.fullmatch(r"chumpy(\.\w+)+", full):
             maker = _chumpy
         if maker is None:
-            raise UnpickleError(f"refused: it wants to use {full}, which no head model needs; nothing was executed")
+            raise UnpickleError(f"refused: it wants to use {full}, which arrays do not need; nothing was executed")
         return type("Inert", (_Record,), {"maker": staticmethod(maker), "name": full})
 
     def persistent_load(self, pid: Any) -> Any:
