@@ -1,8 +1,8 @@
 """How fast batches of faces are made: `python -m benchmarks.samples --faces 1024 --threads 1 2`.
 
 A local faces/ is written from photographs of the embedded world, each repeated under other names. The same stored faces
-are then decoded bare, decoded and augmented in a plain loop, and drawn through FaceSamples, an epoch at a time with the reading of its shards. Every figure is the median
-of rounds that take turns, so that a busy machine slows all of them alike.
+are then decoded bare, decoded and augmented in a plain loop, and drawn through FaceSamples, an epoch at a time with the
+reading of its shards. Every figure is the median of rounds that take turns, so that a busy machine slows all alike.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class ShardSource:
     def load(self, shard: int, rows: Ints) -> dict[int, EncodedFace]:
         record = self._shards[shard]
         try:
-            with self._open(record) as file:
+            with self._open(shard) as file:
                 table = self._read(file, shard, rows)
         except FileNotFoundError as error:
             raise SamplesError(
@@ -93,6 +93,9 @@ class ShardSource:
                 "collected by `deca gc`? Train on the current version"
             ) from error
         except (pa.ArrowException, OSError, KeyError) as error:  # Arrow's words for bytes that are not Parquet
+            if getattr(error, "errno", None):  # the system's words: too many open files, a broken disk
+                with storage_errors("read", self._store.join(record.file)):
+                    raise
             why = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
             raise DamagedShard(self._store.join(record.file), why) from error
         points = np.concatenate([fixed_values(table, "landmarks"), np.ones((len(rows), 68, 1), np.float32)], axis=2)
@@ -132,15 +135,17 @@ class ShardSource:
         return table.take(pa.array(rows - starts[group_of] + skipped[np.searchsorted(groups, group_of)]))
 
     @contextmanager
-    def _open(self, record: ShardFile) -> Iterator[pa.NativeFile]:
-        """The shard as a file of Arrow's, after a look at its size."""
+    def _open(self, shard: int) -> Iterator[pa.NativeFile]:
+        """The shard as a file of Arrow's; before its first use with a look at its size."""
+        record = self._shards[shard]
         uri = self._store.join(record.file)
-        with storage_errors("look up", uri):
-            fs, path = open_uri(uri)
-            size = fs.size(path)
-        if size != record.bytes:
-            raise DamagedShard(uri, f"{size} bytes, published were {record.bytes}")
-        with pa.OSFile(uri) if self._store.local else pa.PythonFile(_RemoteFile(uri, size), mode="r") as file:
+        if shard not in self._footers:
+            with storage_errors("look up", uri):
+                fs, path = open_uri(uri)
+                size = fs.size(path)
+            if size != record.bytes:
+                raise DamagedShard(uri, f"{size} bytes, published were {record.bytes}")
+        with pa.OSFile(uri) if self._store.local else pa.PythonFile(_RemoteFile(uri, record.bytes), mode="r") as file:
             yield file
 
 

@@ -90,6 +90,7 @@ class Samples(IterableDataset[FaceBatch]):
                 self.waiting.seconds += time.perf_counter() - started
                 self.seek(epoch, step + 1)
                 yield batch
+            self.seek(epoch + 1, 0)  # a DataLoader's worker has not made the last batch by itself
         finally:
             maker.close()
 

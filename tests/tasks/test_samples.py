@@ -5,133 +5,31 @@ The pictures are plain colours that say who they show: red the person, green the
 
 from __future__ import annotations
 
-import hashlib
-import io
+import itertools
 import logging
 import pickle
+import resource
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from deca_core.assets import procedural_head
 from deca_core.assets.bundle import AssetBundle
 from deca_core.augment import PLAIN, Augmentation
 from deca_core.training import FaceBatch
-from schemas.faces import (
-    ASSIGNMENTS_SCHEMA,
-    CURRENT,
-    IDENTITIES_SCHEMA,
-    FacesVersion,
-    ShardFile,
-    faces_schema,
-)
-from schemas.ledger import StoredFile
-from schemas.parquet import write_table
 from schemas.samples import DataConfig
 from tasks.sample_order import BatchPlan, Blocks, Index, SamplesError
 from tasks.sample_sources import ShardSource
 from tasks.samples import FaceSamples, Samples, WorldSamples
 from tasks.storage import StorageError, Store, open_uri
-from tasks.versions import FacesError, record_name
-
-STEP = 10  # between the colours of two people or pictures
-PEOPLE = [4] * 12  # pictures of each
-
-
-def picture(person: int, number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (320, 320), (person * STEP, number * STEP, 128)).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def mask() -> bytes:
-    half = np.zeros((320, 320), np.uint8)
-    half[160:] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(half).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def face_row(person: int, number: int, crop: bytes | None, split: str) -> dict[str, object]:
-    """A face whose landmarks lie at (40 + 2 n, 80) of its crop, in a photograph of twice the crop's resolution."""
-    points = np.stack([40 + 2.0 * np.arange(68), np.full(68, 80.0)], axis=1)
-    return {
-        "face_id": f"{person:03d}{number:03d}-00",
-        "image_id": f"{person:03d}{number:03d}",
-        "source_uri": "photo.jpg",
-        "face_index": 0,
-        "width": 1000,
-        "height": 800,
-        "bbox": [0.0, 0.0, 1.0, 1.0],
-        "det_score": 1.0,
-        "landmarks": (points * 2 + [100, 60]).ravel().tolist(),
-        "crop": {"bytes": crop, "path": None},
-        "crop_transform": [0.5, 0, -50, 0, 0.5, -30],
-        "skin_mask": {"bytes": mask(), "path": None},
-        "embedding": [0.0, 0.0],
-        "label": None,
-        **dict.fromkeys(("sharpness", "yaw", "pitch", "eye_distance", "mask_coverage"), 1.0),
-        "identity_id": f"person-{person:03d}",
-        "identity_source": "label",
-        "split": split,
-    }
-
-
-def publish(
-    uri: str, people: Iterable[int] = PEOPLE, shards: int = 3, version: int = 1, crops: dict | None = None
-) -> FacesVersion:
-    """A faces/ dataset; the last person is the val split. crops: (person, number) -> bytes instead of the picture."""
-    store, counts, crops = Store(uri), list(people), crops or {}
-    stored: list[ShardFile] = []
-    index = []
-    members = [*(np.array_split(np.arange(len(counts) - 1), shards) if shards else []), np.array([len(counts) - 1])]
-    for number, group in enumerate(members):
-        split = "val" if number == shards else "train"
-        rows: list[dict[str, object]] = []
-        name = f"data/{split}-{number:05d}-v{version}.parquet"
-        for person in map(int, group):
-            index.append((f"person-{person:03d}", "label", split, name, len(rows), counts[person]))
-            for image in range(counts[person]):
-                rows.append(face_row(person, image, crops.get((person, image), picture(person, image)), split))
-        with store.scratch(name) as path:
-            write_table(pa.Table.from_pylist(rows, schema=faces_schema(2)), path, row_group=3)
-            size, sha256 = store.publish(path, name)
-        record = {"split": split, "rows": len(rows), "identities": len(group)}
-        stored.append(ShardFile(file=name, bytes=size, sha256=sha256, **record))
-    columns = list(zip(*index, strict=True))
-    identities = pa.table([pa.array(column) for column in columns], IDENTITIES_SCHEMA.names).cast(IDENTITIES_SCHEMA)
-    files = []
-    for name, table in (("identities", identities), ("assignments", ASSIGNMENTS_SCHEMA.empty_table())):
-        with store.scratch(f"index/{name}-v{version}.parquet") as path:
-            write_table(table, path)
-            size, sha256 = store.publish(path, f"index/{name}-v{version}.parquet")
-        files.append(StoredFile(file=f"index/{name}-v{version}.parquet", bytes=size, sha256=sha256))
-    described = hashlib.sha256(repr((counts, shards, version)).encode()).hexdigest()
-    record = FacesVersion(
-        version=version,
-        fingerprint=described,
-        annotations="0",
-        config={},
-        weights={},
-        shards=stored,
-        identities_file=files[0],
-        assignments_file=files[1],
-        faces=sum(counts),
-        identities=len(counts),
-        left_out={},
-    )
-    for name in (record_name(version), CURRENT):
-        store.write(name, record.model_dump_json().encode())
-    return record
+from tasks.versions import FacesError
+from tests.tasks.stored_faces import STEP, picture, publish
 
 
 @pytest.fixture(scope="module")
@@ -434,18 +332,38 @@ def test_s3(s3, faces: str, tmp_path: Path) -> None:
     assert damaged.damage.found
 
 
-def test_unreachable_storage_is_an_error_not_damage(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answered", [0, 6])
+def test_unreachable_storage_is_an_error_not_damage(s3, answered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network fails at the first footer, or after the footers of three shards, among their columns."""
     uri = s3.uri("samples/unreachable")
     publish(uri)
     samples = samples_of(uri)
+    fs, _ = open_uri(uri)
+    cat_file, calls = fs.cat_file, itertools.count()
 
-    def refuse(*args: object, **options: object) -> bytes:
-        raise PermissionError("403 Forbidden")
+    def fail(*args: object, **options: object) -> bytes:
+        if next(calls) >= answered:
+            raise PermissionError("403 Forbidden")
+        return cat_file(*args, **options)
 
-    monkeypatch.setattr(open_uri(uri)[0], "cat_file", refuse)
+    monkeypatch.setattr(fs, "cat_file", fail)
     with pytest.raises(StorageError, match="permission denied"):
-        next(iter(samples))
+        list(samples)
     assert not samples.damage.found
+
+
+def test_too_many_open_files_are_an_error_not_damage(tmp_path: Path) -> None:
+    publish(str(tmp_path))
+    samples = samples_of(str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(StorageError, match=r"cannot read .*data/train"):
+            list(samples)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not samples.damage.found
+    assert len(list(samples)) == 11
 
 
 # --- the order by itself ----------------------------------------------------------------------------------------------
@@ -471,16 +389,23 @@ def test_blocks_are_read_in_one_go() -> None:
     assert len(set(shards)) > 3  # a batch comes from all over the dataset
 
 
-def test_waiting_is_measured(faces: str) -> None:
-    samples = samples_of(faces)
-    samples.waiting.reset()
+def test_waiting_is_measured(faces: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, waits = samples_of(faces), []
     for _ in samples:
-        time.sleep(0.05)
-    assert samples.waiting.share < 0.5
-    slow = samples_of(faces)
-    slow.waiting.reset()
-    list(slow)
-    assert slow.waiting.share > 0.8
+        time.sleep(0.15)  # a step, while the next batches are made
+        waits.append(samples.waiting.seconds)
+    assert min(np.diff(waits)) < 0.02
+    load = ShardSource.load
+
+    def slowly(self: ShardSource, shard: int, rows: NDArray[np.int64]) -> object:
+        time.sleep(0.5)
+        return load(self, shard, rows)
+
+    monkeypatch.setattr(ShardSource, "load", slowly)
+    samples.waiting.reset()
+    next(iter(samples))
+    assert samples.waiting.seconds >= 0.5
+    assert 0 < samples.waiting.share <= 1
 
 
 # --- the embedded world -----------------------------------------------------------------------------------------------
