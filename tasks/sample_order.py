@@ -1,0 +1,167 @@
+"""The order of an epoch: which pictures of whom stand where in which batch, from the index of identities alone.
+
+A batch of the whole run has `places` = subjects of a rank * ranks. The epoch's samples, shuffled, form one sequence,
+cut into as many lanes of equal length; place p of batch t holds sample t of lane p. Whoever holds a place reads its
+lane's blocks one after another, so a block is read by one rank (by two at a lane's border), and a batch mixes people
+from all over the dataset. The order depends on (seed, epoch, places), never on how places are divided among ranks, nor
+on time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.samples import DataConfig
+
+Ints = NDArray[np.int64]
+
+
+class Stream(IntEnum):
+    """What random numbers are for. From 1: numpy takes a missing last number of a seed for 0."""
+
+    STRETCH = 1
+    PICTURES = 2
+    AUGMENTATION = 3
+
+
+class SamplesError(Exception):
+    """Faces that cannot make the batches that were asked for; says why and what to change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Where identities lie: parallel arrays (I,), sorted by shard and row."""
+
+    shard: Ints  # number of the shard
+    first_row: Ints
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a rank's batch is: `subjects` people, `pictures` of each; the part of rank `rank` of `ranks`."""
+
+    subjects: int
+    pictures: int
+    seed: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise SamplesError(f"rank {self.rank} of {self.ranks}: ranks count from 0; pass 0 <= rank < ranks")
+        if self.subjects < 1 or self.pictures < 1:
+            raise SamplesError(f"{self.subjects} subjects x {self.pictures} pictures make no batch: both must be >= 1")
+
+    @property
+    def places(self) -> int:
+        """Subjects in the batch of all ranks together."""
+        return self.subjects * self.ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Whole identities of one shard that are read together."""
+
+    shard: int
+    identities: Ints  # numbers in the index
+
+
+class Blocks:
+    """The identities that can be sampled, cut into blocks; the same in every epoch."""
+
+    def __init__(self, index: Index, plan: BatchPlan, config: DataConfig) -> None:
+        few = index.rows < plan.pictures
+        self.few = int(few.sum())  # identities with fewer pictures than a sample needs
+        usable = np.flatnonzero(~few if config.few_pictures == "skip" else index.rows > 0)
+        if not len(usable):
+            raise SamplesError(
+                f"none of the {len(index)} identities has {plan.pictures} pictures. Ask for fewer pictures of a "
+                "subject, or set few_pictures to repeat"
+            )
+        self.index, self.plan = index, plan
+        self.longest = max(config.pictures_per_identity, plan.pictures)  # stretch of an identity in an epoch
+        taken = np.minimum(index.rows[usable], self.longest)
+        shard = index.shard[usable]
+        before = np.cumsum(taken) - taken
+        _, first, inverse = np.unique(shard, return_index=True, return_inverse=True)
+        place = (before - before[first][inverse]) // config.block_faces  # of the block in its shard
+        starts = np.flatnonzero(np.r_[True, (np.diff(shard) != 0) | (np.diff(place) != 0)])
+        self.blocks = [
+            Block(int(shard[start]), members)
+            for start, members in zip(starts, np.split(usable, starts[1:]), strict=True)
+        ]
+        self.block_of = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(usable)]))
+        self.usable = usable
+        self.samples_of = np.maximum(taken // plan.pictures, 1)
+        self.samples = int(self.samples_of.sum())  # in an epoch
+        self.batches = -(-self.samples // plan.places)  # in an epoch, for every rank
+
+    def epoch(self, epoch: int) -> Order:
+        """The order of one epoch.
+
+        Every sample occurs; what is missing to the last full batch is taken from the beginning of the sequence again.
+        """
+        rng = np.random.default_rng([self.plan.seed, epoch])
+        rank_of_block = rng.permutation(len(self.blocks))
+        count = self.samples_of
+        member = np.repeat(np.arange(len(count)), count)
+        group = np.arange(self.samples) - np.repeat(np.cumsum(count) - count, count)
+        order = np.lexsort((rng.random(self.samples), rank_of_block[self.block_of[member]]))
+        sequence = np.resize(order, self.batches * self.plan.places)  # repeats from the beginning
+        return Order(self, epoch, member[sequence], group[sequence])
+
+
+class Order:
+    """The samples of one epoch by position; sample t of lane p has the position p * batches + t."""
+
+    def __init__(self, blocks: Blocks, epoch: int, member: Ints, group: Ints) -> None:
+        self._blocks, self.epoch = blocks, epoch
+        self._member, self._group = member, group
+
+    def __len__(self) -> int:
+        return len(self._member)
+
+    def position(self, batch: int, place: int) -> int:
+        return place * self._blocks.batches + batch
+
+    def block(self, position: int) -> int:
+        """Number of the block that a sample lies in."""
+        return int(self._blocks.block_of[self._member[position]])
+
+    def members(self, block: int) -> Block:
+        return self._blocks.blocks[block]
+
+    def identity(self, position: int) -> int:
+        return int(self._blocks.usable[self._member[position]])
+
+    def rows(self, position: int) -> Ints:
+        """Rows of the shard: the sample's K pictures first, then all others of this epoch's stretch, as spares.
+
+        Fewer than K rows where the identity has no more.
+        """
+        rows = self.stretch(self.identity(position))
+        shuffled = self._generator(self.identity(position), Stream.PICTURES).permutation(rows)
+        return np.roll(shuffled, -int(self._group[position]) * self._blocks.plan.pictures)
+
+    def stretch(self, identity: int) -> Ints:
+        """Neighbouring rows of an identity that this epoch draws from."""
+        index = self._blocks.index
+        first, rows = int(index.first_row[identity]), int(index.rows[identity])
+        taken = min(rows, self._blocks.longest)
+        start = int(self._generator(identity, Stream.STRETCH).integers(rows - taken + 1)) if taken < rows else 0
+        return np.arange(first + start, first + start + taken, dtype=np.int64)
+
+    def augmentation(self, position: int) -> np.random.Generator:
+        """Random numbers for the pictures of one sample."""
+        return np.random.default_rng([self._blocks.plan.seed, self.epoch, position, Stream.AUGMENTATION])
+
+    def _generator(self, identity: int, purpose: Stream) -> np.random.Generator:
+        return np.random.default_rng([self._blocks.plan.seed, self.epoch, identity, purpose])
