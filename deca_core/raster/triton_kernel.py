@@ -16,7 +16,8 @@ from torch import Tensor
 from deca_core.raster.reference import MIN_AREA
 
 # A program draws FACES neighbouring faces, each in squares of TILE x TILE pixels. The faces of a head (10 000 at 224
-# pixels) lie in boxes of some 4 x 4 pixels, so most take one step; two tests a thread take 94 registers (64 faces: 255).
+# pixels) lie in boxes of some 4 x 4 pixels, so most take one step. That is two tests a thread, in 94 registers; 64
+# faces would take 255 and spill.
 FACES, TILE = 16, 4
 # Without fused multiply-add an edge is the same number seen from both its faces: no cracks between them.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}

@@ -54,8 +54,8 @@ def cases() -> dict[str, tuple[torch.Tensor, torch.Tensor, int, int]]:
     found["slivers"] = (torch.cat([along, tip], 1).reshape(1, -1, 3), torch.arange(120).reshape(-1, 3), 24, 24)
     broken = vertices.clone()
     for index, value in enumerate((np.nan, np.inf, -np.inf, 1e38, 1e300)):
-        broken[0, index :: 23, index % 3] = value
-        broken[1, index :: 17, 2] = value
+        broken[0, index::23, index % 3] = value
+        broken[1, index::17, 2] = value
     found["not finite"] = (broken, faces, 11, 11)
     found["off the picture"] = (vertices + torch.tensor([3.0, 0, 0]), faces, 12, 12)
     found["one face over all"] = (
