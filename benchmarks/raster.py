@@ -78,15 +78,16 @@ class Scene:
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int, images: int) -> dict[str, float]:
-    """Best and median of `repeats` runs, an image; two runs before them compile and warm up."""
+    """Best and median of `repeats` runs, an image; before several, two more compile and warm up."""
     spent = []
-    for _ in range(repeats + 2):
+    warm = 2 if repeats > 1 else 0
+    for _ in range(repeats + warm):
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         spent.append(1000 * (time.perf_counter() - started) / images)
-    return {"best": round(min(spent[2:]), 3), "median": round(statistics.median(spent[2:]), 3)}
+    return {"best": round(min(spent[warm:]), 3), "median": round(statistics.median(spent[warm:]), 3)}
 
 
 def usable(device: torch.device) -> list[Backend]:
@@ -113,10 +114,15 @@ def measure(scene: Scene, device: torch.device, repeats: int) -> list[Row]:
         return both
 
     for backend in usable(device):
-        count = 2 if backend == "reference" else repeats
         same = (scene.visibility(backend) == expected).double().mean().item()
-        add(f"visibility, {backend}", lambda b=backend: scene.visibility(b), count, f"{same:.5%} as the reference")
-        add(f"visibility to loss and back, {backend}", backward(lambda b=backend: scene.picture(b)), count)
+        add(
+            f"visibility, {backend}",
+            lambda b=backend: scene.visibility(b),
+            1 if backend == "reference" else repeats,
+            f"{same:.5%} as the reference",
+        )
+        if backend != "reference":
+            add(f"visibility to loss and back, {backend}", backward(lambda b=backend: scene.picture(b)), repeats)
     for name, work in (("vertex normals", scene.normals), ("UV transfer, 6 channels", scene.uv)):
         with torch.no_grad():
             add(name, work, repeats)
