@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from deca_core.assets.bundle import AssetBundle
 from deca_core.codes import NUM_COARSE, NUM_DETAIL
 from deca_core.detail import DetailDecoder
-from deca_core.encoder import BACKBONES, Encoder
+from deca_core.encoder import RESNET50, BackboneError, Encoder
 from deca_core.model import DECA
 
 SCHEMA_VERSION = 1
 WEIGHTS_FILE, META_FILE = "model.safetensors", "checkpoint.json"
 
-RELEASED_BACKBONE = "resnet50"
 RELEASED_HEAD = "FLAME"
 
 
@@ -50,10 +49,6 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
 
     source = Path(folder)
     meta = _read_meta(source)
-    if meta["backbone"] not in BACKBONES:
-        raise CheckpointError(
-            f"{source}: backbone {meta['backbone']!r} is unknown; this version has {', '.join(BACKBONES)}"
-        )
     head = meta["bundle"]
     if head["hash"] is None and bundle.name != head["name"]:
         warnings.warn(f"{source}: weights trained on {head['name']}, used on the head {bundle.name!r}", stacklevel=2)
@@ -63,7 +58,10 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
             f"({bundle.hash[:12]}). Give the bundle it was trained with"
         )
     checkpoint_hash(source)
-    model = DECA(bundle, meta["backbone"])
+    try:
+        model = DECA(bundle, meta["backbone"])
+    except BackboneError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     try:
         weights = load_file(source / WEIGHTS_FILE)
     except SafetensorError as error:
@@ -108,8 +106,8 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
         ) from error
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {
-            "E_flame": Encoder(NUM_COARSE, RELEASED_BACKBONE),
-            "E_detail": Encoder(NUM_DETAIL, RELEASED_BACKBONE),
+            "E_flame": Encoder(NUM_COARSE, RESNET50),
+            "E_detail": Encoder(NUM_DETAIL, RESNET50),
             "D_detail": DetailDecoder(),
         }
     missing = [name for name in parts if not (isinstance(content, dict) and isinstance(content.get(name), dict))]
@@ -127,7 +125,7 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
     _check_weights(weights, expected, source)
     head: dict[str, str | None] = {"name": RELEASED_HEAD, "hash": None}
     info = {"trained": "yes", "recipe": "released", "source": source.name, "source_sha256": _sha256(source)}
-    return _write(Path(folder), weights, RELEASED_BACKBONE, head, info)
+    return _write(Path(folder), weights, RESNET50, head, info)
 
 
 def _write(

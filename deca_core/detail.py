@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from deca_core.codes import NUM_DETAIL
 
@@ -46,6 +45,12 @@ def detail_surface(positions: Tensor, normals: Tensor, z: Tensor, mask: Tensor, 
     return positions + (z * mask + fixed) * normals
 
 
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross product of vectors along axis 1: (B,3,H,W) each. `torch.linalg.cross` takes seven times as long there."""
+    (ax, ay, az), (bx, by, bz) = a.unbind(1), b.unbind(1)
+    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=1)
+
+
 def grid_normals(points: Tensor) -> Tensor:
     """Unit normals of a surface given on a regular grid, (B,3,H,W) -> (B,3,H,W); zero on the rim without triangles.
 
@@ -57,17 +62,17 @@ def grid_normals(points: Tensor) -> Tensor:
     below, right = slice(RIM_TOP + 1, height - RIM_BOTTOM + 1), slice(RIM_LEFT + 1, width - RIM_RIGHT + 1)
     p00, p01 = points[:, :, rows, columns], points[:, :, rows, right]
     p10, p11 = points[:, :, below, columns], points[:, :, below, right]
-    upper = torch.linalg.cross(p10 - p00, p01 - p00, dim=1)
-    lower = torch.linalg.cross(p10 - p01, p11 - p01, dim=1)
+    upper, lower = _cross(p10 - p00, p01 - p00), _cross(p10 - p01, p11 - p01)
+    both = upper + lower
     total = torch.zeros_like(points)
     for vertex, area in (
         ((rows, columns), upper),
-        ((below, columns), upper + lower),
-        ((rows, right), upper + lower),
+        ((below, columns), both),
+        ((rows, right), both),
         ((below, right), lower),
     ):
         total[:, :, vertex[0], vertex[1]] += area
-    return functional.normalize(total, dim=1, eps=1e-6)
+    return total / total.square().sum(1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
 def detail_normals(positions: Tensor, normals: Tensor, z: Tensor, mask: Tensor, fixed: Tensor) -> Tensor:

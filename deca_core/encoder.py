@@ -1,15 +1,27 @@
 """The encoders E_c and E_d (paper sections 4.1, 4.2): ResNet50 features and two linear layers.
 
-Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`.
+Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`. Any
+other classifier of torchvision can take ResNet50's place, under its own parameter names behind `encoder.`.
 """
 
 from __future__ import annotations
 
+import difflib
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+RESNET50 = "resnet50"  # the paper's backbone, and the only one that needs no torchvision
 NUM_FEATURES, NUM_HIDDEN = 2048, 1024
-BACKBONES = ("resnet50",)
+# How torchvision calls what follows the features; every classifier has one of these.
+HEADS = ("fc", "classifier", "heads", "head")
+# Two of its oldest have further classifiers half way, which training would leave without a gradient.
+SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
+
+
+class BackboneError(ValueError):
+    """A backbone that nobody knows, or that needs a package which is not installed."""
 
 
 class Bottleneck(nn.Module):
@@ -65,18 +77,53 @@ class ResNet50(nn.Module):
         return x.mean((2, 3))
 
 
-class Encoder(nn.Module):
-    """Backbone, Linear(2048, 1024), ReLU, Linear(1024, outputs): images (B,3,224,224) in [0, 1] -> (B, outputs)."""
+def headless(name: str) -> tuple[nn.Module, int]:
+    """A torchvision classifier up to its pooled features, with random weights; and the number of features.
 
-    def __init__(self, outputs: int, backbone: str = "resnet50") -> None:
+    What stands before the head's first weights (a pooling, a norm) stays; dropout goes. Raises BackboneError.
+    """
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise BackboneError(
+            f"backbone {name!r} needs torchvision, which is not installed ({error}). Run: pip install torchvision; "
+            f"or choose {RESNET50!r}"
+        ) from error
+    names = models.list_models(models)
+    if name not in names:
+        close = ", ".join(difflib.get_close_matches(name, names)) or ", ".join(names)
+        raise BackboneError(f"unknown backbone {name!r}; torchvision has {close}")
+    model = models.get_model(name, weights=None, **SETTINGS.get(name, {}))
+    place = next(head for head in HEADS if hasattr(model, head))
+    head = getattr(model, place)
+    layers: list[Any] = list(head) if isinstance(head, nn.Sequential) else [head]
+    first = next(index for index, layer in enumerate(layers) if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    kept = [layer for layer in layers[:first] if not isinstance(layer, nn.Dropout)]
+    if isinstance(layers[first], nn.Conv2d):  # SqueezeNet pools after its head
+        features = layers[first].in_channels
+        kept.append(nn.AdaptiveAvgPool2d(1))
+    else:
+        features = layers[first].in_features
+    setattr(model, place, nn.Sequential(*kept))
+    return model, features
+
+
+class Encoder(nn.Module):
+    """Backbone, Linear(features, 1024), ReLU, Linear(1024, outputs): images (B,3,224,224) in [0, 1] -> (B, outputs).
+
+    backbone: "resnet50", or the name of another torchvision classifier. The linear layers answer in float32 inside
+    autocast too: rounded to 8 bits, the camera alone would shift a face by half a pixel.
+    """
+
+    def __init__(self, outputs: int, backbone: str = RESNET50) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {backbone!r}; this version has {', '.join(BACKBONES)}")
-        self.encoder = ResNet50()
-        self.layers = nn.Sequential(nn.Linear(NUM_FEATURES, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, outputs))
+        self.encoder, features = (ResNet50(), NUM_FEATURES) if backbone == RESNET50 else headless(backbone)
+        self.layers = nn.Sequential(nn.Linear(features, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, outputs))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(self.encoder(images))
+        features = self.encoder(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.layers(features.to(self.layers[0].weight.dtype))
 
     @torch.no_grad()
     def start_at(self, prior: Tensor) -> None:

@@ -42,6 +42,8 @@ class Reconstruction:
 class DECA(nn.Module):
     """The model over a head. It starts in eval mode; `state_dict` holds E_c, E_d and F_d, never the bundle.
 
+    Under autocast only the networks' convolutions run in half precision: 8 bits cannot hold codes or vertices.
+
     >>> model = DECA(bundle)  # doctest: +SKIP
     >>> codes = model.encode(images)  # doctest: +SKIP
     >>> smiling = model.decode(codes.replace(exp=other.exp))  # doctest: +SKIP
@@ -85,20 +87,21 @@ class DECA(nn.Module):
 
     def decode(self, codes: Codes) -> Reconstruction:
         """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9)."""
-        head = self.flame(codes.shape, codes.exp, codes.pose)
         z = self.detail(codes)
-        return Reconstruction(
-            vertices=head.vertices,
-            projected=project(head.vertices, codes.cam),
-            landmarks2d=project(head.landmarks2d, codes.cam)[..., :2],
-            landmarks3d=head.landmarks3d,
-            z=z,
-            displacement=z + self.fixed_displacement,
-        )
+        with _float32(codes.cam):
+            head = self.flame(codes.shape, codes.exp, codes.pose)
+            return Reconstruction(
+                vertices=head.vertices,
+                projected=project(head.vertices, codes.cam),
+                landmarks2d=project(head.landmarks2d, codes.cam)[..., :2],
+                landmarks3d=head.landmarks3d,
+                z=z,
+                displacement=z + self.fixed_displacement,
+            )
 
     def detail(self, codes: Codes) -> Tensor:
         """The decoder's displacement z = F_d(delta, psi, theta_jaw), eq. 9: (B,1,256,256) metres."""
-        return self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1))
+        return self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1)).to(codes.detail.dtype)
 
     def displacement(self, codes: Codes) -> Tensor:
         """What is exported: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
@@ -112,29 +115,32 @@ class DECA(nn.Module):
 
     def detail_normals(self, out: Reconstruction) -> Tensor:
         """Normals of the detailed surface M' on the UV map, (B,3,256,256), world space."""
-        positions = self.atlas(out.vertices)
-        normals = self.atlas(vertex_normals(out.vertices, self.faces))
-        return detail_normals(positions, normals, out.z, self.mask, self.fixed_displacement)
+        return self._detail_normals(out, vertex_normals(out.vertices, self.faces))
+
+    def _detail_normals(self, out: Reconstruction, normals: Tensor) -> Tensor:
+        surface = self.atlas(torch.cat([out.vertices, normals], dim=-1).detach())
+        return detail_normals(surface[:, :3], surface[:, 3:], out.z, self.mask, self.fixed_displacement)
 
     def render(self, codes: Codes, out: Reconstruction, size: int = IMAGE_SIZE, backend: Backend = "auto") -> Rendering:
         """Pictures of the heads, size x size, seen as in the crop that the codes came from."""
-        visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
-        normals = vertex_normals(out.vertices, self.faces)
-        colour, light, normal_picture, alpha, grid = render_surface(
-            visible, self.faces, self.uv_corners, normals, self.albedo(codes), codes.light
-        )
-        detail = sample_uv(self.detail_normals(out), grid) * alpha
-        return Rendering(
-            images=colour * light,
-            albedo=colour,
-            shading=light,
-            normals=normal_picture,
-            alpha=alpha,
-            detail_normals=detail,
-            detail_images=colour * shading(detail, codes.light),
-            shape=studio_shading(normal_picture) * alpha,
-            shaded_detail=studio_shading(detail) * alpha,
-        )
+        with _float32(codes.cam):
+            visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
+            normals = vertex_normals(out.vertices, self.faces)
+            colour, light, normal_picture, alpha, grid = render_surface(
+                visible, self.faces, self.uv_corners, normals, self.albedo(codes), codes.light
+            )
+            detail = sample_uv(self._detail_normals(out, normals), grid) * alpha
+            return Rendering(
+                images=colour * light,
+                albedo=colour,
+                shading=light,
+                normals=normal_picture,
+                alpha=alpha,
+                detail_normals=detail,
+                detail_images=colour * shading(detail, codes.light),
+                shape=studio_shading(normal_picture) * alpha,
+                shaded_detail=studio_shading(detail) * alpha,
+            )
 
     @staticmethod
     def animate(source: Codes, driver: Codes) -> Codes:
@@ -151,3 +157,8 @@ class DECA(nn.Module):
         light = prior.light.index_fill(1, torch.tensor([0]), 1 / SH_CONSTANTS[0])
         prior = prior.replace(cam=cam, light=light)
         return torch.cat([getattr(prior, name).flatten() for name in ("shape", "tex", "exp", "pose", "cam", "light")])
+
+
+def _float32(like: Tensor) -> torch.autocast:
+    """Geometry and light keep their precision inside somebody's autocast."""
+    return torch.autocast(like.device.type, enabled=False)

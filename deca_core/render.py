@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,14 @@ from torch.nn import functional
 
 from deca_core.appearance import shading
 
+# Twice the area of a visible face, in square pixels, below which its barycentrics stop growing: float32 coordinates
+# (1e-5 pixels) no longer say what such a face covers, and its gradient, one over its width, would swamp all others.
+SLIVER_AREA = 1e-3
+
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Area-weighted vertex normals: (B,V,3), (F,3) -> (B,V,3) unit."""
-    a, b, c = vertices[:, faces].unbind(2)
+    a, b, c = (vertices.index_select(1, faces[:, corner]) for corner in range(3))
     area = torch.linalg.cross(b - a, c - a, dim=-1)  # (B, F, 3)
     total = torch.zeros_like(vertices)
     for corner in range(3):
@@ -25,44 +30,69 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 class Fragments:
     """The N visible pixels of a batch of pictures.
 
-    pixels (N,3) = batch, row, column; face (N,); bary (N,3), differentiable with respect to the vertices.
+    place (N,): position in the flattened (B,H,W) pictures; face (N,); bary (3,N), differentiable with respect to the
+    vertices. Attributes are held channel by channel, (C,3,N): vectors of pixels are what a CPU is fast at.
     """
 
-    pixels: Tensor
+    place: Tensor
     face: Tensor
     bary: Tensor
     shape: tuple[int, int, int]  # batch, height, width
 
-    def interpolate(self, corners: Tensor) -> Tensor:
-        """Attributes of the faces' corners (N,3,C) to pictures (B,C,H,W), zero where nothing is seen."""
-        values = (corners * self.bary[..., None]).sum(1)
-        picture = values.new_zeros(*self.shape, values.shape[-1])
-        return picture.index_put(tuple(self.pixels.unbind(1)), values).permute(0, 3, 1, 2)
+    @property
+    def alpha(self) -> Tensor:
+        """Where something is seen: (B,1,H,W), 0 or 1, without gradient."""
+        return self._paint(torch.ones_like(self.bary[:1].detach()))
 
     def vertex_attributes(self, attributes: Tensor, faces: Tensor) -> Tensor:
-        """Attributes of vertices (B,V,C) to pictures (B,C,H,W)."""
-        return self.interpolate(attributes[self.pixels[:, :1], faces[self.face]])
+        """Attributes of vertices (B,V,C) to pictures (B,C,H,W), zero where nothing is seen."""
+        corners = faces[self.face].T + _image(self.place, self.shape) * attributes.shape[1]
+        return self._interpolate(attributes.flatten(0, 1), corners)
+
+    def corner_attributes(self, attributes: Tensor) -> Tensor:
+        """Attributes of the corners of faces (F,3,C), the same in every picture, to pictures (B,C,H,W)."""
+        corners = self.face * 3 + torch.arange(3, device=self.face.device)[:, None]
+        return self._interpolate(attributes.flatten(0, 1), corners)
+
+    def _interpolate(self, rows: Tensor, corners: Tensor) -> Tensor:
+        """rows (M,C), the row of every corner (3,N) -> (B,C,H,W)."""
+        values = rows.T.contiguous().index_select(1, corners.flatten()).unflatten(1, (3, -1))  # (C, 3, N)
+        return self._paint((values * self.bary).sum(1))
+
+    def _paint(self, values: Tensor) -> Tensor:
+        """Values of the visible pixels, (C,N) -> (B,C,H,W)."""
+        pictures = values.new_zeros(len(values), math.prod(self.shape)).index_copy(1, self.place, values)
+        return pictures.unflatten(1, self.shape).transpose(0, 1)
+
+
+def _image(place: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Picture in which a flattened position lies."""
+    return place // (shape[1] * shape[2])
 
 
 def fragments(face_map: Tensor, projected: Tensor, faces: Tensor) -> Fragments:
     """Barycentric coordinates of what `rasterize` found visible.
 
     face_map (B,H,W) int64; projected (B,V,3) image space; faces (F,3). The gradient flows through the barycentrics to
-    the vertices; visibility itself has none.
+    the vertices; visibility itself has none. Finite on any visible face, see SLIVER_AREA.
     """
     batch, height, width = face_map.shape
-    pixels = (face_map >= 0).nonzero()
-    face = face_map[tuple(pixels.unbind(1))]
-    centre = (pixels[:, [2, 1]] * 2 + 1).to(projected) / projected.new_tensor([width, height]) - 1
-    a, b, c = projected[pixels[:, :1], faces[face], :2].unbind(1)  # (N, 2) each
+    shape = (batch, height, width)
+    flat = face_map.flatten()
+    place = (flat >= 0).nonzero()[:, 0]
+    face = flat[place]
+    pixel_x = ((place % width) * 2 + 1).to(projected) / width - 1
+    pixel_y = ((place // width % height) * 2 + 1).to(projected) / height - 1
+    corners = faces[face].T + _image(place, shape) * projected.shape[1]  # (3, N)
+    points = projected[..., :2].flatten(0, 1).T.contiguous().index_select(1, corners.flatten())
+    (ax, bx, cx), (ay, by, cy) = points.unflatten(1, (3, -1)).unbind(0)
 
-    def cross(p: Tensor, q: Tensor) -> Tensor:
-        return p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
-
-    area = cross(b - a, c - a)
-    weight_b, weight_c = cross(centre - a, c - a) / area, cross(b - a, centre - a) / area
-    bary = torch.stack([1 - weight_b - weight_c, weight_b, weight_c], dim=-1)
-    return Fragments(pixels, face, bary, (batch, height, width))
+    floor = SLIVER_AREA * 4 / (width * height)
+    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+    area = torch.where(area.abs() < floor, torch.full_like(area, floor).copysign(area.detach()), area)
+    weight_b = ((pixel_x - ax) * (cy - ay) - (pixel_y - ay) * (cx - ax)) / area
+    weight_c = ((bx - ax) * (pixel_y - ay) - (by - ay) * (pixel_x - ax)) / area
+    return Fragments(place, face, torch.stack([1 - weight_b - weight_c, weight_b, weight_c]), shape)
 
 
 def sample_uv(texture: Tensor, grid: Tensor) -> Tensor:
@@ -110,8 +140,7 @@ def render_surface(
 
     faces (F,3); uv_corners (F,3,2) grid coordinates; normals (B,V,3); uv_albedo (B,3,T,T); light (B,9,3).
     """
-    grid = visible.interpolate(uv_corners[visible.face])
-    alpha = visible.interpolate(torch.ones_like(visible.bary)[..., None])
+    grid, alpha = visible.corner_attributes(uv_corners), visible.alpha
     normal_picture = visible.vertex_attributes(normals, faces)
     albedo = sample_uv(uv_albedo, grid) * alpha
     return albedo, shading(normal_picture, light) * alpha, normal_picture, alpha, grid

@@ -42,7 +42,8 @@ class UVAtlas(nn.Module):
     def forward(self, attributes: Tensor) -> Tensor:
         """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where no face lies."""
         batch, _, channels = attributes.shape
-        values = (attributes[:, self.triangles] * self.bary[..., None]).sum(2)  # (B, N, C)
-        out = attributes.new_zeros(batch, channels, self.size * self.size)
-        out[:, :, self.texels] = values.transpose(1, 2)
-        return out.unflatten(2, (self.size, self.size))
+        rows = attributes.transpose(1, 2).flatten(0, 1)  # (B C, V): whole rows of texels at a time
+        values = rows.index_select(1, self.triangles.T.flatten()).unflatten(1, (3, -1))
+        values = (values * self.bary.T.contiguous()).sum(1)  # (B C, N)
+        out = values.new_zeros(len(values), self.size * self.size).index_copy(1, self.texels, values)
+        return out.view(batch, channels, self.size, self.size)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "numba", "pytorch3d", "reference"]
+Backend = Literal["auto", "numba", "triton", "pytorch3d", "reference"]
 
 
 def rasterize(vertices: Tensor, faces: Tensor, height: int, width: int, backend: Backend = "auto") -> Tensor:
@@ -18,13 +18,16 @@ def rasterize(vertices: Tensor, faces: Tensor, height: int, width: int, backend:
     vertices (B,V,3) in image space (x right, y down in [-1, 1], smaller z nearer); faces (F,3)
     -> (B,H,W) int64 face index, -1 where nothing is seen.
 
-    Backends agree but for pixels on an edge: "numba" (CPU kernel), "pytorch3d" (its rasteriser, if installed),
-    "reference" (numpy, slow); "auto" takes numba where it is installed, else the reference.
+    Backends agree but for pixels on an edge: "numba" (CPU kernel), "triton" (GPU kernel), "pytorch3d" (its rasteriser,
+    if installed), "reference" (numpy, slow). "auto" takes triton for tensors on a GPU and numba otherwise, each where
+    it is installed, else the reference. All but triton and pytorch3d work on the CPU, wherever the tensors are.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"unknown rasteriser {backend!r}; choose one of {', '.join(get_args(Backend))}")
     if backend == "auto":
-        backend = "numba" if importlib.util.find_spec("numba") else "reference"
+        backend = _fastest(vertices.device)
+    if backend == "triton":
+        return _rasterize_triton(vertices.detach(), faces, height, width)
     if backend == "pytorch3d":
         return _rasterize_pytorch3d(vertices.detach(), faces, height, width)
     points = np.ascontiguousarray(vertices.detach().cpu().numpy())
@@ -33,12 +36,29 @@ def rasterize(vertices: Tensor, faces: Tensor, height: int, width: int, backend:
         from deca_core.raster.numba_kernel import rasterize_numba
 
         out = np.empty((len(points), height, width), np.int64)
-        rasterize_numba(points, triangles, np.empty(out.shape, points.dtype), out)
+        rasterize_numba(points, triangles, np.empty(out.shape, np.float32), out)
     else:
         from deca_core.raster.reference import rasterize_reference
 
         out = np.stack([rasterize_reference(image, triangles, height, width) for image in points])
     return torch.from_numpy(out).to(vertices.device)
+
+
+def _fastest(device: torch.device) -> Backend:
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        return "triton"
+    return "numba" if importlib.util.find_spec("numba") else "reference"
+
+
+def _rasterize_triton(vertices: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
+    try:
+        from deca_core.raster.triton_kernel import rasterize_triton
+    except ImportError as error:
+        raise ImportError(
+            "the rasteriser 'triton' was chosen but triton is not installed (it comes with torch for CUDA on Linux); "
+            "choose backend='numba'"
+        ) from error
+    return rasterize_triton(vertices, faces, height, width)
 
 
 def _rasterize_pytorch3d(vertices: Tensor, faces: Tensor, height: int, width: int) -> Tensor:

@@ -92,3 +92,31 @@ def test_gradient_reaches_every_network(mini):
         gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
         assert gradients
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_autocast_reaches_the_networks_only(mini):
+    torch.manual_seed(0)
+    model = DECA(mini, backbone="mobilenet_v3_small").to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = model.encode(images)
+        out = model.decode(codes)
+        pictures = model.render(codes, out, size=32)
+    exact = model.decode(codes)
+    assert torch.equal(out.vertices, exact.vertices)
+    assert torch.equal(out.projected, exact.projected)
+    assert {value.dtype for value in (*vars(codes).values(), *vars(out).values(), *vars(pictures).values())} == {
+        torch.float32
+    }
+    assert (out.z - exact.z).abs().max() < 0.03 * exact.z.abs().max()
+    pictures.detail_images.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.E_flame.parameters() if p.grad is not None)
+
+
+def test_a_head_out_of_sight(mini):
+    model = DECA(mini, backbone="mobilenet_v3_small")
+    codes = Codes.zeros(2).replace(cam=torch.tensor([[8.0, 9.0, 0.0]]).repeat(2, 1).requires_grad_())
+    pictures = model.render(codes, model.decode(codes), size=16)
+    assert not pictures.images.any()
+    pictures.images.sum().backward()
+    assert not codes.cam.grad.any()

@@ -1,15 +1,18 @@
-"""Encoder and displacement decoder against the reference's outputs under weights filled by name."""
+"""Encoder and displacement decoder against the reference's outputs under weights filled by name; other backbones."""
 
 from __future__ import annotations
 
+import copy
+import sys
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from deca_core.detail import DetailDecoder
-from deca_core.encoder import Encoder
+from deca_core.encoder import BackboneError, Encoder, headless
 from tests.deca_core.conftest import assert_close
 
 
@@ -48,3 +51,81 @@ def test_golden_displacement(golden):
     assert sorted(decoder.state_dict()) == sorted(answer["generator_keys"].tolist())
     fill_by_name(decoder)
     assert_close(decoder(torch.from_numpy(answer["detail_input"])), answer["displacement"])
+
+
+# One of every family, and how many features it pools.
+FAMILIES = {
+    "alexnet": 9216,
+    "convnext_tiny": 768,
+    "densenet121": 1024,
+    "efficientnet_b0": 1280,
+    "googlenet": 1024,
+    "inception_v3": 2048,
+    "maxvit_t": 512,
+    "mnasnet0_5": 1280,
+    "mobilenet_v2": 1280,
+    "mobilenet_v3_small": 576,
+    "regnet_y_400mf": 440,
+    "resnet18": 512,
+    "shufflenet_v2_x0_5": 1024,
+    "squeezenet1_1": 512,
+    "swin_t": 768,
+    "vgg11": 25088,
+    "vit_b_16": 768,
+}
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_any_classifier_is_a_backbone(backbone):
+    # Shapes only. RegNet computes its widths with tensors; autocast does not know this device.
+    with torch.device("cpu" if backbone.startswith("regnet") else "meta"):
+        encoder = Encoder(7, backbone).train()
+    encoder = encoder.to("meta")
+    assert encoder.layers(encoder.encoder(torch.empty(2, 3, 224, 224, device="meta"))).shape == (2, 7)
+    assert encoder.layers[0].in_features == FAMILIES[backbone]
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {"encoder", "layers"}
+    assert not [name for name, value in encoder.named_parameters() if value.shape[0] == 1000]  # no class is left
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("backbone", "head"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier")])
+def test_the_features_are_what_the_classifier_classifies(backbone, head):
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    whole = get_model(backbone).eval()
+    body, _ = headless(backbone)
+    found = body.load_state_dict(whole.state_dict(), strict=False)
+    assert not found.missing_keys
+    assert {name.split(".")[0] for name in found.unexpected_keys} == {head}
+    images = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(getattr(whole, head)(body.eval()(images)), whole(images))
+
+
+def test_unknown_backbones_name_their_neighbours(monkeypatch):
+    with pytest.raises(BackboneError, match=r"unknown backbone 'mobilnet_v3_smal'; .*mobilenet_v3_small"):
+        Encoder(7, "mobilnet_v3_smal")
+    with pytest.raises(BackboneError, match=r"unknown backbone 'qqq'; .*resnet18"):
+        Encoder(7, "qqq")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(BackboneError, match=r"'resnet18' needs torchvision.*pip install torchvision"):
+        Encoder(7, "resnet18")
+    with torch.device("meta"):
+        Encoder(7, "resnet50")
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v3_small"])
+def test_bfloat16_and_channels_last_learn_the_same(backbone):
+    torch.manual_seed(0)
+    exact = Encoder(20, backbone).eval()
+    fast = copy.deepcopy(exact).to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 224, 224)
+    expected = exact(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fast(images.to(memory_format=torch.channels_last))
+    assert got.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(got, expected).min() > 0.999
+    for answer in (expected, got):
+        answer.square().mean().backward()
+    gradients = [torch.cat([p.grad.flatten() for p in e.parameters()]) for e in (exact, fast)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
