@@ -69,13 +69,15 @@ def warp(image: NDArray, transform: NDArray, size: int = IMAGE_SIZE) -> NDArray[
     """
     inverse = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
     axis = np.arange(size)
-    x, y = np.meshgrid(axis, axis)
-    source = np.stack([x, y, np.ones_like(x)], axis=-1) @ inverse.T  # (size, size, 2) source pixels
+    source = axis[None, :, None] * inverse[:, 0] + (
+        axis[:, None, None] * inverse[:, 1] + inverse[:, 2]
+    )  # (size, size, 2)
+    corners = source[:: size - 1, :: size - 1].reshape(-1, 2)
     height, width = image.shape[:2]
-    low = np.clip(np.floor(source.min(axis=(0, 1))).astype(int) - 1, 0, [width - 1, height - 1])
-    high = np.clip(np.ceil(source.max(axis=(0, 1))).astype(int) + 2, low + 1, [width, height])
-    window = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
-    pixels = torch.from_numpy(window).permute(2, 0, 1)[None].float() / (255 if image.dtype == np.uint8 else 1)
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width - 1, height - 1])
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, low + 1, [width, height])
+    window = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]].transpose(2, 0, 1))
+    pixels = torch.from_numpy(window)[None].float() / (255 if image.dtype == np.uint8 else 1)
     # In the corner-aligned frame of grid_sample, pixel 0 lies at -1 and pixel n - 1 at 1; a window of one pixel still
     # needs a scale, and fades to black within one pixel like any other border.
     extent = np.maximum(high - low - 1, 1)

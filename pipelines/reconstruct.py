@@ -9,7 +9,7 @@ from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_c
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
 from tasks.engine import RunSummary, run_units
-from tasks.models import bundle_of, is_trained, load_model, weights_hash
+from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import Mode, Plan, open_or_build
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
@@ -42,7 +42,7 @@ def reconstruct(
 
 def check_models(config: ReconstructConfig) -> dict[str, str]:
     """Load everything that the workers will need once, before any work; the hashes of what takes part, by name."""
-    bundle = bundle_of(config)
+    bundle = bundle_at(config.bundle)
     weights = {"bundle": bundle.hash, "checkpoint": weights_hash(config), **load_annotator(config.annotate).versions}
     if config.checkpoint is not None:
         load_model(config)

@@ -7,9 +7,10 @@ from functools import partial
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.world import SynthConfig, SynthSummary
 from tasks.engine import RunSummary, run_units
+from tasks.models import bundle_at
 from tasks.plan import Plan, open_or_build
 from tasks.storage import Store
-from tasks.synth import PHOTOS, SynthWorker, bundle_of, truth_dest, world_items, world_source
+from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
 from tasks.verify import status
 
 
@@ -23,7 +24,7 @@ def synth(config: SynthConfig, on_progress: OnProgress | None = None, stage: Sta
 
 def freeze_world(config: SynthConfig) -> Plan:
     """Number the pictures and cut them into units, or open the plan that is already there."""
-    weights = {"bundle": bundle_of(config).hash}
+    weights = {"bundle": bundle_at(config.bundle).hash}
     if config.existing in ("resume", "retry"):
         return stored_plan(truth_dest(config), config.existing, weights)
     plan = open_or_build(

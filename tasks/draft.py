@@ -134,7 +134,7 @@ def setting_differences(old: PlanRecord, draft: PlanRecord) -> list[str]:
         if before != after
     ]
     for name, before, after in (("config", old.config, draft.config), ("weights", old.weights, draft.weights)):
-        left, right = _flat(before), _flat(after)
+        left, right = flat_settings(before), flat_settings(after)
         found += [
             f"{name} {key} {left.get(key, 'unset')} -> {right.get(key, 'unset')}"
             for key in sorted({*left, *right})
@@ -143,13 +143,13 @@ def setting_differences(old: PlanRecord, draft: PlanRecord) -> list[str]:
     return found
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as {"a.b": value}, values as JSON text."""
     if not isinstance(value, Mapping):
         return {prefix: json.dumps(value)}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flat_settings(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 

@@ -19,40 +19,47 @@ from schemas.reconstruct import ReconstructConfig
 from tasks.storage import Store, is_local
 
 
-def bundle_of(config: ReconstructConfig) -> AssetBundle:
-    """The bundle the config names, or the procedural head. Raises BundleError or StorageError."""
-    if config.bundle is None:
+def bundle_at(uri: str | None) -> AssetBundle:
+    """The bundle of a folder, or the procedural head. Raises BundleError or StorageError."""
+    if uri is None:
         return procedural_head()
-    return load_bundle(_local_folder(config.bundle, (bundles.META_FILE, bundles.ARRAYS_FILE)))
+    return load_bundle(_local_folder(uri, (bundles.META_FILE, bundles.ARRAYS_FILE)))
 
 
 def weights_hash(config: ReconstructConfig) -> str:
     """What the `checkpoint` column says: the checkpoint's hash, or "untrained-<seed>". Raises CheckpointError."""
     if config.checkpoint is None:
         return f"untrained-{config.seed}"
-    return checkpoints.checkpoint_hash(_checkpoint_folder(config.checkpoint))
+    return checkpoints.checkpoint_hash(checkpoint_folder(config.checkpoint))
 
 
 def is_trained(config: ReconstructConfig) -> bool:
     """Whether the weights come from training, as their checkpoint says."""
     if config.checkpoint is None:
         return False
-    meta = json.loads((_checkpoint_folder(config.checkpoint) / checkpoints.META_FILE).read_text())
+    meta = json.loads((checkpoint_folder(config.checkpoint) / checkpoints.META_FILE).read_text())
     return meta["info"].get("trained") != "no"
 
 
 def load_model(config: ReconstructConfig) -> DECA:
     """The model in eval mode. Raises CheckpointError when the checkpoint is damaged or made for another bundle."""
-    bundle = bundle_of(config)
+    bundle = bundle_at(config.bundle)
     if config.checkpoint is not None:
-        return checkpoints.load_checkpoint(_checkpoint_folder(config.checkpoint), bundle=bundle)
+        return checkpoints.load_checkpoint(checkpoint_folder(config.checkpoint), bundle=bundle)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return DECA(bundle)
 
 
-def _checkpoint_folder(uri: str) -> Path:
+def checkpoint_folder(uri: str) -> Path:
+    """A checkpoint's folder on this machine."""
     return _local_folder(uri, (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE))
+
+
+def local_file(uri: str) -> Path:
+    """A single file on this machine, under its own name."""
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    return _local_folder(folder or ".", (name,)) / name
 
 
 @cache

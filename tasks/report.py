@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
     if not strips:
         return None
     note = "" if model.info.get("trained") != "no" else "UNTRAINED NETWORK: shape, detail and displacement mean nothing"
-    sheet = _assemble(strips, note)
+    sheet = assemble(strips, COLUMNS, note)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")
     store = Store(plan.dest)
@@ -90,40 +90,47 @@ def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArr
         crop = warp(image, row["crop_transform"][0].astype(np.float64))
     pictures = model.render(codes, model.decode(codes))
     alpha = pictures.alpha[0].numpy()
-    grey = 0.5 + row["displacement"][0] / (2 * DISPLACEMENT_SHOWN)
-    wide = np.array(Image.fromarray(_to_bytes(grey[None].repeat(3, 0))).resize((IMAGE_SIZE, IMAGE_SIZE)))
+    points = row["landmarks"][0] @ row["crop_transform"][0][:, :2].T + row["crop_transform"][0][:, 2]
     return [
-        _to_bytes(crop),
-        _with_landmarks(_to_bytes(crop), row["landmarks"][0], row["crop_transform"][0]),
-        _to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * pictures.shape[0].numpy() * alpha),
-        _to_bytes(pictures.shape[0].numpy()),
-        _to_bytes(pictures.shaded_detail[0].numpy()),
-        wide,
+        to_bytes(crop),
+        with_points(to_bytes(crop), points),
+        to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * pictures.shape[0].numpy() * alpha),
+        to_bytes(pictures.shape[0].numpy()),
+        to_bytes(pictures.shaded_detail[0].numpy()),
+        grey_map(row["displacement"][0]),
     ]
 
 
-def _to_bytes(picture: NDArray[Any]) -> NDArray[np.uint8]:
+def to_bytes(picture: NDArray[Any]) -> NDArray[np.uint8]:
     """(3,H,W) float in [0, 1] to (H,W,3) uint8."""
     return (picture.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
-def _with_landmarks(panel: NDArray[np.uint8], landmarks: NDArray[Any], transform: NDArray[Any]) -> NDArray[np.uint8]:
+def grey_map(displacement: NDArray[Any]) -> NDArray[np.uint8]:
+    """A displacement map (256,256) in metres as a grey panel (224,224,3): outwards is white."""
+    grey = 0.5 + displacement / (2 * DISPLACEMENT_SHOWN)
+    return np.array(Image.fromarray(to_bytes(grey[None].repeat(3, 0))).resize((IMAGE_SIZE, IMAGE_SIZE)))
+
+
+def with_points(panel: NDArray[np.uint8], points: NDArray[Any]) -> NDArray[np.uint8]:
+    """The panel with points (N,2), in its pixels, drawn on it."""
     picture = Image.fromarray(panel)
     draw = ImageDraw.Draw(picture)
-    for x, y in landmarks @ transform[:, :2].T + transform[:, 2]:
+    for x, y in points:
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 255, 90), outline=(0, 60, 0))
     return np.asarray(picture)
 
 
-def _assemble(strips: list[list[NDArray[np.uint8]]], note: str) -> NDArray[np.uint8]:
+def assemble(strips: list[list[NDArray[np.uint8]]], titles: Sequence[str], note: str) -> NDArray[np.uint8]:
+    """Strips of panels below titles, under a red line with the note, if there is one."""
     step = IMAGE_SIZE + GAP
     top = HEADER * (2 if note else 1)
-    sheet = Image.new("RGB", (len(COLUMNS) * step - GAP, top + len(strips) * step - GAP), (24, 24, 28))
+    sheet = Image.new("RGB", (len(titles) * step - GAP, top + len(strips) * step - GAP), (24, 24, 28))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     if note:
         draw.rectangle((0, 0, sheet.width, HEADER), fill=(176, 32, 32))
         draw.text((8, 4), note, fill="white", font=font)
-    for column, title in enumerate(COLUMNS):
+    for column, title in enumerate(titles):
         draw.text((column * step + 8, top - HEADER + 4), title, fill=(210, 210, 215), font=font)
         for line, strip in enumerate(strips):
             sheet.paste(Image.fromarray(strip[column]), (column * step, top + line * step))

@@ -169,6 +169,13 @@ class Store:
             fs, path = open_uri(uri)
             fs.rm_file(path)
 
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it; none there is fine."""
+        uri = self.join(name)
+        with storage_errors("delete", uri), contextlib.suppress(FileNotFoundError):
+            fs, path = open_uri(uri)
+            fs.rm(path, recursive=True)
+
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """Path of a local temp file to write `name` into before `publish`; gone afterwards if not published.

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.world import Limits, Photograph, World
 from schemas.ledger import Item
 from schemas.parquet import fixed_array
@@ -19,6 +18,7 @@ from schemas.reconstruct import quantise
 from schemas.world import DISPLACEMENT_LIMIT, SynthConfig, truth_schema
 from tasks.engine import UnitOutput
 from tasks.images import encode_png
+from tasks.models import bundle_at
 from tasks.storage import Store
 
 PHOTOS, TRUTH = "photos", "truth.parquet"
@@ -41,17 +41,12 @@ def truth_dest(config: SynthConfig) -> str:
     return f"{config.dest.rstrip('/')}/{TRUTH}"
 
 
-def bundle_of(config: SynthConfig) -> AssetBundle:
-    """The head of the world. Raises BundleError."""
-    return procedural_head() if config.bundle is None else load_bundle(config.bundle)
-
-
 class SynthWorker:
     """Takes photographs, publishes them, and returns the truth as rows."""
 
     def __init__(self, config: SynthConfig) -> None:
         self.config = config
-        self.world = World(bundle_of(config))
+        self.world = World(bundle_at(config.bundle))
         self.schema = truth_schema(self.world.bundle.num_vertices)
         self.limits = Limits(yaw=(0.0, config.max_yaw), occluders=config.occluders)
         self.store = Store(f"{config.dest.rstrip('/')}/{PHOTOS}")

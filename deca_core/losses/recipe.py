@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 RecipeName = Literal["paper", "release"]
+# Losses that are sums over the batch; the others are means. Who averages gradients over parts of a batch must know.
+SUMMED = ("shape", "exp", "tex", "mrf", "symmetry")
 
 
 @dataclass(frozen=True)

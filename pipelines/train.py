@@ -1,0 +1,212 @@
+"""The train flow: the paper's stages one after the other, each finished once, each going on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
+from pipelines.stages import CONFIG, SUMMARY, Stage, direct
+from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
+from tasks.checkpoints import FOLDER, list_checkpoints, read_state
+from tasks.draft import code_version, flat_settings
+from tasks.plan import PlanError
+from tasks.ranks import train_stage
+from tasks.storage import Store
+from tasks.train import METRICS, OnProgress, StageJob, Timing
+from tasks.train_inputs import WORLD, first_model, input_hashes
+from tasks.train_report import draw_curves, draw_pictures
+from tasks.versions import open_faces
+
+TRAIN, STAGE_FOLDER, MODEL = "_train.json", "_stages", "model"
+UNTAUGHT = "random-"  # how the names of judging networks without weights begin
+
+logger = logging.getLogger("deca")
+
+
+def train(config: TrainConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> TrainSummary:
+    """Faces in, a trained DECA out: pretrain, coarse, detail; calling it again goes on where it stopped.
+
+    stage: wraps each stage, for an engine that watches them (Prefect).
+    """
+    config = stage(settle)(config)
+    plan = stage(freeze_run)(config)
+    timings: dict[StageName, Timing] = {}
+    for name, function in zip(STAGES, (pretrain, coarse, detail), strict=True):
+        timing = stage(function)(config, plan, on_progress)
+        if timing is not None:
+            timings[name] = timing
+    stage(publish_model)(config, plan)
+    stage(draw_report)(config)
+    return stage(summarise)(config, plan, timings)
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """The settings that hold: a stored run's version of the data, and with `resume` all of its settings but Ray's."""
+    stored = _stored_config(config.dest) if config.existing != "new" else None
+    if config.existing == "resume":
+        if stored is None:
+            raise PlanError(f"{config.dest}: there is no run to resume. Start one without --resume")
+        return stored.model_copy(update={"existing": "resume", "ray": config.ray})
+    if config.version is not None or config.source == WORLD:
+        return config
+    same = stored is not None and stored.source == config.source
+    version = stored.version if stored and same else open_faces(config.source).version.version
+    return config.model_copy(update={"version": version})
+
+
+def freeze_run(config: TrainConfig) -> TrainPlan:
+    """Load everything that training will need once, before any work, and fix what this run is.
+
+    Raises PlanError where DEST holds another run, naming what differs.
+    """
+    store = Store(config.dest)
+    plan = _plan(config)
+    earlier = _stored_plan(store)
+    if config.existing == "new" and earlier is not None:
+        store.delete(TRAIN)
+        for folder in (FOLDER, METRICS, STAGE_FOLDER, MODEL):
+            store.delete_folder(folder)
+        earlier = None
+    if earlier is not None and earlier.fingerprint != plan.fingerprint:
+        before, after = ({**flat_settings(p.config), **p.inputs} for p in (earlier, plan))
+        changed = [f"{key} {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
+        raise PlanError(
+            f"{store.uri} holds another run: {'; '.join(changed)}. Go on with the stored settings with --resume, or "
+            "start over with --new"
+        )
+    for name in sorted(name for name in plan.inputs.values() if name.startswith(UNTAUGHT)):
+        logger.warning("%s judges pictures: its weights are RANDOM, and so is what it teaches", name)
+    if earlier is None:
+        store.check_writable()
+        store.write(CONFIG, config.model_dump_json(indent=2).encode())
+        store.write(TRAIN, plan.model_dump_json(indent=2).encode())
+    store.sweep()
+    return plan
+
+
+def pretrain(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+    """E_c learns from landmarks alone."""
+    return _run("pretrain", config, plan, on_progress)
+
+
+def coarse(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+    """E_c learns from pictures (section 4.1)."""
+    return _run("coarse", config, plan, on_progress)
+
+
+def detail(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+    """E_d and F_d learn, E_c stays as it is (section 4.2)."""
+    return _run("detail", config, plan, on_progress)
+
+
+def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+    """Train a stage unless it is finished or left out; None if there was nothing to do."""
+    store = Store(config.dest)
+    if not config.stage(name).steps or store.exists(_stage_file(name)):
+        return None
+    before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
+    job = StageJob(config.dest, config, plan, name, _last(store, before[-1]) if before else None)
+    last = train_stage(job, config.ray, on_progress)
+    record = _last(store, name)
+    finished = StageRecord(
+        fingerprint=plan.fingerprint,
+        stage=name,
+        steps=record.step,
+        checkpoint=f"{record.step:08d}.json",
+        validation=record.validation,
+    )
+    store.write(_stage_file(name), finished.model_dump_json(indent=2).encode())
+    return last.timing if last else None
+
+
+def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
+    """The last stage's mean weights as a checkpoint that `deca reconstruct --checkpoint` takes; its URI."""
+    store = Store(f"{config.dest.rstrip('/')}/{MODEL}")
+    last = [name for name in STAGES if config.stage(name).steps][-1]
+    state = read_state(Store(config.dest), _last(Store(config.dest), last))
+    model = first_model(config)
+    model.load_state_dict({**state.weights, **state.mean})
+    judges = {name: value for name, value in plan.inputs.items() if name in ("identity", "perceptual")}
+    model.info = {
+        "trained": "yes",
+        "recipe": config.recipe,
+        "stages": " ".join(f"{name} {config.stage(name).steps}" for name in STAGES),
+        "data": plan.inputs["data"],
+        "run": plan.fingerprint,
+        **judges,
+    }
+    with tempfile.TemporaryDirectory(prefix="deca-model-") as folder:
+        saved = save_checkpoint(model, Path(folder) / MODEL)
+        for name in (WEIGHTS_FILE, META_FILE):  # the record of the weights' hash last
+            store.write(name, (saved / name).read_bytes())
+    return store.uri
+
+
+def draw_report(config: TrainConfig) -> None:
+    """Loss curves and pictures of validation faces beside the data."""
+    draw_curves(config)
+    draw_pictures(config)
+
+
+def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Timing]) -> TrainSummary:
+    """What DEST holds now, written beside it."""
+    store = Store(config.dest)
+    planned = [name for name in STAGES if config.stage(name).steps]
+    records = [StageRecord.model_validate_json(store.read(_stage_file(name))) for name in planned]
+    summary = TrainSummary(
+        outcome="complete",
+        dest=store.uri,
+        model=store.join(MODEL),
+        stages={record.stage: {"steps": record.steps, **record.validation} for record in records},
+        stages_run=list(timings),
+        seconds={name: round(timing.seconds, 1) for name, timing in timings.items()},
+        images_per_second={name: round(timing.images_per_second, 2) for name, timing in timings.items()},
+        data_wait_share={name: round(timing.data_wait_share, 3) for name, timing in timings.items()},
+        networks={name: value for name, value in plan.inputs.items() if name in ("identity", "perceptual")},
+        fingerprint=plan.fingerprint,
+        code=code_version(),
+    )
+    store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary
+
+
+def _plan(config: TrainConfig) -> TrainPlan:
+    settings, inputs = config.plan_config(), input_hashes(config)
+    canonical = json.dumps({"config": settings, "inputs": inputs}, sort_keys=True)
+    return TrainPlan(config=settings, inputs=inputs, fingerprint=hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _stored_plan(store: Store) -> TrainPlan | None:
+    try:
+        return TrainPlan.model_validate_json(store.read(TRAIN))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise PlanError(f"{store.join(TRAIN)} is damaged or of another version. Start over with --new") from error
+
+
+def _stored_config(dest: str) -> TrainConfig | None:
+    store = Store(dest)
+    try:
+        return TrainConfig.model_validate_json(store.read(CONFIG))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise PlanError(f"{store.join(CONFIG)} is damaged or of another version. Start over with --new") from error
+
+
+def _stage_file(name: StageName) -> str:
+    return f"{STAGE_FOLDER}/{name}.json"
+
+
+def _last(store: Store, name: StageName) -> CheckpointRecord:
+    records = list_checkpoints(store, name)
+    if not records:
+        raise PlanError(f"{store.uri}: the stage {name} is finished but has no checkpoint left. Start over with --new")
+    return records[-1]

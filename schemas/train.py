@@ -1,0 +1,230 @@
+"""Settings of the train flow: stages, optimiser, networks, checkpoints; and the records that it leaves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.ledger import StoredFile
+from schemas.samples import DataConfig
+
+SCHEMA_VERSION = 1
+
+StageName = Literal["pretrain", "coarse", "detail"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+
+
+class WorldConfig(BaseModel):
+    """People of the embedded world, made in memory, in place of a faces/ dataset (`source: world`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    people: int = Field(default=100, ge=1)
+    # Photographs of each.
+    images: int = Field(default=8, ge=1)
+    seed: int = Field(default=0, ge=0)
+    # More people, whom training never sees, for validation.
+    val_people: int = Field(default=8, ge=1)
+
+
+class StageConfig(BaseModel):
+    """One stage of training (numerics of the release: its batch sizes, Adam at 1e-4 throughout)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Optimiser steps. 0 leaves the stage out.
+    steps: int = Field(ge=0)
+    # People in a batch, over all ranks and accumulated parts together.
+    subjects: int = Field(ge=1)
+    # Pictures of each person, K of the paper. Shape and detail consistency need at least 2.
+    images: int = Field(ge=1)
+    # Step size of Adam. Default: the release's.
+    lr: float = Field(default=1e-4, gt=0)
+    # How it falls: not at all, as in the release, or to a hundredth along half a cosine, which a short run needs.
+    schedule: Literal["constant", "cosine"] = "constant"
+    # Steps over which it rises from zero. Default 0, as in the release.
+    warmup: int = Field(default=0, ge=0)
+    # Parts that a batch is cut into, one after the other, where it does not fit into memory.
+    accumulate: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> StageConfig:
+        if self.subjects % self.accumulate:
+            raise ValueError(f"subjects {self.subjects} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class NetworksConfig(BaseModel):
+    """The frozen networks that judge pictures: identity (eq. 7) and ID-MRF (eq. 13)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; random: a ResNet with seeded
+    # random weights, for machines without any. auto: vggface2 where weights are given, else random, said aloud.
+    identity: Literal["auto", "vggface2", "arcface", "random"] = "auto"
+    # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle) or the ArcFace file; any fsspec URI.
+    identity_weights: str | None = None
+    # auto: VGG19 from `perceptual_weights` where given, else torchvision's if it can be had, else seeded random.
+    perceptual: Literal["auto", "vgg19", "random"] = "auto"
+    # A VGG19 state dict (.pth or .safetensors) with torchvision's names; any fsspec URI.
+    perceptual_weights: str | None = None
+
+
+class TrainRayConfig(BaseModel):
+    """What trains. The number of workers changes batches per rank but not the batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Address of a Ray cluster; RAY_ADDRESS wins. None: a cluster of this machine, started for the run.
+    address: str | None = None
+    # Ranks; 0 trains in this process without Ray. Default None: one per GPU, or 0 where the machine has none.
+    workers: int | None = Field(default=None, ge=0)
+    # CPU cores a rank reserves and computes with (without a GPU).
+    cpus_per_worker: int = Field(default=1, ge=1)
+    # Restarts after a dead rank; each goes on from the last checkpoint.
+    max_failures: int = Field(default=3, ge=0)
+
+
+class TrainConfig(BaseModel):
+    """Settings of `deca train` and of the deployment `train`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # A faces/ dataset (any fsspec URI), or "world": the embedded world, without a disk.
+    source: str
+    # Folder or bucket prefix for checkpoints and the trained model; any fsspec URI.
+    dest: str
+    # Version of the faces/ dataset. None: the current one, which the run then keeps to.
+    version: int | None = Field(default=None, ge=1)
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    # Head bundle folder. None: the procedural head.
+    bundle: str | None = None
+    # resnet50 as in the paper, or any torchvision classifier by name.
+    backbone: str = "resnet50"
+    # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
+    start: str | None = None
+    # Which variant of the losses: the paper's text or the released code (docs/train.md lists the differences).
+    recipe: Literal["paper", "release"] = "paper"
+    # Weights of single losses in place of the recipe's, by stage and name, as in {"coarse": {"identity": 0}}.
+    weights: dict[StageName, dict[str, float]] = Field(default_factory=dict)
+
+    # Defaults: the release's batches and steps.
+    pretrain: StageConfig = StageConfig(steps=100_000, subjects=64, images=1)
+    coarse: StageConfig = StageConfig(steps=200_000, subjects=8, images=2)
+    detail: StageConfig = StageConfig(steps=250_000, subjects=6, images=3)
+
+    networks: NetworksConfig = NetworksConfig()
+    # Pixels on a side of the patch that ID-MRF sees. None: the recipe's. Its cost grows with the fourth power.
+    mrf_size: int | None = Field(default=None, ge=32, le=512)
+    # Decides every random number: weights, order of people, crops, swaps.
+    seed: int = Field(default=0, ge=0)
+    # Arithmetic of the networks (losses and geometry are always fp32). auto: bf16 where the hardware is made for it.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Batch norm of the trained encoders. train: statistics of each rank's own batch, as in the release; eval: the
+    # running ones, frozen; sync: of all ranks together (GPU only).
+    batch_norm: Literal["train", "eval", "sync"] = "train"
+    # Longest gradient; a longer one is scaled down. Default 10: far above an honest step, ends an explosion.
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    # Decay of the running mean of the weights, which is what is validated and shipped. None: the weights themselves.
+    ema: float | None = Field(default=0.999, gt=0, lt=1)
+
+    # Steps between checkpoints, each with a validation. Default 1000: some ten minutes of a GPU.
+    checkpoint_every: int = Field(default=1000, ge=1)
+    # Checkpoints kept of a stage: the last ones, and those with the smallest validation loss.
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=1, ge=0)
+    # Validation batches at each checkpoint, always the same ones.
+    validation_batches: int = Field(default=4, ge=0)
+    # Steps between lines of the metrics.
+    log_every: int = Field(default=10, ge=1)
+
+    # What to do with a run that DEST holds: go on if the settings are the same and refuse others, naming the
+    # difference (refuse); go on with the stored settings (resume); drop it (new).
+    existing: Literal["refuse", "resume", "new"] = "refuse"
+    ray: TrainRayConfig = TrainRayConfig()
+
+    def stage(self, name: StageName) -> StageConfig:
+        config: StageConfig = getattr(self, name)
+        return config
+
+    def plan_config(self) -> dict[str, Any]:
+        """The settings that decide what is learnt."""
+        return self.model_dump(mode="json", exclude={"dest", "version", "existing", "ray", "keep_last", "keep_best"})
+
+
+# Settings by the name of a preset; whatever else is given wins over them.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The release's batches and steps: days of a GPU.
+    "paper": {},
+    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end.
+    "small": {
+        "backbone": "mobilenet_v3_small",
+        "pretrain": {"steps": 300, "subjects": 16, "images": 1, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
+        "coarse": {"steps": 300, "subjects": 4, "images": 2, "lr": 3e-4, "schedule": "cosine", "warmup": 20},
+        "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 3e-4, "schedule": "cosine", "warmup": 10},
+        "mrf_size": 128,
+        "ema": 0.99,
+        "checkpoint_every": 100,
+    },
+}
+
+
+class TrainPlan(BaseModel):
+    """`_train.json`: what this run is; a run with another fingerprint is refused in the same place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    config: dict[str, Any]  # plan_config
+    inputs: dict[str, str]  # name -> hash of bundle, data, start weights and judging networks
+    fingerprint: str
+
+
+class CheckpointRecord(BaseModel):
+    """`checkpoints/<stage>/00000200.json`: makes the files of a checkpoint one; without it they are nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    plan: TrainPlan
+    stage: StageName
+    step: int  # optimiser steps done
+    data: dict[str, Any]  # position in the data, `Samples.state_dict`
+    ranks: int
+    files: list[StoredFile]
+    validation: dict[str, float]
+    code: str
+
+
+class StageRecord(BaseModel):
+    """`_stages/<stage>.json`: the stage is finished; this is its result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    stage: StageName
+    steps: int
+    checkpoint: str  # name of its last checkpoint's record
+    validation: dict[str, float]
+
+
+class TrainSummary(BaseModel):
+    """What a run did: `_report/summary.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    outcome: Literal["complete", "partial"]
+    dest: str
+    model: str | None  # checkpoint folder for `deca reconstruct --checkpoint`
+    stages: dict[str, dict[str, float]]  # finished stages: steps and validation
+    stages_run: list[str]  # by this run
+    seconds: dict[str, float]  # by stage, of this run
+    images_per_second: dict[str, float]
+    data_wait_share: dict[str, float]  # of the training time, waiting for pictures
+    networks: dict[str, str]
+    fingerprint: str
+    code: str

@@ -1,0 +1,194 @@
+"""A stage of training on its ranks: on Ray Train with DDP, or in this process.
+
+Ray Train starts the ranks, joins them, and starts all of them again when one dies; what they go on from are our own
+checkpoints (`tasks.checkpoints`), so no file of Ray's is ever needed again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.engine import RayConfig
+from schemas.train import TrainRayConfig
+from tasks.engine import connect
+from tasks.storage import StorageError, Store, open_uri
+from tasks.train import OnProgress, StageJob, StageRun, TrainError, TrainProgress
+
+POLL_SECONDS = 1.0
+RAY_FOLDER = "_ray"  # in DEST, for the length of a stage: Ray Train wants a folder that all nodes see
+# Read by Ray when it starts: how soon a dead rank is noticed, how long a group may take to start, no change of folder.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class _Board:
+    """An actor where the first rank pins up how far it is, for the driver to read."""
+
+    def __init__(self) -> None:
+        self.latest: TrainProgress | None = None
+
+    def pin(self, progress: TrainProgress) -> None:
+        self.latest = progress
+
+    def read(self) -> TrainProgress | None:
+        return self.latest
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What Ray Train hands to every rank."""
+
+    job: StageJob
+    board: Any
+    threads: int
+
+
+def train_stage(
+    job: StageJob, ray_config: TrainRayConfig, on_progress: OnProgress | None = None
+) -> TrainProgress | None:
+    """Train a stage to its end; returns the last progress, None where no step was left.
+
+    Raises TrainError where training cannot go on, or ranks die more often than `max_failures`; checkpoints stay.
+    """
+    seen: list[TrainProgress] = []
+
+    def note(progress: TrainProgress) -> None:
+        seen.append(progress)
+        if on_progress:
+            on_progress(progress)
+
+    ranks = _ranks(ray_config)
+    if ranks == 0:
+        StageRun(job).run(note)
+    else:
+        _on_ray(job, ray_config, ranks, note)
+    return seen[-1] if seen else None
+
+
+def _ranks(config: TrainRayConfig) -> int:
+    if config.workers is not None:
+        return config.workers
+    import torch
+
+    if torch.cuda.is_available() or os.environ.get("RAY_ADDRESS") or config.address:
+        _connect(config)
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+    return 0
+
+
+def _connect(config: TrainRayConfig) -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # One core more than the ranks take: the board, and Ray Train's controller.
+    workers = config.workers * config.cpus_per_worker + 1 if config.workers else None
+    connect(RayConfig(address=config.address, workers=workers))
+
+
+def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress) -> None:
+    _connect(config)
+    import ray
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    gpus = bool(ray.cluster_resources().get("GPU"))
+    folder = Store(f"{job.dest.rstrip('/')}/{RAY_FOLDER}")
+    file_system, path = open_uri(folder.uri)
+    file_system.makedirs(path, exist_ok=True)
+    with _own_signals():
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"task": _Task(job, board, config.cpus_per_worker)},
+            scaling_config=ScalingConfig(
+                num_workers=ranks, use_gpu=gpus, resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(gpus)}
+            ),
+            run_config=RunConfig(
+                name=f"{job.stage}-{secrets.token_hex(4)}",
+                storage_path=path,
+                storage_filesystem=PyFileSystem(FSSpecHandler(file_system)),
+                failure_config=FailureConfig(max_failures=config.max_failures),
+            ),
+        )
+        with _watched(board, note):
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise _explain(error, job) from error
+            finally:
+                folder.delete_folder("")
+
+
+def _explain(error: Any, job: StageJob) -> Exception:
+    """The first rank's own error where it is one of ours, else what Ray says in a line."""
+    for cause in getattr(error, "worker_failures", {}).values():
+        inner = getattr(cause, "cause", cause)
+        if isinstance(inner, TrainError | StorageError):
+            return type(inner)(str(inner))
+    return TrainError(
+        f"{job.stage}: the ranks failed: {str(error).strip().splitlines()[-1]}. What was checkpointed in {job.dest} "
+        "stays; go on with --resume"
+    )
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """One rank's process: Ray Train has joined the ranks before it calls this."""
+    import ray.train
+    import torch
+
+    task: _Task = config["task"]
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(task.threads)
+    StageRun(task.job, rank, ranks).run(task.board.pin.remote if rank == 0 else None)
+
+
+@contextmanager
+def _watched(board: Any, note: OnProgress) -> Iterator[None]:
+    """Read the board every second in a thread; once more at the end."""
+    import ray
+
+    done, last = threading.Event(), [-1]
+
+    def look() -> None:
+        progress = ray.get(board.read.remote())
+        if progress is not None and progress.step != last[0]:
+            last[0] = progress.step
+            note(progress)
+
+    def watch() -> None:
+        while not done.wait(POLL_SECONDS):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        look()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """`fit` replaces the handler of Ctrl-C and leaves its own behind."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)

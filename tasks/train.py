@@ -1,0 +1,272 @@
+"""One stage of training on one rank: batches in, checkpoints out; the same state and seed give the same next step.
+
+Everything random in a step comes from `step_seed`, so a run that was killed goes on exactly where its last checkpoint
+stands. `tasks.ranks` runs this function on Ray Train or in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deca_core.training import FaceBatch
+from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
+from tasks.checkpoints import (
+    Tensors,
+    TrainState,
+    list_checkpoints,
+    optimizer_tensors,
+    prune,
+    publish_state,
+    read_state,
+    restore_optimizer,
+)
+from tasks.storage import Store
+from tasks.train_inputs import arithmetic, first_model, make_step, training_samples, validation_samples
+
+METRICS = "metrics"
+SKIPPED_IN_A_ROW = 20  # steps without a finite gradient before the run is stopped
+FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
+
+logger = logging.getLogger("deca")
+
+
+class TrainError(Exception):
+    """Training that cannot go on: gradients that stay infinite, a checkpoint of other ranks."""
+
+
+@dataclass
+class Timing:
+    """Where a rank's time went, of this process."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where a stage stands; what `on_progress` gets."""
+
+    stage: StageName
+    step: int
+    steps: int
+    losses: dict[str, float]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What every rank needs to know of a stage; small and picklable."""
+
+    dest: str
+    config: TrainConfig
+    plan: TrainPlan
+    stage: StageName
+    before: CheckpointRecord | None = None  # last checkpoint of the stage before
+
+
+OnProgress = Callable[[TrainProgress], None]
+
+
+def step_seed(seed: int, stage: StageName, step: int, rank: int) -> int:
+    """Seed of all random numbers of one step on one rank."""
+    words = [seed, int.from_bytes(stage.encode(), "little"), step, rank]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def learning_rate(config: TrainConfig, stage: StageName, step: int) -> float:
+    """Step size of Adam at a step: linear warm-up, then constant or half a cosine down to a hundredth."""
+    settings = config.stage(stage)
+    rise = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.schedule == "constant":
+        return settings.lr * rise
+    done = max(0, step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * rise * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2)
+
+
+class StageRun:
+    """One rank's model, optimiser and data in one stage."""
+
+    def __init__(self, job: StageJob, rank: int = 0, ranks: int = 1) -> None:
+        self.job, self.config, self.stage, self.rank, self.ranks = job, job.config, job.stage, rank, ranks
+        self.settings, self.store = job.config.stage(job.stage), Store(job.dest)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = arithmetic(job.config.precision, self.device)
+        self.model = first_model(job.config)
+        self.step: nn.Module = make_step(job.config, job.stage, self.model, ranks)
+        self.step.to(self.device)
+        for network in (self.model.E_flame, self.model.E_detail, self.model.D_detail):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if job.config.batch_norm == "sync":
+            self.step = nn.SyncBatchNorm.convert_sync_batchnorm(self.step)
+        self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.optimizer = torch.optim.Adam(self.named.values(), lr=self.settings.lr)
+        self.mean: Tensors = {}
+        self.done, self.skipped = 0, 0
+        self.data = training_samples(job.config, job.stage, rank, ranks)
+        self.resume()
+        if job.config.ema is not None and not self.mean:
+            self.mean = {name: value.detach().clone() for name, value in self.named.items()}
+        # The bundle's arrays are buffers, and equal on all ranks: nothing to broadcast.
+        self.forward = DistributedDataParallel(self.step, forward_sync_buffers=False) if ranks > 1 else self.step
+
+    def resume(self) -> None:
+        """Take over the last checkpoint of this stage, else the result of the stage before."""
+        records = list_checkpoints(self.store, self.stage)
+        if records:
+            state = read_state(self.store, records[-1])
+            self.model.load_state_dict(state.weights)
+            self.mean = {name: value.to(self.device) for name, value in state.mean.items()}
+            restore_optimizer(self.optimizer, self.named, state.optimizer)
+            self.data.load_state_dict(state.data)
+            self.done = state.step
+            logger.info("%s goes on from step %d", self.stage, self.done)
+        elif self.job.before is not None:
+            state = read_state(self.store, self.job.before)
+            self.model.load_state_dict({**state.weights, **state.mean})
+
+    def run(self, on_progress: OnProgress | None = None) -> None:
+        """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
+        timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
+        begun = time.perf_counter()
+        while self.done < self.settings.steps:
+            terms = self._optimise(batches)
+            self.done += 1
+            timing.images += self.settings.subjects * self.settings.images
+            timing.seconds, timing.waited = time.perf_counter() - begun, self.data.waiting.seconds
+            last = self.done == self.settings.steps
+            if last or self.done % self.config.log_every == 0:
+                losses = self._over_ranks(terms)
+                lr = learning_rate(self.config, self.stage, self.done - 1)
+                metrics.append({"step": self.done, "lr": lr, **losses})
+                if on_progress:
+                    on_progress(TrainProgress(self.stage, self.done, self.settings.steps, losses, timing))
+            if last or self.done % self.config.checkpoint_every == 0:
+                self._checkpoint(metrics)
+                metrics = []
+
+    def _batches(self) -> Iterator[FaceBatch]:
+        """Batches without end, epoch after epoch."""
+        while True:
+            yield from self.data
+
+    def _optimise(self, batches: Iterator[FaceBatch]) -> dict[str, Tensor]:
+        """One step of Adam, left out where its gradient is not finite; the terms of its loss and the gradient."""
+        seed = step_seed(self.config.seed, self.stage, self.done, self.rank)
+        torch.manual_seed(seed)
+        swaps = torch.Generator().manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.stage, self.done)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._train_mode()
+        parts: list[dict[str, Tensor]] = []
+        for part in range(self.settings.accumulate):
+            batch = next(batches).to(self.device, non_blocking=True)
+            final = part == self.settings.accumulate - 1
+            module = self.forward
+            # Ranks exchange gradients once, with the last part.
+            hold: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if isinstance(module, DistributedDataParallel) and not final:
+                hold = module.no_sync()
+            with hold:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    output = module(batch, swaps)
+                (output.loss / self.settings.accumulate).backward()
+            parts.append({"total": output.loss.detach(), **output.terms})
+        length = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf)
+        self._take_step(length, parts)
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]} | {"gradient": length}
+
+    def _over_ranks(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Mean terms of all ranks: those of the whole batch."""
+        values = torch.stack([value.float() for value in terms.values()])
+        if self.ranks > 1:
+            distributed.all_reduce(values)
+            values /= self.ranks
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    def _train_mode(self) -> None:
+        self.step.train()
+        if self.config.batch_norm == "eval":
+            for module in self.step.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _take_step(self, length: Tensor, parts: list[dict[str, Tensor]]) -> None:
+        if not bool(length.isfinite()):
+            self.skipped += 1
+            if self.skipped >= SKIPPED_IN_A_ROW:
+                terms = ", ".join(f"{name} {float(value):.4g}" for name, value in parts[-1].items())
+                raise TrainError(
+                    f"{self.stage}: {self.skipped} steps in a row without a finite gradient, the last one step "
+                    f"{self.done} ({terms}). Go on from the last checkpoint with --resume, or anew with a smaller lr"
+                )
+            return
+        self.skipped = 0
+        self.optimizer.step()
+        if self.mean and self.config.ema is not None:
+            # A young mean forgets faster, or it would remember the first weights through a short run.
+            decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
+            with torch.no_grad():
+                torch._foreach_lerp_([self.mean[name] for name in self.named], list(self.named.values()), 1 - decay)
+
+    def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:
+        """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""
+        if self.rank == 0:
+            validation = self._validate()
+            lines = "".join(json.dumps(row) + "\n" for row in metrics)
+            self.store.write(f"{METRICS}/{self.stage}/{self.done:08d}.jsonl", lines.encode())
+            state = TrainState(
+                weights=dict(self.model.state_dict()),
+                mean=self.mean,
+                optimizer=optimizer_tensors(self.optimizer, self.named),
+                step=self.done,
+                data=self.data.state_dict(),
+            )
+            publish_state(self.store, self.job.plan, self.stage, self.ranks, state, validation)
+            prune(self.store, self.stage, self.config.keep_last, self.config.keep_best)
+        if self.ranks > 1:
+            distributed.barrier()
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped."""
+        if not self.config.validation_batches:
+            return {}
+        trained = {name: value.detach().clone() for name, value in self.named.items()}
+        self._put(self.mean or trained)
+        self.step.eval()
+        found: list[dict[str, float]] = []
+        for batch in itertools.islice(validation_samples(self.config, self.stage), self.config.validation_batches):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                output = self.step(batch.to(self.device))
+            terms = {"total": output.loss, **output.terms}
+            found.append({name: float(value) for name, value in terms.items()})
+        self._put(trained)
+        return {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}
+
+    @torch.no_grad()
+    def _put(self, values: Tensors) -> None:
+        for name, parameter in self.named.items():
+            parameter.copy_(values[name])

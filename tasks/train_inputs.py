@@ -1,0 +1,180 @@
+"""What a stage of training is made of: bundle, first weights, judging networks, losses, batches; each with its hash."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import cache
+from typing import Literal
+
+import torch
+
+from deca_core import DECA
+from deca_core.augment import PLAIN, Augmentation
+from deca_core.checkpoint import checkpoint_hash, load_checkpoint
+from deca_core.losses import CoarseWeights, DetailWeights, recipe
+from deca_core.losses.recipe import SUMMED
+from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
+from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
+from deca_core.training import CoarseStep, DetailStep
+from schemas.train import NetworksConfig, StageName, TrainConfig
+from tasks.models import bundle_at, checkpoint_folder, local_file
+from tasks.sample_order import BatchPlan
+from tasks.samples import FaceSamples, Samples, WorldSamples
+
+WORLD = "world"  # the source that is no dataset
+NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
+
+logger = logging.getLogger("deca")
+
+
+class TrainConfigError(Exception):
+    """Settings of a stage that cannot be met; says which and what would do."""
+
+
+# --- the model and its first weights ----------------------------------------------------------------------------------
+
+
+def first_model(config: TrainConfig) -> DECA:
+    """The model as training begins: `start`, or random weights round the mean face. Raises CheckpointError."""
+    bundle = bundle_at(config.bundle)
+    if config.start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return DECA(bundle, config.backbone)
+    model = load_checkpoint(checkpoint_folder(config.start), bundle)
+    if model.backbone != config.backbone:
+        raise TrainConfigError(
+            f"{config.start} has the backbone {model.backbone}, the run asks for {config.backbone}. Run again with "
+            f"--set backbone={model.backbone}"
+        )
+    return model
+
+
+def arithmetic(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """What the networks compute in; auto: bf16 on hardware with instructions for it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def make_step(config: TrainConfig, stage: StageName, model: DECA, ranks: int) -> CoarseStep | DetailStep:
+    """The losses of a stage over `model`, with the judging networks that they need."""
+    weights = stage_weights(config, stage)
+    # Gradients are averaged over ranks and parts of a batch; losses that are sums over the batch must not be.
+    parts = ranks * config.stage(stage).accumulate
+    weights = replace(weights, **{name: getattr(weights, name) * parts for name in SUMMED if hasattr(weights, name)})
+    if isinstance(weights, DetailWeights):
+        return DetailStep(model, weights, perceptual_network(config.networks, tuple(weights.mrf_layers)))
+    return CoarseStep(model, weights, identity_network(config.networks) if weights.identity else None)
+
+
+def stage_weights(config: TrainConfig, stage: StageName) -> CoarseWeights | DetailWeights:
+    """The recipe's weights with the config's own. Raises TrainConfigError for a loss that the stage does not have."""
+    weights: CoarseWeights | DetailWeights = getattr(recipe(config.recipe), stage)
+    own = config.weights.get(stage, {})
+    known = {name for name, value in vars(weights).items() if isinstance(value, int | float)}
+    if unknown := sorted(set(own) - known):
+        raise TrainConfigError(
+            f"weights.{stage}: no loss named {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    if isinstance(weights, DetailWeights) and config.mrf_size is not None:
+        weights = replace(weights, mrf_size=config.mrf_size)
+    typed = {name: type(getattr(weights, name))(value) for name, value in own.items()}
+    return replace(weights, **typed)
+
+
+@cache
+def identity_network(config: NetworksConfig) -> Recognition:
+    """The network of the identity loss. Raises RecognitionError or StorageError where its weights are missing."""
+    kind, weights = config.identity, config.identity_weights
+    if kind == "auto":
+        kind = "random" if weights is None else "vggface2"
+    if kind == "random":
+        logger.warning("identity loss: a network with RANDOM weights judges; give networks.identity_weights")
+        return random_recognition(NETWORK_SEED)
+    if weights is None:
+        raise TrainConfigError(f"networks.identity is {kind}, which needs networks.identity_weights")
+    return load_vggface2(local_file(weights)) if kind == "vggface2" else load_arcface(local_file(weights).parent)
+
+
+@cache
+def perceptual_network(config: NetworksConfig, layers: tuple[str, ...]) -> VGG19:
+    """The network of ID-MRF. Raises PerceptualError or StorageError where its weights are missing."""
+    if config.perceptual_weights is not None:
+        return load_vgg19(local_file(config.perceptual_weights), layers)
+    if config.perceptual != "random":
+        try:
+            return imagenet_vgg19(layers)
+        except PerceptualError as error:
+            if config.perceptual == "vgg19":
+                raise
+            logger.warning("ID-MRF: %s", error)
+    logger.warning("ID-MRF: a VGG19 with RANDOM weights judges; give networks.perceptual_weights")
+    return random_vgg19(layers, NETWORK_SEED)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks: int = 1) -> Samples:
+    """Augmented batches of one rank. Raises TrainConfigError where ranks do not divide the batch."""
+    settings = config.stage(stage)
+    subjects, rest = divmod(settings.subjects, settings.accumulate * ranks)
+    if rest:
+        raise TrainConfigError(
+            f"{stage}.subjects {settings.subjects} cannot be cut into {settings.accumulate} parts for each of {ranks} "
+            f"ranks. Ask for a multiple of {settings.accumulate * ranks}"
+        )
+    seed = config.seed + tuple(TrainConfig.model_fields).index(stage)  # another order in every stage
+    plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
+    if config.source != WORLD:
+        return FaceSamples(config.source, "train", plan, Augmentation(), config.data, version=config.version)
+    world, bundle = config.world, bundle_at(config.bundle)
+    sizes = {"people": world.people, "images": world.images, "seed": world.seed}
+    return WorldSamples(bundle, plan, Augmentation(), config.data, **sizes)
+
+
+def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
+    """The same batches at every call, of people that training never sees, in the crop of inference."""
+    settings = config.stage(stage)
+    plan = BatchPlan(max(1, settings.subjects // settings.accumulate), settings.images)
+    few = config.data.model_copy(update={"few_pictures": "repeat"})
+    if config.source != WORLD:
+        return FaceSamples(config.source, "val", plan, PLAIN, few, version=config.version)
+    world = config.world
+    return WorldSamples(
+        bundle_at(config.bundle),
+        plan,
+        PLAIN,
+        few,
+        people=world.val_people,
+        images=world.images,
+        seed=world.seed,
+        first=world.people,
+    )
+
+
+# --- hashes -----------------------------------------------------------------------------------------------------------
+
+
+def input_hashes(config: TrainConfig) -> dict[str, str]:
+    """What a run depends on beside its settings, by name: bundle, data, start weights, judging networks."""
+    found = {"bundle": bundle_at(config.bundle).hash, "start": "random"}
+    if config.start is not None:
+        found["start"] = checkpoint_hash(checkpoint_folder(config.start))
+    stages: tuple[StageName, ...] = ("pretrain", "coarse", "detail")
+    used = [stage for stage in stages if config.stage(stage).steps]
+    for stage in used:
+        weights = stage_weights(config, stage)
+        if isinstance(weights, DetailWeights):
+            found["perceptual"] = perceptual_network(config.networks, tuple(weights.mrf_layers)).name
+        elif weights.identity:
+            found["identity"] = identity_network(config.networks).name
+        found["data"] = training_samples(config, stage).source.fingerprint
+    return found

@@ -1,0 +1,106 @@
+"""What a person looks at after training: curves of the losses, and pictures of validation faces through every stage."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deca_core import DECA
+from deca_core.training import FaceBatch
+from schemas.train import STAGES, StageName, TrainConfig
+from tasks.checkpoints import list_checkpoints, read_state
+from tasks.report import assemble, grey_map, to_bytes, with_points
+from tasks.storage import Store
+from tasks.train import METRICS
+from tasks.train_inputs import first_model, validation_samples
+
+CURVES, PICTURES = "_report/curves.png", "_report/pictures-{stage}.png"
+PANELS = ("picture", "landmarks", "rendering", "shape", "detail", "displacement")
+ROWS = 6  # faces on a sheet
+
+
+def read_metrics(store: Store, stage: StageName) -> list[dict[str, float]]:
+    """The logged steps of a stage, in order: step, lr, gradient, total and the terms of the loss."""
+    names = store.list(f"{METRICS}/{stage}")
+    return [json.loads(line) for name in names for line in store.read(name).decode().splitlines()]
+
+
+def draw_curves(config: TrainConfig) -> None:
+    """One panel a stage: every term of the loss over the steps, and the validation's total."""
+    from matplotlib.figure import Figure
+
+    store = Store(config.dest)
+    stages = [stage for stage in STAGES if config.stage(stage).steps]
+    figure = Figure(figsize=(6 * len(stages), 4.5), layout="constrained")
+    for axes, stage in zip(np.atleast_1d(figure.subplots(1, len(stages))), stages, strict=True):
+        rows = read_metrics(store, stage)
+        for term in sorted({name for row in rows for name in row} - {"step", "lr", "gradient"}):
+            values = [row.get(term, np.nan) for row in rows]
+            axes.plot([row["step"] for row in rows], values, label=term, linewidth=2 if term == "total" else 1)
+        judged = [record for record in list_checkpoints(store, stage) if "total" in record.validation]
+        totals = [record.validation["total"] for record in judged]
+        axes.plot([record.step for record in judged], totals, "k*", label="validation, total")
+        axes.set(title=stage, xlabel="step", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    store.write(CURVES, buffer.getvalue())
+
+
+def draw_pictures(config: TrainConfig) -> None:
+    """A sheet a stage: validation faces with predicted landmarks, rendering, shape, detail and displacement."""
+    store = Store(config.dest)
+    model = first_model(config)
+    for stage in STAGES:
+        records = list_checkpoints(store, stage) if config.stage(stage).steps else []
+        if not records:
+            continue
+        state = read_state(store, records[-1])
+        model.load_state_dict({**state.weights, **state.mean})
+        strips = [strip for batch in _faces(config, stage) for strip in _strips(model.eval(), batch)]
+        note = "" if stage == "detail" else "before the detail stage: detail and displacement are untrained"
+        buffer = io.BytesIO()
+        Image.fromarray(assemble(strips[:ROWS], PANELS, note)).save(buffer, "PNG")
+        store.write(PICTURES.format(stage=stage), buffer.getvalue())
+
+
+def _faces(config: TrainConfig, stage: StageName) -> Iterator[FaceBatch]:
+    shown = 0
+    for batch in validation_samples(config, stage):
+        yield batch
+        shown += len(batch)
+        if shown >= ROWS:
+            return
+
+
+@torch.inference_mode()
+def _strips(model: DECA, batch: FaceBatch) -> list[list[NDArray[np.uint8]]]:
+    """The panels of every face of a batch, (224,224,3) each."""
+    codes = model.encode(batch.images)
+    out = model.decode(codes)
+    pictures = model.render(codes, out)
+    inside = pictures.alpha * (pictures.alpha > 0)
+    rendered = batch.images * (1 - inside) + pictures.detail_images.clamp(0, 1) * inside
+    strips: list[list[NDArray[np.uint8]]] = []
+    for index in range(len(batch)):
+        face: NDArray[Any] = to_bytes(batch.images[index].numpy())
+        points = (out.landmarks2d[index].numpy() + 1) * (face.shape[0] / 2)
+        strips.append(
+            [
+                face,
+                with_points(face, points),
+                to_bytes(rendered[index].numpy()),
+                to_bytes(pictures.shape[index].numpy()),
+                to_bytes(pictures.shaded_detail[index].numpy()),
+                grey_map(out.displacement[index, 0].numpy()),
+            ]
+        )
+    return strips

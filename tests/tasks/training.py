@@ -1,0 +1,59 @@
+"""A run that is small enough for tests: a little backbone, two people of the embedded world, a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
+from tasks.checkpoints import TrainState, list_checkpoints, read_state
+from tasks.storage import Store
+from tasks.train import StageJob
+
+OFF = {"steps": 0, "subjects": 1, "images": 1}
+
+
+def small_config(dest: str | Path, **settings: Any) -> TrainConfig:
+    """Only the coarse stage, four steps, unless told."""
+    defaults: dict[str, Any] = {
+        "source": "world",
+        "dest": str(dest),
+        "world": {"people": 2, "images": 2, "val_people": 1},
+        "data": {"threads": 1, "prefetch": 1},
+        "backbone": "mobilenet_v3_small",
+        "pretrain": OFF,
+        "coarse": {"steps": 4, "subjects": 2, "images": 2},
+        "detail": OFF,
+        "networks": {"identity": "random", "perceptual": "random"},
+        "weights": {"coarse": {"identity": 0.0}},  # its network is the dearest part of a step
+        "precision": "fp32",
+        "checkpoint_every": 2,
+        "validation_batches": 0,
+        "log_every": 1,
+        "mrf_size": 32,
+        "ray": {"workers": 0},
+    }
+    return TrainConfig.model_validate({**defaults, **settings})
+
+
+def job_of(config: TrainConfig, stage: StageName = "coarse") -> StageJob:
+    plan = TrainPlan(config=config.plan_config(), inputs={}, fingerprint="0" * 64)
+    return StageJob(config.dest, config, plan, stage)
+
+
+def last_state(dest: str | Path, stage: StageName = "coarse") -> tuple[CheckpointRecord, TrainState]:
+    record = list_checkpoints(Store(dest), stage)[-1]
+    return record, read_state(Store(dest), record)
+
+
+def assert_equal_states(one: TrainState, other: TrainState, tolerance: float = 0.0) -> None:
+    """Every tensor of both, bit for bit or within a tolerance."""
+    for part in ("weights", "mean", "optimizer"):
+        left, right = getattr(one, part), getattr(other, part)
+        assert left.keys() == right.keys()
+        for name in left:
+            difference = (left[name].double() - right[name].double()).abs().max()
+            assert torch.equal(left[name], right[name]) or difference <= tolerance, (part, name, float(difference))
+    assert (one.step, one.data) == (other.step, other.data)
