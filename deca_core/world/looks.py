@@ -17,11 +17,11 @@ Generator = np.random.Generator
 Range = tuple[float, float]
 
 # Of large, middle and small patches of the skin: most that they differ, share of the colour.
-UNEVENNESS = (0.07, 0.055, 0.03)
+UNEVENNESS = (0.07, 0.05, 0.025)
 # Parts of the face whose skin is darker or lighter than the rest, and how much they differ (share of the colour).
 REGIONS: dict[str, float] = {
-    "forehead": 0.09, "temples": 0.10, "nose": 0.11, "cheeks": 0.10, "hollows": 0.11, "round mouth": 0.12, "chin": 0.11,
-    "round eyes": 0.13, "bridge": 0.09,
+    "forehead": 0.09, "temples": 0.10, "nose": 0.07, "cheeks": 0.10, "hollows": 0.11, "round mouth": 0.12, "chin": 0.11,
+    "round eyes": 0.11, "bridge": 0.05,
 }  # fmt: skip
 MALE = 0.0  # of the sex component: above it a person may have a beard, below it make-up is common
 
@@ -208,8 +208,8 @@ def _skin(rng: Generator, age: float) -> Skin:
         redness=float(np.clip(rng.normal(0.05, 0.3), -0.3, 0.7)),
         mouth_fold=float(rng.normal(0.05 * age, 0.3)),
         regions=tuple(float(rng.normal(0, deviation)) for deviation in REGIONS.values()),
-        creases=float(rng.uniform(0.3, 1.2)),
-        lid_crease=float(rng.uniform(0, 0.6)) if rng.uniform() < 0.75 else 0.0,
+        creases=float(rng.uniform(0.2, 0.9)),
+        lid_crease=float(rng.uniform(0, 0.4)) if rng.uniform() < 0.75 else 0.0,
         lid_crease_height=float(rng.uniform(2.5, 6.5)),
         freckles=float(rng.uniform(0.2, 1.0)) if freckled else 0.0,
         spots=float(np.clip(rng.normal(0.25 * age, 0.25), 0, 0.8)),
