@@ -17,6 +17,7 @@ from deca_core.world.props import landmarks, smooth_noise, smoothstep
 Float = NDArray[np.float32]
 
 MM = 1e-3
+NECK = 40  # mm below the chin that a beard may reach
 SHAPE = (UV_SIZE, UV_SIZE)
 CIRCLES = np.array([0.42, 0.50, 0.42], np.float32)  # what full strength takes from red, green, blue
 RED = np.array([-0.05, 0.22, 0.20], np.float32)
@@ -35,29 +36,33 @@ class FacePaint:
         points = np.concatenate([np.abs(points[:, :1]), points[:, 1:]], axis=1)
         self._points = points
         x, y, z = positions.astype(np.float64) / MM
-        self._signed, self._x, self._y = x, np.abs(x), y
         face = bundle.face_eye_mask.astype(np.float64)
-        self._face = face
         below_lip = points[57, 1]
         covered = np.any(positions != 0, axis=0)
         # The face's mask ends under the chin; a beard does not. Nothing but skin lies that far below the lips.
-        self._skin = np.maximum(face, covered * smoothstep(below_lip - 14, below_lip - 20, y))
-        self._depth = z
+        skin = np.maximum(face, covered * smoothstep(below_lip - 14, below_lip - 20, y))
+        near_face = (skin > 0) & (y > points[8, 1] - NECK) & (z > points[16, 2] - 2)
+        # Everything below is about these texels only, (N,).
+        self._texels = np.flatnonzero((face > 0) | near_face)
+        self._signed, self._x, self._y, self._depth = (v.ravel()[self._texels] for v in (x, np.abs(x), y, z))
+        self._face, self._skin = face.ravel()[self._texels], skin.ravel()[self._texels]
         self._lips = self._lip_area()
         self._lid_distance, self._lid_height, self._eye_x = self._lid_area()
-        self.region_areas = self._region_areas()
+        self._regions = self._region_areas()
 
     def apply(self, albedo: Float, looks: Looks) -> Float:
         """Albedo (3,T,T) with the looks on it."""
         rng = np.random.default_rng(looks.seed)
-        paint = np.moveaxis(albedo, 0, -1).astype(np.float64)
+        paint = albedo.reshape(3, -1)[:, self._texels].T.astype(np.float64)
         paint = self._paint_skin(paint, looks.skin, rng)
         if looks.make_up is not None:
             paint = self._paint_make_up(paint, looks.make_up)
         paint = self._paint_brows(paint, looks.brows, rng)
         if looks.beard is not None:
             paint = self._paint_beard(paint, looks.beard, rng)
-        return np.ascontiguousarray(np.moveaxis(np.clip(paint, 0.01, 1.0), -1, 0), np.float32)
+        out = albedo.reshape(3, -1).copy()
+        out[:, self._texels] = np.clip(paint, 0.01, 1.0).T
+        return out.reshape(albedo.shape)
 
     # ------------------------------------------------------------ areas
 
@@ -105,9 +110,12 @@ class FacePaint:
         vertical = np.maximum(np.maximum(self._y - upper, lower - self._y), 0)
         return np.hypot(aside, vertical), self._y - 0.5 * (upper + lower), along
 
+    def _noise(self, rng: np.random.Generator, cells: tuple[int, int]) -> NDArray:
+        return smooth_noise(rng, cells, *SHAPE).ravel()[self._texels]
+
     def _grain(self, rng: np.random.Generator, low: float) -> NDArray:
         """Hairs: fine noise between `low` and 1."""
-        noise = smooth_noise(rng, (128, 256), *SHAPE)
+        noise = self._noise(rng, (128, 256))
         return low + (1 - low) * smoothstep(-1.6, 0.8, noise)
 
     # ------------------------------------------------------------ layers
@@ -134,7 +142,7 @@ class FacePaint:
         factor *= 1 + lips * (np.array(skin.lips) - 1)
         rim = np.clip(4 * self._lips * (1 - self._lips), 0, 1)[..., None]
         factor *= 1 - 0.3 * skin.lip_line * rim
-        for area, darkness in zip(self.region_areas, skin.regions, strict=True):
+        for area, darkness in zip(self._regions, skin.regions, strict=True):
             factor *= 1 - darkness * area[..., None] * PATCH
         crease = np.exp(-0.5 * ((self._lid_distance - skin.lid_crease_height) / 0.9) ** 2) * (self._lid_height > 0)
         factor *= 1 - skin.lid_crease * (crease * self._face * smoothstep(-0.1, 0.2, self._eye_x))[..., None]
@@ -142,11 +150,11 @@ class FacePaint:
         return paint * factor
 
     def _patches(self, skin: Skin, rng: np.random.Generator) -> NDArray:
-        """Unevenness, freckles and age spots, as a factor (T,T,3)."""
-        uneven = np.zeros(SHAPE)
+        """Unevenness, freckles and age spots, as a factor (N,3)."""
+        uneven = np.zeros(len(self._texels))
         for cells, strength in zip((12, 26, 60), skin.unevenness, strict=True):
-            noise = smooth_noise(rng, (cells, cells), *SHAPE)
-            mirrored = noise[:, ::-1]
+            whole = smooth_noise(rng, (cells, cells), *SHAPE)
+            noise, mirrored = whole.ravel()[self._texels], whole[:, ::-1].ravel()[self._texels]
             share = skin.symmetry if cells < 60 else 0.0
             mixed = np.where(self._signed > 0, noise, share * mirrored + (1 - share**2) ** 0.5 * noise)
             # Both halves agree on the midline.
@@ -155,10 +163,10 @@ class FacePaint:
             uneven += strength * mixed
         factor = 1 - (uneven * self._face)[..., None] * PATCH
         if skin.freckles > 0:
-            spots = smoothstep(0.9, 2.0, smooth_noise(rng, (110, 110), *SHAPE)) * self._freckled()
+            spots = smoothstep(0.9, 2.0, self._noise(rng, (110, 110))) * self._freckled()
             factor *= 1 - skin.freckles * spots[..., None] * FRECKLE
         if skin.spots > 0:
-            spots = smoothstep(1.5, 2.2, smooth_noise(rng, (46, 46), *SHAPE)) * self._face
+            spots = smoothstep(1.5, 2.2, self._noise(rng, (46, 46))) * self._face
             factor *= 1 - skin.spots * spots[..., None] * FRECKLE
         return np.clip(factor, 0.3, 1.4)
 
@@ -200,36 +208,50 @@ class FacePaint:
         return np.median(paint[above], axis=0)
 
     def _paint_beard(self, paint: NDArray, beard: Beard, rng: np.random.Generator) -> NDArray:
-        p = self._points
-        x, y = self._x, self._y
-        corner, chin, ear = p[54], p[8], p[15]
-        wobble = 1.6 * smooth_noise(rng, (40, 40), *SHAPE)
-        line = np.interp(x, [corner[0] + 4, ear[0]], [corner[1] + 4, ear[1] - 4]) + beard.cheek_line
-        line = line - 5 * np.sin(np.pi * np.clip((x - corner[0]) / (ear[0] - corner[0]), 0, 1)) + wobble
-        front = smoothstep(p[16, 2] - 2, p[16, 2] + 10, self._depth)
-        neck = smoothstep(chin[1] - 24 + beard.neck_line, chin[1] - 12 + beard.neck_line, y + wobble)
-        jaw_line = np.interp(x, np.sort(p[8:17, 0]), p[8:17, 1][np.argsort(p[8:17, 0])])
-        cheeks = smoothstep(2, -4, y - line) * smoothstep(corner[0] + 2, corner[0] + 10, x)
-        low = smoothstep(jaw_line + 24, jaw_line + 10, y) * cheeks
-        wide = corner[0] * beard.width
-        chin_area = smoothstep(wide + 6, wide - 1, x + wobble) * smoothstep(
-            p[57, 1] - 3, p[57, 1] - 9, y + 0.25 * wobble
-        )
-        soul = np.exp(-((x / 6) ** 2)) * smoothstep(p[57, 1] - 0, p[57, 1] - 4, y) * (y > p[57, 1] - 12)
-        chin_area = np.maximum(chin_area, 0.7 * soul)
-        lip = smoothstep(p[33, 1] - 1, p[33, 1] - 5, y + 0.12 * x) * smoothstep(wide + 6, wide, x)
-        moustache = lip * smoothstep(p[54, 1] - 2, p[54, 1] + 2, y)
-        beside = smoothstep(wide - 1, wide + 2, x) * smoothstep(wide + 9, wide + 6, x)
-        beside = beside * smoothstep(p[54, 1] + 6, p[54, 1], y) * smoothstep(p[57, 1] - 10, p[57, 1] - 4, y)
-        link = min(beard.moustache, beard.chin)
+        # Hairlines are not ruled: their noise in mm.
+        wobble = 1.6 * self._noise(rng, (40, 40))
+        cheeks, jaw = self._cheek_hair(beard, wobble)
+        chin, moustache, link = self._mouth_hair(beard, wobble)
         opacity = np.maximum.reduce(
-            [beard.cheeks * cheeks, beard.jaw * low, beard.chin * chin_area, beard.moustache * moustache, link * beside]
+            [
+                beard.cheeks * cheeks,
+                beard.jaw * jaw,
+                beard.chin * chin,
+                beard.moustache * moustache,
+                min(beard.moustache, beard.chin) * link,
+            ]
         )
+        p = self._points
+        front = smoothstep(p[16, 2] - 2, p[16, 2] + 10, self._depth)
+        neck = smoothstep(p[8, 1] - 24 + beard.neck_line, p[8, 1] - 12 + beard.neck_line, self._y + wobble)
         opacity = opacity * front * neck * (1 - self._lips) * self._skin
         grain = self._grain(rng, 0.6)
         tone = np.array(beard.colour) * (0.75 + 0.5 * self._grain(rng, 0.0))[..., None]
-        # What the shape keeps dark stays darker under hair too.
         return _over(paint, tone, opacity * grain)
+
+    def _cheek_hair(self, beard: Beard, wobble: NDArray) -> tuple[NDArray, NDArray]:
+        """Areas below the line from the ear to the corner of the mouth, and its part along the jaw."""
+        p, x, y = self._points, self._x, self._y
+        corner, ear = p[54], p[15]
+        line = np.interp(x, [corner[0] + 4, ear[0]], [corner[1] + 4, ear[1] - 4]) + beard.cheek_line
+        line = line - 5 * np.sin(np.pi * np.clip((x - corner[0]) / (ear[0] - corner[0]), 0, 1)) + wobble
+        cheeks = smoothstep(2, -4, y - line) * smoothstep(corner[0] + 2, corner[0] + 10, x)
+        order = np.argsort(p[8:17, 0])
+        edge = np.interp(x, p[8:17, 0][order], p[8:17, 1][order])
+        return cheeks, smoothstep(edge + 24, edge + 10, y) * cheeks
+
+    def _mouth_hair(self, beard: Beard, wobble: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+        """Areas of the chin (with the patch below the lip), the moustache, and what links them beside the mouth."""
+        p, x, y = self._points, self._x, self._y
+        low, corner = p[57, 1], p[54, 1]
+        wide = p[54, 0] * beard.width
+        chin = smoothstep(wide + 6, wide - 1, x + wobble) * smoothstep(low - 3, low - 9, y + 0.25 * wobble)
+        patch = np.exp(-((x / 6) ** 2)) * smoothstep(low, low - 4, y) * (y > low - 12)
+        moustache = smoothstep(p[33, 1] - 1, p[33, 1] - 5, y + 0.12 * x) * smoothstep(wide + 6, wide, x)
+        moustache = moustache * smoothstep(corner - 2, corner + 2, y)
+        link = smoothstep(wide - 1, wide + 2, x) * smoothstep(wide + 9, wide + 6, x)
+        link = link * smoothstep(corner + 6, corner, y) * smoothstep(low - 10, low - 4, y)
+        return np.maximum(chin, 0.7 * patch), moustache, link
 
 
 def _over(paint: NDArray, colour: NDArray, opacity: NDArray) -> NDArray:
