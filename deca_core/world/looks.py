@@ -178,7 +178,7 @@ def _brows(rng: Generator, male: bool, hair: Colour) -> Brows:
         taper=float(rng.uniform(0.2, 0.8)),
         arch=float(rng.normal(-0.2 if male else 0.3, 0.6)),
         lift=float(rng.normal(0, 0.4)),
-        joined=float(smoothstep(0.75, 1.0, rng.uniform()) * rng.uniform(0.1, 0.7)) if male else 0.0,
+        joined=float(smoothstep(0.75, 1.0, np.array(rng.uniform())) * rng.uniform(0.1, 0.7)) if male else 0.0,
         colour=_near(rng, tuple(0.6 * value for value in hair), 0.3, 0.03),
     )
 
