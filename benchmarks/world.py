@@ -165,7 +165,7 @@ def speed(world: World, seed: int, people: int, images: int, size: int = 224) ->
     profile = cProfile.Profile()
     profile.runcall(run, 2 * people)
     count = people * images
-    spent = {}
+    spent: dict[str, float] = {}
     for (path, _, name), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if name in STAGES and "deca_core" in path:
             spent[name] = spent.get(name, 0.0) + 1000 * row[3] / count  # cumulative seconds
