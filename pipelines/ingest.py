@@ -29,6 +29,7 @@ from tasks.annotate import AnnotateWorker
 from tasks.annotators import load_annotator
 from tasks.card import CARD, is_up_to_date
 from tasks.card import write_card as draw_card
+from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.group import Grouping, Scores, group
 from tasks.identities import IdentityError, path_labels, places_below, table_labels
@@ -112,6 +113,7 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
             weights=weights,
             source_config=config.inputs,
             units=config.units,
+            code=code_version(AnnotateWorker.__module__),
             mode=MODES.get(config.existing, "auto"),
         )
     # To group anew is asked of one run, not of those that go on with its settings.

@@ -8,6 +8,7 @@ from functools import partial
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
+from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import Mode, Plan, open_or_build
@@ -62,6 +63,7 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
         weights=weights,
         source_config=config.inputs,
         units=config.units,
+        code=code_version(ReconstructWorker.__module__),
         mode=MODES.get(config.existing, "auto"),
     )
     store_config(plan, config)

@@ -6,6 +6,7 @@ from functools import partial
 
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.world import SynthConfig, SynthSummary
+from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_at
 from tasks.plan import Plan, open_or_build
@@ -33,6 +34,7 @@ def freeze_world(config: SynthConfig) -> Plan:
         config=config.plan_config(),
         weights=weights,
         units=config.units,
+        code=code_version(SynthWorker.__module__),
         items=world_items(config),
         mode="new" if config.existing == "new" else "auto",
     )

@@ -4,6 +4,7 @@ another plan.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -36,13 +37,14 @@ def make_draft(
     weights: Mapping[str, str],
     source_config: SourceConfig,
     units: UnitsConfig,
+    code: str,
     items: Iterable[Item] | None = None,
     skip: str | None = None,
 ) -> PlanRecord:
     """Write the item files of a plan for `source` into the local `folder` and work out its record.
 
-    items: what to plan where `source` is only a name and nothing can be listed; skip: a folder inside the source that
-    is no input. Raises SourceError.
+    code: version of what will make the results; items: what to plan where `source` is only a name and nothing can be
+    listed; skip: a folder inside the source that is no input. Raises SourceError.
     """
     digest = hashlib.sha256()
     listing = discover(source, source_config, skip) if items is None else items
@@ -57,7 +59,7 @@ def make_draft(
         "source": normalise(source),
         "root": source_root(source) if items is None else normalise(source),
         "config": {**config, "source": source_config.model_dump(mode="json")},
-        "code": code_version(),
+        "code": code,
         "weights": dict(sorted(weights.items())),
         "items_per_unit": units.items_per_unit,
         "items": sum(file.items for file in files),
@@ -98,15 +100,52 @@ def _item_line(item: Item) -> bytes:
     return f"{item.uri}\0{item.member}\0{item.offset}\0{item.size}\0{item.etag}\n".encode()
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Package version and a short hash over the sources that make results: deca_core, tasks, schemas."""
+PACKAGES = ("deca_core", "schemas", "tasks")
+
+
+@lru_cache
+def code_version(module: str | None = None) -> str:
+    """Package version and a short hash over the sources that make results: those that `module` comes to import, or all.
+
+    Comments, docstrings and layout do not count, nor does what the module never imports, so that a later version of
+    another flow goes on with this one's plans.
+    """
     home = Path(__file__).resolve().parents[1]
+    everything = [path for package in PACKAGES for path in (home / package).rglob("*.py")]
     digest = hashlib.sha256()
-    for package in ("deca_core", "schemas", "tasks"):
-        for path in sorted((home / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(home).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(everything if module is None else _reached(home, module)):
+        digest.update(f"{path.relative_to(home).as_posix()}\0{_statements(path)}\0".encode())
     return f"{importlib.metadata.version('deca-pipeline')}+{digest.hexdigest()[:12]}"
+
+
+def _reached(home: Path, module: str) -> set[Path]:
+    """Source files of a module and of all modules of ours that it imports, inside functions too."""
+    reached: set[Path] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name.partition(".")[0] not in PACKAGES:
+            continue
+        stem = home.joinpath(*name.split("."))
+        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        if path in reached or not path.is_file():  # not a file: a name inside a module
+            continue
+        reached.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return reached
+
+
+def _statements(path: Path) -> str:
+    """A source without comments, docstrings and layout."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def differences(

@@ -123,7 +123,8 @@ class _Runner:
             rows = _settled(unit, output.quarantine)
         except Exception as error:
             return _Failure(type(error).__name__, str(error))
-        return commit_unit(self.plan, unit, output.table, rows, time.monotonic() - started)
+        code = code_version(type(self.worker).__module__)
+        return commit_unit(self.plan, unit, output.table, rows, time.monotonic() - started, code)
 
 
 def _settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
@@ -140,11 +141,12 @@ def _settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
 
 
 def commit_unit(
-    plan: Plan, unit: Unit, table: pa.Table | None, rows: Sequence[Quarantined], seconds: float
+    plan: Plan, unit: Unit, table: pa.Table | None, rows: Sequence[Quarantined], seconds: float, code: str = ""
 ) -> CommitRecord:
     """Publish a unit's quarantine and part, then its commit record. No table: the unit is given up whole.
 
     The same table and rows give the same bytes under the same names, so doing it twice is harmless.
+    code: version of the worker that made the table; empty: the plan's.
     """
     metadata = {"fingerprint": plan.fingerprint} | {f"weights.{name}": sha for name, sha in plan.record.weights.items()}
     quarantine, part = None, None
@@ -164,7 +166,7 @@ def commit_unit(
         sha256=part.sha256 if part else None,
         quarantine=quarantine,
         seconds=round(seconds, 3),
-        versions={"code": code_version(), "python": platform.python_version(), "pyarrow": pa.__version__},
+        versions={"code": code or plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
     )
     publish_commit(plan, commit)
     return commit

@@ -42,7 +42,7 @@ from schemas.ledger import (
     table_to_items,
     table_to_quarantine,
 )
-from tasks.draft import InputChanges, cut_units, differences, make_draft, setting_differences, write_units
+from tasks.draft import InputChanges, code_version, cut_units, differences, make_draft, setting_differences, write_units
 from tasks.rewrite import drop_rows
 from tasks.storage import Store
 
@@ -184,12 +184,14 @@ def open_or_build(
     weights: Mapping[str, str] | None = None,
     source_config: SourceConfig | None = None,
     units: UnitsConfig | None = None,
+    code: str | None = None,
     items: Iterable[Item] | None = None,
     mode: Mode = "auto",
 ) -> Plan:
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
     config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
+    code: `code_version` of the worker's module; None: of everything;
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
@@ -210,6 +212,7 @@ def open_or_build(
             weights=weights or {},
             source_config=source_config or SourceConfig(),
             units=units or UnitsConfig(),
+            code=code or code_version(),
             items=items,
             skip=store.uri,
         )

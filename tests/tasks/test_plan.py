@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import tasks.draft
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
 from tasks.discover import SourceError, discover
 from tasks.engine import run_units
@@ -79,9 +78,7 @@ def test_plan_is_the_same_every_time(photos: Callable[..., Path], tmp_path: Path
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_conflicts_name_what_differs(
-    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conflicts_name_what_differs(photos: Callable[..., Path], tmp_path: Path) -> None:
     source, dest = photos(10), str(tmp_path / "out")
     settings: dict[str, Any] = {
         "config": {"crop": {"size": 320}, "detector": "hog"},
@@ -108,8 +105,7 @@ def test_conflicts_name_what_differs(
     (source / "000.jpg").unlink()
     (source / "001.jpg").write_bytes(b"changed")
     assert refused() == "inputs: 2 added, 1 removed, 1 changed"
-    monkeypatch.setattr(tasks.draft, "code_version", lambda: "9.9+abc")
-    assert refused().startswith(f"code {first.record.code} -> 9.9+abc; inputs")
+    assert refused(code="9.9+abc").startswith(f"code {first.record.code} -> 9.9+abc; inputs")
     assert open_or_build(dest, mode="resume") == first
 
 
