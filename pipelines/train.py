@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
-from pipelines.stages import CONFIG, SUMMARY, Stage, direct
+from pipelines.stages import CONFIG, SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
 from tasks.checkpoints import FOLDER, list_checkpoints, read_state
 from tasks.draft import code_version, flat_settings
@@ -52,8 +52,11 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.existing == "resume":
         if stored is None:
             raise PlanError(f"{config.dest}: there is no run to resume. Start one without --resume")
-        return stored.model_copy(update={"existing": "resume", "ray": config.ray})
-    if config.version is not None or config.source == WORLD:
+        return stored.model_copy(update={"existing": "resume", "dest": config.dest, "ray": config.ray})
+    if config.source == WORLD:
+        return config
+    config = config.model_copy(update={"source": find_faces(config.source) or config.source})
+    if config.version is not None:
         return config
     same = stored is not None and stored.source == config.source
     version = stored.version if stored and same else open_faces(config.source).version.version
@@ -67,7 +70,7 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     """
     store = Store(config.dest)
     plan = _plan(config)
-    earlier = _stored_plan(store)
+    earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
         store.delete(TRAIN)
         for folder in (FOLDER, METRICS, STAGE_FOLDER, MODEL):
@@ -157,8 +160,7 @@ def draw_report(config: TrainConfig) -> None:
 def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Timing]) -> TrainSummary:
     """What DEST holds now, written beside it."""
     store = Store(config.dest)
-    planned = [name for name in STAGES if config.stage(name).steps]
-    records = [StageRecord.model_validate_json(store.read(_stage_file(name))) for name in planned]
+    records = finished_stages(store).values()
     summary = TrainSummary(
         outcome="complete",
         dest=store.uri,
@@ -182,7 +184,8 @@ def _plan(config: TrainConfig) -> TrainPlan:
     return TrainPlan(config=settings, inputs=inputs, fingerprint=hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def _stored_plan(store: Store) -> TrainPlan | None:
+def stored_plan(store: Store) -> TrainPlan | None:
+    """What the run in a folder is; None where there is no run. Raises PlanError for a damaged record."""
     try:
         return TrainPlan.model_validate_json(store.read(TRAIN))
     except FileNotFoundError:
@@ -199,6 +202,14 @@ def _stored_config(dest: str) -> TrainConfig | None:
         return None
     except ValidationError as error:
         raise PlanError(f"{store.join(CONFIG)} is damaged or of another version. Start over with --new") from error
+
+
+def finished_stages(store: Store) -> dict[str, StageRecord]:
+    """Results of the finished stages of a run."""
+    names = {name: _stage_file(name) for name in STAGES}
+    return {
+        name: StageRecord.model_validate_json(store.read(file)) for name, file in names.items() if store.exists(file)
+    }
 
 
 def _stage_file(name: StageName) -> str:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deca_core.training import FaceBatch
+from deca_core.metrics import normalized_mean_error
+from deca_core.training import FaceBatch, predicted_landmarks
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
 from tasks.checkpoints import (
     Tensors,
@@ -51,6 +52,7 @@ class TrainError(Exception):
 class Timing:
     """Where a rank's time went, of this process."""
 
+    steps: int = 0
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -149,10 +151,13 @@ class StageRun:
     def run(self, on_progress: OnProgress | None = None) -> None:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
         timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
+        if self.done == 0 and self.rank == 0:
+            metrics.append({"step": 0, "validation": self._validate()})
         begun = time.perf_counter()
         while self.done < self.settings.steps:
             terms = self._optimise(batches)
             self.done += 1
+            timing.steps += 1
             timing.images += self.settings.subjects * self.settings.images
             timing.seconds, timing.waited = time.perf_counter() - begun, self.data.waiting.seconds
             last = self.done == self.settings.steps
@@ -235,7 +240,8 @@ class StageRun:
         """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""
         if self.rank == 0:
             validation = self._validate()
-            lines = "".join(json.dumps(row) + "\n" for row in metrics)
+            rows = [*metrics, {"step": self.done, "validation": validation}]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.write(f"{METRICS}/{self.stage}/{self.done:08d}.jsonl", lines.encode())
             state = TrainState(
                 weights=dict(self.model.state_dict()),
@@ -251,7 +257,10 @@ class StageRun:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped."""
+        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped.
+
+        And `nme`: how far the landmarks of E_c are from the labels, over the size of the face.
+        """
         if not self.config.validation_batches:
             return {}
         trained = {name: value.detach().clone() for name, value in self.named.items()}
@@ -260,8 +269,10 @@ class StageRun:
         found: list[dict[str, float]] = []
         for batch in itertools.islice(validation_samples(self.config, self.stage), self.config.validation_batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                output = self.step(batch.to(self.device))
-            terms = {"total": output.loss, **output.terms}
+                batch = batch.to(self.device)
+                output, points = self.step(batch), predicted_landmarks(self.model, batch.images)
+            error = normalized_mean_error(batch.landmarks[..., :2], points).mean()
+            terms = {"total": output.loss, "nme": error, **output.terms}
             found.append({name: float(value) for name, value in terms.items()})
         self._put(trained)
         return {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}

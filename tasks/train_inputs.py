@@ -17,10 +17,12 @@ from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
 from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
 from deca_core.training import CoarseStep, DetailStep
-from schemas.train import NetworksConfig, StageName, TrainConfig
+from schemas.faces import Split
+from schemas.train import NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models import bundle_at, checkpoint_folder, local_file
 from tasks.sample_order import BatchPlan
-from tasks.samples import FaceSamples, Samples, WorldSamples
+from tasks.sample_sources import WorldSource
+from tasks.samples import FaceSamples, Samples
 
 WORLD = "world"  # the source that is no dataset
 NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
@@ -135,9 +137,7 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
     if config.source != WORLD:
         return FaceSamples(config.source, "train", plan, Augmentation(), config.data, version=config.version)
-    world, bundle = config.world, bundle_at(config.bundle)
-    sizes = {"people": world.people, "images": world.images, "seed": world.seed}
-    return WorldSamples(bundle, plan, Augmentation(), config.data, **sizes)
+    return Samples(_world(config.bundle, config.world, "train"), plan, Augmentation(), config.data)
 
 
 def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
@@ -147,17 +147,14 @@ def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
     few = config.data.model_copy(update={"few_pictures": "repeat"})
     if config.source != WORLD:
         return FaceSamples(config.source, "val", plan, PLAIN, few, version=config.version)
-    world = config.world
-    return WorldSamples(
-        bundle_at(config.bundle),
-        plan,
-        PLAIN,
-        few,
-        people=world.val_people,
-        images=world.images,
-        seed=world.seed,
-        first=world.people,
-    )
+    return Samples(_world(config.bundle, config.world, "val"), plan, PLAIN, few)
+
+
+@cache
+def _world(bundle: str | None, world: WorldConfig, split: Split) -> WorldSource:
+    """The people of a split, whose photographs are taken once for all stages and validations of a process."""
+    people, first = (world.people, 0) if split == "train" else (world.val_people, world.people)
+    return WorldSource(bundle_at(bundle), world.seed, people, world.images, first)
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
