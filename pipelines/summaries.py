@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
-from pipelines.train import MODEL, finished_stages, stored_plan
+from pipelines.train import MODEL, finished_stages, is_published, stored_plan
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
@@ -109,7 +109,7 @@ class TrainStatus:
     @property
     def complete(self) -> bool:
         """Every stage is finished, and the model is published."""
-        return set(self.planned) <= set(self.finished) and bool(self.store.list(MODEL))
+        return set(self.planned) <= set(self.finished) and is_published(self.store, self.plan)
 
     def lines(self) -> Lines:
         names = ("source", "backbone", "recipe")

@@ -18,9 +18,9 @@ from tasks.draft import code_version, flat_settings
 from tasks.plan import PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
-from tasks.train import METRICS, OnProgress, StageJob, Timing
+from tasks.train import FAILED, METRICS, OnProgress, StageJob, Timing
 from tasks.train_inputs import WORLD, first_model, input_hashes
-from tasks.train_report import draw_curves, draw_pictures
+from tasks.train_report import CURVES, REPORT, draw_curves, draw_pictures
 from tasks.versions import open_faces
 
 TRAIN, STAGE_FOLDER, MODEL = "_train.json", "_stages", "model"
@@ -42,7 +42,7 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, stage: Sta
         if timing is not None:
             timings[name] = timing
     stage(publish_model)(config, plan)
-    stage(draw_report)(config)
+    stage(draw_report)(config, bool(timings))
     return stage(summarise)(config, plan, timings)
 
 
@@ -73,7 +73,7 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
         store.delete(TRAIN)
-        for folder in (FOLDER, METRICS, STAGE_FOLDER, MODEL):
+        for folder in (FOLDER, METRICS, STAGE_FOLDER, REPORT, FAILED):  # the model stays until the new one takes its place
             store.delete_folder(folder)
         earlier = None
     if earlier is not None and earlier.fingerprint != plan.fingerprint:
@@ -130,7 +130,9 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
 
 def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     """The last stage's mean weights as a checkpoint that `deca reconstruct --checkpoint` takes; its URI."""
-    store = Store(f"{config.dest.rstrip('/')}/{MODEL}")
+    store = Store(Store(config.dest).join(MODEL))
+    if is_published(Store(config.dest), plan):
+        return store.uri
     last = [name for name in STAGES if config.stage(name).steps][-1]
     state = read_state(Store(config.dest), _last(Store(config.dest), last))
     model = first_model(config)
@@ -151,10 +153,21 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     return store.uri
 
 
-def draw_report(config: TrainConfig) -> None:
-    """Loss curves and pictures of validation faces beside the data."""
-    draw_curves(config)
+def is_published(store: Store, plan: TrainPlan) -> bool:
+    """Whether the model in a folder is this run's."""
+    try:
+        meta = json.loads(store.read(f"{MODEL}/{META_FILE}"))
+    except FileNotFoundError:
+        return False
+    return bool(meta["info"].get("run") == plan.fingerprint)
+
+
+def draw_report(config: TrainConfig, trained: bool) -> None:
+    """Loss curves and pictures of validation faces beside the data; those of before where nothing was trained."""
+    if not trained and Store(config.dest).exists(CURVES):
+        return
     draw_pictures(config)
+    draw_curves(config)  # last: where it lies, the report is whole
 
 
 def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Timing]) -> TrainSummary:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +38,7 @@ from tasks.checkpoints import (
 from tasks.storage import Store
 from tasks.train_inputs import arithmetic, first_model, make_step, training_samples, validation_samples
 
-METRICS = "metrics"
+METRICS, FAILED = "metrics", "_failed"
 SKIPPED_IN_A_ROW = 20  # steps without a finite gradient before the run is stopped
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
@@ -126,6 +127,7 @@ class StageRun:
         self.optimizer = torch.optim.Adam(self.named.values(), lr=self.settings.lr)
         self.mean: Tensors = {}
         self.done, self.skipped = 0, 0
+        self.batch: FaceBatch | None = None  # the last one, for study where training explodes
         self.data = training_samples(job.config, job.stage, rank, ranks)
         self.resume()
         if job.config.ema is not None and not self.mean:
@@ -187,7 +189,7 @@ class StageRun:
         self._train_mode()
         parts: list[dict[str, Tensor]] = []
         for part in range(self.settings.accumulate):
-            batch = next(batches).to(self.device, non_blocking=True)
+            self.batch = batch = next(batches).to(self.device, non_blocking=True)
             final = part == self.settings.accumulate - 1
             module = self.forward
             # Ranks exchange gradients once, with the last part.
@@ -225,7 +227,8 @@ class StageRun:
                 terms = ", ".join(f"{name} {float(value):.4g}" for name, value in parts[-1].items())
                 raise TrainError(
                     f"{self.stage}: {self.skipped} steps in a row without a finite gradient, the last one step "
-                    f"{self.done} ({terms}). Go on from the last checkpoint with --resume, or anew with a smaller lr"
+                    f"{self.done} ({terms}); its batch is {self._save_batch()}. Go on from the last checkpoint with "
+                    "--resume, or anew with a smaller lr"
                 )
             return
         self.skipped = 0
@@ -235,6 +238,16 @@ class StageRun:
             decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
             with torch.no_grad():
                 torch._foreach_lerp_([self.mean[name] for name in self.named], list(self.named.values()), 1 - decay)
+
+    def _save_batch(self) -> str:
+        """Put the last batch into storage; its URI."""
+        assert self.batch is not None
+        name = f"{FAILED}/{self.stage}-{self.done:08d}-{self.rank}.safetensors"
+        with self.store.scratch(name) as path:
+            tensors = {key: getattr(self.batch, key) for key in ("images", "landmarks", "masks", "subjects")}
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
+            self.store.publish(path, name)
+        return self.store.join(name)
 
     def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:
         """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""

@@ -18,7 +18,7 @@ from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vg
 from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
 from deca_core.training import CoarseStep, DetailStep
 from schemas.faces import Split
-from schemas.train import NetworksConfig, StageName, TrainConfig, WorldConfig
+from schemas.train import STAGES, NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models import bundle_at, checkpoint_folder, local_file
 from tasks.sample_order import BatchPlan
 from tasks.sample_sources import WorldSource
@@ -133,7 +133,7 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
             f"{stage}.subjects {settings.subjects} cannot be cut into {settings.accumulate} parts for each of {ranks} "
             f"ranks. Ask for a multiple of {settings.accumulate * ranks}"
         )
-    seed = config.seed + tuple(TrainConfig.model_fields).index(stage)  # another order in every stage
+    seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
     if config.source != WORLD:
         return FaceSamples(config.source, "train", plan, Augmentation(), config.data, version=config.version)
@@ -165,9 +165,7 @@ def input_hashes(config: TrainConfig) -> dict[str, str]:
     found = {"bundle": bundle_at(config.bundle).hash, "start": "random"}
     if config.start is not None:
         found["start"] = checkpoint_hash(checkpoint_folder(config.start))
-    stages: tuple[StageName, ...] = ("pretrain", "coarse", "detail")
-    used = [stage for stage in stages if config.stage(stage).steps]
-    for stage in used:
+    for stage in (stage for stage in STAGES if config.stage(stage).steps):
         weights = stage_weights(config, stage)
         if isinstance(weights, DetailWeights):
             found["perceptual"] = perceptual_network(config.networks, tuple(weights.mrf_layers)).name

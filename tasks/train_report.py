@@ -21,7 +21,8 @@ from tasks.storage import Store
 from tasks.train import METRICS
 from tasks.train_inputs import first_model, validation_samples
 
-CURVES, PICTURES = "_report/curves.png", "_report/pictures-{stage}.png"
+REPORT = "_report"
+CURVES, PICTURES = f"{REPORT}/curves.png", REPORT + "/pictures-{stage}.png"
 PANELS = ("picture", "landmarks", "rendering", "shape", "detail", "displacement")
 ROWS = 6  # faces on a sheet
 
