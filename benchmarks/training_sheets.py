@@ -1,8 +1,8 @@
 """Curves and pictures of a training run for docs/: `python -m benchmarks.training_sheets trained/ docs/train`.
 
-    deca synth world/ --identities 100 --images-per-identity 8
-    deca ingest world/photos people/ --pattern '{identity}/{image}' --set shards.val_fraction=0.1
-    deca train people/ trained/ --preset small
+deca synth world/ --identities 100 --images-per-identity 8
+deca ingest world/photos people/ --pattern '{identity}/{image}' --set shards.val_fraction=0.1
+deca train people/ trained/ --preset small
 """
 
 from __future__ import annotations

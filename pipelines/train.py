@@ -73,7 +73,13 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
         store.delete(TRAIN)
-        for folder in (FOLDER, METRICS, STAGE_FOLDER, REPORT, FAILED):  # the model stays until the new one takes its place
+        for folder in (
+            FOLDER,
+            METRICS,
+            STAGE_FOLDER,
+            REPORT,
+            FAILED,
+        ):  # the model stays until the new one takes its place
             store.delete_folder(folder)
         earlier = None
     if earlier is not None and earlier.fingerprint != plan.fingerprint:

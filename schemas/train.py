@@ -178,9 +178,8 @@ class TrainConfig(BaseModel):
     def _over_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return _merged(
-            PRESETS.get(values.get("preset", "paper"), {}), values
-        )  # an unknown name is refused by its field
+        preset = PRESETS.get(values.get("preset", "paper"), {})  # the field itself refuses an unknown name
+        return _merged(preset, values)
 
     def stage(self, name: StageName) -> StageConfig:
         config: StageConfig = getattr(self, name)
