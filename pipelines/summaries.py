@@ -91,9 +91,9 @@ def _training_lines(summary: TrainSummary) -> Lines:
 
 def _validation(terms: dict[str, float]) -> str:
     """The two figures of a validation that matter."""
-    if "total" not in terms:
-        return ""
-    return f"; validation: loss {terms['total']:.4g}, landmark error {terms['nme']:.2%} of the face"
+    words = {"total": "loss {:.4g}", "nme": "landmark error {:.2%} of the face"}
+    said = [text.format(terms[name]) for name, text in words.items() if name in terms]
+    return f"; validation: {', '.join(said)}" if said else ""
 
 
 class TrainStatus:

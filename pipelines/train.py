@@ -69,6 +69,7 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     Raises PlanError where DEST holds another run, naming what differs.
     """
     store = Store(config.dest)
+    first_model(config)  # a backbone that nobody knows, weights that do not fit
     plan = _plan(config)
     earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:

@@ -288,7 +288,8 @@ class StageRun:
             terms = {"total": output.loss, "nme": error, **output.terms}
             found.append({name: float(value) for name, value in terms.items()})
         self._put(trained)
-        return {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}
+        means = {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}
+        return {name: value for name, value in means.items() if math.isfinite(value)}  # JSON knows no other
 
     @torch.no_grad()
     def _put(self, values: Tensors) -> None:

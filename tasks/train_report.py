@@ -49,7 +49,7 @@ def draw_curves(config: TrainConfig) -> None:
             values = [row.get(term, np.nan) for row in rows]
             axes.plot(steps, values, label=term, linewidth=2 if term == "total" else 1)
         for term, marker in (("total", "k*"), ("nme", "k+")):
-            values = [row[term] for row in judged]
+            values = [row.get(term, np.nan) for row in judged]
             axes.plot([row["step"] for row in judged], values, f"{marker}--", label=f"validation, {term}", linewidth=1)
         axes.set(title=stage, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)

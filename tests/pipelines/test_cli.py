@@ -272,7 +272,7 @@ def test_training_from_the_first_step_to_status(deca, tmp_path):
     assert "mobilenet_v3_small" in printed
     code, printed = deca("train", *options, "--backbone", "resnet18")
     assert code == 1
-    assert "backbone mobilenet_v3_small -> resnet18" in printed
+    assert 'backbone "mobilenet_v3_small" -> "resnet18"' in printed
     (out / "_stages" / "pretrain.json").unlink()
     assert deca("status", out)[0] == 2
 
@@ -280,7 +280,7 @@ def test_training_from_the_first_step_to_status(deca, tmp_path):
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        ("{tmp}/none", [], "deca ingest SRC"),
+        ("{tmp}/none", [], "deca ingest"),
         ("world", ["--resume"], "no run to resume"),
         ("world", ["--resume", "--new"], "exclude"),
         ("world", ["--preset", "huge"], "huge"),

@@ -78,7 +78,7 @@ def publish(
         with store.scratch(name) as path:
             write_table(pa.Table.from_pylist(rows, schema=faces_schema(2)), path, row_group=3)
             size, sha256 = store.publish(path, name)
-        record = {"split": split, "rows": len(rows), "identities": len(group)}
+        record = {"split": split, "rows": len(rows), "identities": len(group), "rows_sha256": ""}
         stored.append(ShardFile(file=name, bytes=size, sha256=sha256, **record))
     columns = list(zip(*index, strict=True))
     identities = pa.table([pa.array(column) for column in columns], IDENTITIES_SCHEMA.names).cast(IDENTITIES_SCHEMA)
