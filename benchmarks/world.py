@@ -23,7 +23,7 @@ from deca_core.assets import procedural_head
 from deca_core.world import Limits, Photograph, World
 
 # Seed of the reported world: tune on others.
-SEED = 20_260
+SEED = 31_415
 IDENTITIES, PICTURES = 60, 4
 # dlib's HOG detector was made for faces near upright: tilt and nod as in the targets; `everything` is the whole sampler
 # up to 30 degrees of yaw, with glasses, hands, locks of hair.
@@ -165,7 +165,7 @@ def speed(world: World, seed: int, people: int, images: int, size: int = 224) ->
     profile = cProfile.Profile()
     profile.runcall(run, 2 * people)
     count = people * images
-    spent = {}
+    spent: dict[str, float] = {}
     for (path, _, name), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if name in STAGES and "deca_core" in path:
             spent[name] = spent.get(name, 0.0) + 1000 * row[3] / count  # cumulative seconds

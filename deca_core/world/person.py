@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from deca_core.assets.bundle import NUM_SHAPE, NUM_TEX
 from deca_core.world.clothing import Clothing, sample_clothing
 from deca_core.world.hair import HairStyle, sample_hair
+from deca_core.world.looks import Looks, sample_looks
 from deca_core.world.occluders import Occluder, sample_occluders
 from deca_core.world.streams import Stream, stream
 
@@ -30,6 +31,7 @@ class Person:
     age: float  # standard deviations, the skin's age: near that of the shape, not equal to it
     oiliness: float  # 0 matt .. 1 shiny skin
     hair: HairStyle
+    looks: Looks
     clothing: Clothing
     glasses: Occluder | None  # worn in most pictures
 
@@ -41,6 +43,7 @@ def person(seed: int, index: int) -> Person:
     # Sexes are two groups: still mean 0 and variance 1.
     shape[SEX] = np.copysign(SEX_DISTANCE, shape[SEX]) + np.sqrt(1 - SEX_DISTANCE**2) * skin.standard_normal()
     sex, age = float(shape[SEX]), float(shape[AGE])
+    hair = sample_hair(stream(seed, Stream.HAIR, index), (age, sex))
     glasses = sample_occluders(stream(seed, Stream.GLASSES, index), GLASSES_RATE)
     return Person(
         seed=seed,
@@ -49,7 +52,8 @@ def person(seed: int, index: int) -> Person:
         tex=_truncated_normal(stream(seed, Stream.TEX, index), NUM_TEX),
         age=0.8 * age + 0.6 * float(skin.standard_normal()),
         oiliness=float(skin.uniform()),
-        hair=sample_hair(stream(seed, Stream.HAIR, index), (age, sex)),
+        hair=hair,
+        looks=sample_looks(stream(seed, Stream.LOOKS, index), (age, sex), hair.colour),
         clothing=sample_clothing(stream(seed, Stream.CLOTHING, index)),
         glasses=next((occluder for occluder in glasses if occluder.kind == "glasses"), None),
     )

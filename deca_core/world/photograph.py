@@ -17,6 +17,7 @@ from deca_core.flame import FLAME, Head, blend_shapes, joint_transforms, rotatio
 from deca_core.uv import UVAtlas
 from deca_core.world.background import paint
 from deca_core.world.clothing import build_clothing
+from deca_core.world.face_paint import FacePaint
 from deca_core.world.hair import build_hair
 from deca_core.world.lens import develop, encode_jpeg
 from deca_core.world.occluders import build_occluders
@@ -95,7 +96,9 @@ class World:
         gather = (atlas.triangles.numpy(), atlas.bary.numpy(), atlas.texels.numpy())
         self._surface = DetailSurface(*gather, bundle.face_eye_mask, bundle.fixed_displacement)
         self._faces = bundle.faces.astype(np.int32)
-        self._cheeks = _cheeks(bundle, atlas)
+        positions = atlas(torch.from_numpy(bundle.v_template)[None])[0].numpy()
+        self._cheeks = _cheeks(bundle, positions)
+        self._paint = FacePaint(bundle, positions)
         self._open = np.unique(bundle.faces[bundle.static_landmark_faces])
         self._sitters: OrderedDict[tuple[int, int], _Sitter] = OrderedDict()
 
@@ -168,6 +171,8 @@ class World:
         albedo = albedo_map(torch.from_numpy(person.tex)[None], *self._albedo)[0].numpy()
         albedo = np.clip(albedo * (1 - self.wrinkles.stain(person)), 0.01, 1.0).astype(np.float32)
         tone = self._skin_tone(albedo)
+        albedo = self._paint.apply(albedo, person.looks)
+        albedo = albedo * np.exp(-person.looks.skin.creases * self.wrinkles.shade(person))
         props = [*build_hair(bundle, shaped, person.hair, tone), *build_clothing(bundle, shaped, person.clothing, tone)]
         assembly = assemble(bundle, props)
         soft = occlusion(assembly, np.concatenate([shaped, assembly.prop_vertices]))
@@ -211,10 +216,10 @@ class World:
         return np.where(assembly.prop_rides[:, None], posed[0], posed[1])
 
 
-def _cheeks(bundle: AssetBundle, atlas: UVAtlas) -> NDArray[np.bool_]:
+def _cheeks(bundle: AssetBundle, positions: Float) -> NDArray[np.bool_]:
     """Texels (T,T) of the cheeks: beside the nose's wings, up to 25 mm outside them."""
     points = landmarks(bundle, bundle.v_template)
-    x, y, _ = atlas(torch.from_numpy(bundle.v_template)[None])[0].numpy()
+    x, y, _ = positions
     wing, low, high = abs(points[35, 0]), points[33, 1], points[46, 1]
     aside = (np.abs(x) > wing + 0.008) & (np.abs(x) < wing + 0.025)
     return aside & (y > low) & (y < 0.5 * (low + high)) & (bundle.face_mask > 0.5)

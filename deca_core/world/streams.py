@@ -19,6 +19,7 @@ class Stream(IntEnum):
     OCCLUDERS = 7
     COMPLEXION = 10
     GLASSES = 11
+    LOOKS = 12
 
 
 def stream(seed: int, purpose: Stream, person: int, image: int = 0) -> np.random.Generator:

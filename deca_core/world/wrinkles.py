@@ -113,6 +113,13 @@ class WrinkleModel:
             sides.append(np.clip(pattern.rest + pattern.gain * push, 0.0, 1.6).astype(np.float32))
         return sides[0], sides[1]
 
+    def shade(self, person: Person) -> Float:
+        """Depth of the relaxed face's creases, (256,256), 1 is a millimetre: little light reaches their bottom."""
+        pattern = self.pattern(person)
+        out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
+        out[self.texels] = np.maximum(-(pattern.rest @ pattern.creases) / MM, 0) * self.mask
+        return out.reshape(UV_SIZE, UV_SIZE)
+
     def stain(self, person: Person) -> Float:
         """Darkness of the person's moles, (256,256) in [0, 1]: the photographs' albedo is multiplied by 1 - stain."""
         out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
