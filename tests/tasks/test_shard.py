@@ -380,7 +380,9 @@ def test_killed_anywhere_the_old_version_holds_and_the_next_run_gives_the_same(w
     seconds, expected = time.monotonic() - started, contents(faces)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", NURSERY, str(world)], **pipes) as nursery:
-        for _ in range(4):
+        for _ in range(20):  # on a busy machine a publication may be over before the kill
+            if killed == 3:
+                break
             shutil.rmtree(faces)
             shutil.copytree(world / "backup", faces)
             nursery.stdin.write("publish\n")
@@ -395,7 +397,7 @@ def test_killed_anywhere_the_old_version_holds_and_the_next_run_gives_the_same(w
             # a write test does not say whose it is, so it is left for a day
             assert not list(faces.rglob(".deca-*"))
         nursery.stdin.close()
-    assert killed >= 2
+    assert killed == 3
 
 
 @pytest.fixture
