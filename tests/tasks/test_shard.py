@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.kills import descendants
 from schemas.faces import ASSIGNMENTS_SCHEMA, FacesVersion
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
@@ -303,21 +304,20 @@ def all_by_ray(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> RayConfig:
 
 def kill_one_task(name: str, killed: list[str], done: threading.Event) -> None:
     """SIGKILL the first of our Ray workers that is seen running a task of this name; what it was goes to `killed`."""
+    family: list[int] = []
+    looked = 0.0
     while not killed and not done.is_set():
-        parents, titles = {}, {}
-        for path in Path("/proc").glob("[0-9]*"):
+        if time.monotonic() > looked + 0.5:  # who is there changes slowly, and all of /proc takes long to read
+            family, looked = descendants(os.getpid()), time.monotonic()
+        for process in family:
+            title = b""
             with contextlib.suppress(OSError):
-                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")[0].decode()
-        for process, title in titles.items():
-            ancestor = process
-            while ancestor not in (0, os.getpid()):
-                ancestor = parents.get(ancestor, 0)
-            if ancestor and title.startswith("ray::") and name in title:
+                title = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]
+            if title.startswith(b"ray::") and name.encode() in title:
                 os.kill(process, signal.SIGKILL)
-                killed.append(title)
+                killed.append(title.decode())
                 break
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(world: Path, all_by_ray: RayConfig) -> None:
