@@ -20,8 +20,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -125,16 +126,31 @@ def run_flow(config: IngestConfig) -> Row:
 def flow_here(config: IngestConfig) -> Row:
     """The flow in this process; `working`: when the first worker was up and when the last unit was committed."""
     from pipelines.ingest import ingest
+    from pipelines.stages import Function
     from tasks.engine import Progress
+
+    cpu: dict[str, float] = {}
+
+    def stage(function: Function) -> Function:
+        @wraps(function)
+        def run(*args: Any) -> Any:
+            begun = time.process_time()
+            try:
+                return function(*args)
+            finally:
+                cpu[function.__name__] = time.process_time() - begun
+
+        return cast(Function, run)
 
     seen: list[tuple[float, Progress]] = []
     started = time.monotonic()
-    summary = ingest(config, lambda progress: seen.append((time.monotonic(), progress)))
+    summary = ingest(config, lambda progress: seen.append((time.monotonic(), progress)), stage)
     working = None
     if len(seen) > 1:
         end, last = seen[-1]
         working = (end - last.rows / last.rows_per_second, end)
-    return {"summary": summary.model_dump(), "total": time.monotonic() - started, "began": started, "working": working}
+    times = {"total": time.monotonic() - started, "began": started, "working": working, "stages_cpu": cpu}
+    return {"summary": summary.model_dump(), **times}
 
 
 def settings(source: Path, dest: Path, **identity: Any) -> IngestConfig:
@@ -221,15 +237,16 @@ def grown(config: IngestConfig, before: pa.Table, truth: Truth, known: set[str])
 
 
 def speed(row: Row, loop: Row) -> Row:
-    """Throughput, start-up and overhead of the first run, and where its time went."""
+    """Throughput, start-up and overhead of the first run, and where its processor time went."""
     summary, (start, end) = row["summary"], row["working"]
-    after = {name: summary["seconds"][name] for name in ("group_identities", "publish_faces", "write_card")}
-    stages = {"group": after["group_identities"], "shard": after["publish_faces"], "card": after["write_card"]}
-    parts = {**loop["steps"], **stages}
+    stages = {"group": "group_identities", "shard": "publish_faces", "card": "write_card"}
+    after = sum(summary["seconds"][stage] for stage in stages.values())
+    parts = loop["steps"] | {name: row["stages_cpu"][stage] for name, stage in stages.items()}
     total = sum(parts.values())
+    share = {f"share: {name}": round(part / total, 4) for name, part in sorted(parts.items(), key=lambda x: -x[1])}
     return {
         "faces": summary["faces_run"],
-        "faces_per_second": round(summary["faces_run"] / (end - start + sum(after.values())), 2),
+        "faces_per_second": round(summary["faces_run"] / (end - start + after), 2),
         "faces_per_second_with_start": round(summary["faces_run"] / row["total"], 2),
         "start_seconds": round(start - row["began"], 1),
         "annotating_seconds": round(end - start, 1),
@@ -239,9 +256,7 @@ def speed(row: Row, loop: Row) -> Row:
         "bare_cpu": round(loop["cpu"], 1),
         "overhead_cpu": round(row["working_cpu"] / loop["cpu"], 3),
         "milliseconds_a_face": round(1000 * loop["cpu"] / loop["faces"], 1),
-        "share": {
-            name: round(seconds / total, 4) for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
-        },
+        **share,  # of the processor seconds of the loop and of the stages after it
     }
 
 

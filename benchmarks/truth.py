@@ -36,8 +36,12 @@ class Truth:
 
     def only(self, names: set[str]) -> Truth:
         rows = [row for row, name in enumerate(self.names) if name in names]
-        names_, people, masks = ([column[row] for row in rows] for column in (self.names, self.people, self.masks))
-        return Truth(names_, people, self.landmarks[rows], masks)
+        return Truth(
+            [self.names[row] for row in rows],
+            [self.people[row] for row in rows],
+            self.landmarks[rows],
+            [self.masks[row] for row in rows],
+        )
 
 
 def read_truth(world: str) -> Truth:
@@ -54,8 +58,12 @@ def read_truth(world: str) -> Truth:
 
 def joined(*parts: Truth) -> Truth:
     """Several archives as one."""
-    lists = [[entry for part in parts for entry in getattr(part, name)] for name in ("names", "people", "masks")]
-    return Truth(lists[0], lists[1], np.concatenate([part.landmarks for part in parts]), lists[2])
+    return Truth(
+        [name for part in parts for name in part.names],
+        [person for part in parts for person in part.people],
+        np.concatenate([part.landmarks for part in parts]),
+        [mask for part in parts for mask in part.masks],
+    )
 
 
 @dataclass(frozen=True)
