@@ -1,14 +1,16 @@
 """Ingest that loses workers and driver by kill -9 at random moments: `python -m benchmarks.kills --trials 10`.
 
-A moment is counted in published files, not in seconds, so that a seed hits the same stage on any machine; up to half a
-second more falls between two of them. The disturbed run has two Ray workers. After the kills the same command runs to
-its end in one process without Ray, as an undisturbed run elsewhere has done: both must have made the same bytes.
+A moment is counted in published files, not in seconds, so that a seed hits the same stage on any machine; a random time
+more falls between two of them. The seeds take the stages in turn, and every other one the annotations. The disturbed
+run has two Ray workers. After the kills the same command runs to its end in one process without Ray, as an undisturbed
+run elsewhere has done: both must have made the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import signal
@@ -16,21 +18,60 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT = 600.0  # seconds for one run
+STARTS = 3  # on a busy machine Ray may not come up in the time it gives itself
 DONE = (0, 2)  # exit codes: complete, or with a picture in quarantine
+ANNOTATIONS = ("annotations/part-*", "annotations/_commits/*.json")
+SHARDS = "faces/data/*.parquet"
 PUBLISHED = (
-    "annotations/part-*",
-    "annotations/_commits/*.json",
-    "faces/data/*.parquet",
+    *ANNOTATIONS,
+    SHARDS,
     "faces/index/*.parquet",
     "faces/versions/*.json",
     "faces/_current.json",
     "faces/card.html",
     "faces/README.md",
 )
+
+
+STAGES = ("annotate", "group", "annotate", "shards", "annotate", "publication")  # the driver is killed in, by seed
+
+
+@dataclass(frozen=True)
+class Calm:
+    """An undisturbed run: the bytes it made, the files it published in each stage, how long it grouped (seconds)."""
+
+    published: dict[str, str]
+    annotations: int
+    shards: int
+    total: int
+    grouping: float
+
+    @classmethod
+    def of(cls, dest: Path) -> Calm:
+        seconds = json.loads((dest / "_report" / "summary.json").read_text())["seconds"]
+        return cls(
+            published_bytes(dest),
+            count_published(dest, ANNOTATIONS),
+            count_published(dest, [SHARDS]),
+            count_published(dest),
+            seconds["group_identities"],
+        )
+
+    def moment(self, stage: str, moments: random.Random) -> tuple[int, float]:
+        """(published files, seconds after them) at which a stage is interrupted."""
+        if stage == "annotate":
+            return moments.randint(1, self.annotations - 1), moments.uniform(0, 0.5)
+        if stage == "group":
+            return self.annotations, moments.uniform(0, self.grouping)
+        sharded = self.annotations + self.shards
+        if stage == "shards":
+            return moments.randint(self.annotations + 1, sharded), moments.uniform(0, 0.02)
+        return moments.randint(sharded + 1, self.total - 1), moments.uniform(0, 0.02)
 
 
 @dataclass(frozen=True)
@@ -40,7 +81,8 @@ class Outcome:
     seed: int
     workers_killed: int
     published: int  # files when the driver was killed
-    stage: str  # that the driver was killed in
+    stage: str  # that the driver was to be killed in
+    last: str  # trace that the killed run left
     equal: bool  # whether the second run ended with the undisturbed bytes
 
 
@@ -54,9 +96,9 @@ def published_bytes(dest: Path) -> dict[str, str]:
     }
 
 
-def count_published(dest: Path) -> int:
+def count_published(dest: Path, patterns: Sequence[str] = PUBLISHED) -> int:
     """Files that a run has published so far."""
-    return sum(len(list(dest.glob(pattern))) for pattern in PUBLISHED)
+    return sum(len(list(dest.glob(pattern))) for pattern in patterns)
 
 
 def stage_of(dest: Path) -> str:
@@ -121,37 +163,39 @@ def kill(pid: int) -> bool:
     return True
 
 
-def trial(source: Path, dest: Path, calm: dict[str, str], total: int, seed: int, *options: str) -> Outcome:
-    """Kill a worker, then the driver with all its processes, then run to the end.
-
-    calm: bytes of the undisturbed run, which published `total` files.
-    """
-    moments = random.Random(seed)
-    driver_at = moments.randint(1, total - 1)
-    worker_at = moments.randint(0, driver_at)
-    run, workers = ingest(source, dest, 2, *options), 0
+def trial(source: Path, dest: Path, calm: Calm, seed: int, *options: str) -> Outcome:
+    """Kill a worker, then the driver with all its processes, then run to the end."""
+    moments, stage = random.Random(seed), STAGES[seed % len(STAGES)]
+    driver_at, wait = calm.moment(stage, moments)
+    worker_at = moments.randint(0, min(driver_at, calm.annotations) - 1)
+    run, workers, starts = ingest(source, dest, 2, *options), 0, 1
     deadline = time.monotonic() + TIMEOUT
-    while run.poll() is None and time.monotonic() < deadline and (count := count_published(dest)) < driver_at:
+    while time.monotonic() < deadline and (count := count_published(dest)) < driver_at:
+        if run.poll() is not None:
+            if starts == STARTS or run.returncode in DONE:
+                break
+            run, starts = ingest(source, dest, 2, *options), starts + 1
         if count >= worker_at and not workers and (busy := busy_workers(run.pid)):
             workers += kill(moments.choice(busy))
-        time.sleep(0.02)
-    time.sleep(moments.random() / 2)
+        time.sleep(0.005)
+    time.sleep(wait)
     family = descendants(run.pid)
     if run.poll() is not None:
-        raise RuntimeError(f"seed {seed}: the run ended by itself; see {dest.with_suffix('.log')}")
+        raise RuntimeError(f"seed {seed}: the run ended by itself: {dest.with_suffix('.log').read_text()[-500:]}")
     os.killpg(run.pid, signal.SIGKILL)
     for process in family:
         kill(process)
     run.wait(30)
-    stage, count = stage_of(dest), count_published(dest)
+    last, count = stage_of(dest), count_published(dest)
     if ingest(source, dest, 0, *options).wait(TIMEOUT) not in DONE:
-        raise RuntimeError(f"seed {seed}: the second run failed; see {dest.with_suffix('.log')}")
-    return Outcome(seed, workers, count, stage, published_bytes(dest) == calm)
+        raise RuntimeError(f"seed {seed}: the second run failed: {dest.with_suffix('.log').read_text()[-500:]}")
+    return Outcome(seed, workers, count, stage, last, published_bytes(dest) == calm.published)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="to go on with more trials")
     parser.add_argument("--people", type=int, default=8, help="of the embedded world, three pictures each")
     options = parser.parse_args()
     from pipelines.synth import synth
@@ -164,15 +208,16 @@ def main() -> None:
         started = time.monotonic()
         if ingest(folder / "photos", folder / "calm", 0).wait(TIMEOUT) not in DONE:
             sys.exit((folder / "calm.log").read_text())
-        calm, total = published_bytes(folder / "calm"), count_published(folder / "calm")
-        print(f"undisturbed: {total} files published in {time.monotonic() - started:.0f} s", flush=True)
-        print("seed  workers killed  files before the kill  killed after   bytes equal")
+        calm = Calm.of(folder / "calm")
+        print(f"undisturbed: {calm.total} files published in {time.monotonic() - started:.0f} s", flush=True)
+        print("seed  workers killed  killed in    files by then  last trace  bytes equal")
         outcomes = []
-        for seed in range(options.trials):
-            one = trial(folder / "photos", folder / f"trial-{seed}", calm, total, seed)
+        for seed in range(options.first_seed, options.first_seed + options.trials):
+            one = trial(folder / "photos", folder / f"trial-{seed}", calm, seed)
             outcomes.append(one)
-            row = (one.seed, one.workers_killed, one.published, one.stage, "yes" if one.equal else "NO")
-            print("{:>4} {:>15} {:>22}  {:<13} {:>12}".format(*row), flush=True)
+            equal = "yes" if one.equal else "NO"
+            row = (one.seed, one.workers_killed, one.stage, one.published, one.last, equal)
+            print("{:>4} {:>15}  {:<11} {:>14}  {:<10} {:>12}".format(*row), flush=True)
     sys.exit(0 if all(one.equal for one in outcomes) else 1)
 
 

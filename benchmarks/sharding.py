@@ -83,7 +83,8 @@ def assign(folder: str, faces: str) -> pa.Table:
     ids = index_faces(f"{folder}/annotations").face_ids.combine_chunks().sort()
     fresh = ids.filter(pc.invert(pc.is_in(ids, known["face_id"])))
     names = [f"person-{(len(known) + row) // FACES_AN_IDENTITY:06d}" for row in range(len(fresh))]
-    columns = [fresh, names, ["label"] * len(fresh), pa.nulls(len(fresh), pa.string())]
+    nulls = [pa.nulls(len(fresh), kind) for kind in (pa.string(), pa.int64())]
+    columns = [fresh, names, ["label"] * len(fresh), *nulls]
     return pa.concat_tables([known, pa.table(columns, schema=ASSIGNMENTS_SCHEMA)])
 
 

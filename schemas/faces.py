@@ -113,6 +113,7 @@ ASSIGNMENTS_SCHEMA = pa.schema(
         pa.field("identity_id", pa.string()),
         pa.field("identity_source", pa.string(), nullable=False),
         pa.field("left_out", pa.string()),  # the filter or rule that keeps it out of faces/; null: it is in
+        pa.field("descriptor", pa.int64()),  # hash of the embedding that was clustered (tasks/group.py); null: none was
     ],
     metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "assignments"},
 )

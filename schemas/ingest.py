@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
@@ -65,6 +65,14 @@ class IdentityConfig(BaseModel):
         if pattern is not None and "{identity}" not in pattern:
             raise ValueError("must contain {identity}, as in '{identity}/{image}'")
         return pattern
+
+    @model_validator(mode="after")
+    def _method_has_what_it_reads(self) -> IdentityConfig:
+        if self.method == "path" and self.pattern is None:
+            raise ValueError("method path needs a pattern: --pattern '{identity}/{image}'")
+        if self.method == "table" and self.table is None:
+            raise ValueError("method table needs a table: --set identity.table=people.csv")
+        return self
 
 
 class ShardConfig(BaseModel):

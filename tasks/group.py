@@ -3,10 +3,14 @@
 Identities come from the pictures' paths, a table, labels beside the pictures, or clustering. Every annotated face gets
 one row of ASSIGNMENTS_SCHEMA: with an identity where it has one, and with a reason where it is left out. The reasons,
 in this order: the filters by name, NO_LABEL, ANOTHER_FACE, FEW.
+
+Clustering knows a face again by its face_id and its descriptor: under the path of a picture, which gives the face_id,
+another picture may lie today.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,11 +113,13 @@ def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None
     _filter(faces, config.filters)
     labels = _labels(faces, config, method) if len(faces.table) else None
     joined, scores, max_distance = 0, None, None
+    descriptor = pa.nulls(len(faces.table), pa.int64())
     source: IdentitySource = method if method in ("cluster", "none") else "label"
     if method == "cluster":
         max_distance = _max_distance(config)
         known = None if config.identity.regroup else previous
-        identity, joined = _clustered(faces, known, max_distance, config.identity.neighbours)
+        clusters = _clustered(faces, known, max_distance, config.identity.neighbours)
+        identity, descriptor, joined = clusters.identity, clusters.descriptor, clusters.joined
         scores = _agreement(faces, identity, labels)
     elif labels is None:
         identity = pc.binary_join_element_wise("p", faces.column("face_id"), "-")
@@ -121,10 +127,9 @@ def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None
         identity = _labelled(faces, labels, config.identity.labelled_faces)
     _leave_out_few(faces, identity, config.shards.min_images)
     left_out = pa.DictionaryArray.from_arrays(pa.array(faces.reason, mask=faces.reason == 0), pa.array(REASONS))
-    assignments = pa.table(
-        [faces.column("face_id"), identity, pa.repeat(pa.scalar(source), len(identity)), left_out.cast(pa.string())],
-        schema=ASSIGNMENTS_SCHEMA,
-    )
+    sources = pa.repeat(pa.scalar(source), len(identity))
+    columns = [faces.column("face_id"), identity, sources, left_out.cast(pa.string()), descriptor]
+    assignments = pa.table(columns, schema=ASSIGNMENTS_SCHEMA)
     return Grouping(assignments, _report(faces, identity, method, max_distance, joined, scores))
 
 
@@ -246,8 +251,6 @@ def _labels(faces: _Faces, config: IngestConfig, method: Method) -> Labels | Non
     identity = config.identity
     if method == "none":
         return None
-    if method in ("path", "table") and getattr(identity, "pattern" if method == "path" else method) is None:
-        raise IdentityError(f"identity.method is {method}; say how: --set identity.{_SETTING[method]}")
     if method == "path" or (method == "cluster" and identity.pattern is not None):
         return path_labels(_places(faces), identity.pattern or "")
     if method == "table" or (method == "cluster" and identity.table is not None):
@@ -261,9 +264,6 @@ def _labels(faces: _Faces, config: IngestConfig, method: Method) -> Labels | Non
             "--set annotate.sidecar.identity=['{stem}.id.txt']"
         )
     return labels
-
-
-_SETTING = {"path": "pattern='{identity}/{image}'", "table": "table=people.csv"}
 
 
 def _places(faces: _Faces) -> pa.Array:
@@ -299,41 +299,62 @@ def _max_distance(config: IngestConfig) -> float:
     return MAX_DISTANCE[config.annotate.provider_of("embed")]
 
 
-def _clustered(faces: _Faces, previous: pa.Table | None, max_distance: float, neighbours: int) -> tuple[pa.Array, int]:
-    """(identities, how many faces joined earlier ones). Faces that filters leave out take part only if known before."""
+@dataclass(frozen=True)
+class _Clusters:
+    """What clustering found."""
+
+    identity: pa.Array  # of every annotated face; null: it took no part
+    descriptor: pa.Array  # hash of its embedding; null as well
+    joined: int = 0  # faces that joined earlier identities
+
+
+def _clustered(faces: _Faces, previous: pa.Table | None, max_distance: float, neighbours: int) -> _Clusters:
+    """Identities by descriptor. Faces that filters leave out take part only if known before."""
     ids = faces.column("face_id")
-    names, known = _earlier(ids, previous)
+    names, known, descriptor = _earlier(ids, previous)
     rows = np.flatnonzero((faces.reason == 0) | (known >= 0))
-    labels = cluster(
-        _embeddings(faces, rows),
-        max_distance=max_distance,
-        neighbours=neighbours,
-        images=_images(faces)[rows],
-        known=known[rows],
-    )
-    joined = int(((known[rows] < 0) & (labels < len(names))).sum())
-    founders = ids.take(pa.array(rows))
-    founded = pc.binary_join_element_wise("p", founders, "-")
-    taken = pc.is_in(founded, value_set=names).to_numpy(zero_copy_only=False)
-    if taken.any():  # the founder of an earlier identity was taken out, came again, and is somebody else now
-        founded = pc.if_else(pa.array(taken), pc.binary_join_element_wise(founded, "again", "-"), founded)
-    everyone = pa.concat_arrays([names, founded])
-    number = np.full(len(ids), -1)
-    number[rows] = labels
-    return everyone.take(pa.array(number, mask=number < 0)), joined
+    vectors = _embeddings(faces, rows)
+    hashes = _hashes(vectors)
+    changed = (known[rows] >= 0) & (hashes != descriptor[rows])  # another picture lies there now
+    known = np.where(changed, -1, known[rows])
+    part = (faces.reason[rows] == 0) | (known >= 0)
+    if not part.all():
+        rows, vectors, hashes, known, changed = (column[part] for column in (rows, vectors, hashes, known, changed))
+    alive, known[known >= 0] = np.unique(known[known >= 0], return_inverse=True)
+    images = _images(faces)[rows]
+    labels = cluster(vectors, max_distance=max_distance, neighbours=neighbours, images=images, known=known)
+    joined = int(((known < 0) & (labels < len(alive))).sum())
+    founded = pc.binary_join_element_wise("p", ids.take(pa.array(rows)), "-")
+    # A founder may be somebody else than before; a name stays with who had it.
+    again = pc.is_in(founded, value_set=names).to_numpy(zero_copy_only=False) | changed
+    if again.any():
+        suffix = pa.array([f"{value:016x}" for value in hashes.view(np.uint64).tolist()])
+        founded = pc.if_else(pa.array(again), pc.binary_join_element_wise(founded, suffix, "-"), founded)
+    everyone = pa.concat_arrays([names.take(pa.array(alive)), founded])
+    number, hashed = np.full(len(ids), -1), np.zeros(len(ids), np.int64)
+    number[rows], hashed[rows] = labels, hashes
+    absent = number < 0
+    return _Clusters(everyone.take(pa.array(number, mask=absent)), pa.array(hashed, mask=absent), joined)
 
 
-def _earlier(ids: pa.Array, previous: pa.Table | None) -> tuple[pa.Array, NDArray[np.int64]]:
-    """(names of the earlier clusters, sorted; which of them each face is, -1 none)."""
+def _hashes(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    """First 8 bytes of BLAKE2b of each descriptor's bytes (N, D), as little-endian numbers."""
+    data = b"".join(hashlib.blake2b(vector.tobytes()).digest()[:8] for vector in vectors.astype("<f4", copy=False))
+    return np.frombuffer(data, "<i8").astype(np.int64)
+
+
+def _earlier(ids: pa.Array, previous: pa.Table | None) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
+    """(names of the earlier clusters, sorted; which of them each face is, -1 none; its descriptor's hash then)."""
     if previous is None:
-        return pa.array([], pa.string()), np.full(len(ids), -1)
+        return pa.array([], pa.string()), np.full(len(ids), -1), np.zeros(len(ids), np.int64)
     rows = previous.filter(
-        pc.and_(pc.equal(previous["identity_source"], "cluster"), previous["identity_id"].is_valid())
-    )
+        pc.and_(pc.equal(previous["identity_source"], "cluster"), previous["descriptor"].is_valid())
+    ).combine_chunks()
     at = pc.index_in(ids, value_set=rows["face_id"].combine_chunks())
     identity = rows["identity_id"].combine_chunks().take(at)
     names = identity.unique().drop_null().sort()
-    return names, pc.fill_null(pc.index_in(identity, value_set=names), -1).to_numpy().astype(np.int64)
+    known = pc.fill_null(pc.index_in(identity, value_set=names), -1).to_numpy().astype(np.int64)
+    return names, known, pc.fill_null(rows["descriptor"].combine_chunks().take(at), 0).to_numpy()
 
 
 def _agreement(faces: _Faces, identity: pa.Array, labels: Labels | None) -> Scores | None:

@@ -336,9 +336,9 @@ def test_kill_of_worker_and_driver_then_the_same_bytes(tmp_path):
     photos = write_people(tmp_path / "photos", [f"p{number}" for number in range(6)])
     settings = {"units": {"items_per_unit": 2}, "shards": {"faces_per_shard": 4}}
     ingest(config(photos, tmp_path / "calm", **settings))
-    calm, total = kills.published_bytes(tmp_path / "calm"), kills.count_published(tmp_path / "calm")
-    outcome = kills.trial(photos, tmp_path / "out", calm, total, 3, "--pattern", "{identity}/{image}")
-    assert outcome.published < total
+    calm = kills.Calm.of(tmp_path / "calm")
+    outcome = kills.trial(photos, tmp_path / "out", calm, 3, "--pattern", "{identity}/{image}")
+    assert outcome.published < calm.total
     assert outcome.equal
 
 

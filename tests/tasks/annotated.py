@@ -101,7 +101,9 @@ def assign(
         name = f"person-{number % people}"
         name = (renamed or {}).get(name, name)
         out = number % left_out == 0
-        rows.append((face, None if out else name, "none" if out else "label", "min_eye_distance" if out else None))
+        rows.append(
+            (face, None if out else name, "none" if out else "label", "min_eye_distance" if out else None, None)
+        )
     return pa.Table.from_pylist(
         [dict(zip(ASSIGNMENTS_SCHEMA.names, row, strict=True)) for row in rows], schema=ASSIGNMENTS_SCHEMA
     )

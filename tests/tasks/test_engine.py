@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
-from tasks.engine import EngineError, Progress, RunInterrupted, WorkerStartError, run_units
+from tasks.engine import EngineError, Progress, RunInterrupted, WorkerStartError, connect, run_units
 from tasks.plan import Plan, committed_parts, load_plan, open_or_build, pending, standing_quarantine
 from tasks.progress import TerminalProgress
 from tasks.storage import StorageError, Store
@@ -52,6 +52,25 @@ def drive(script: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+# --- no Ray ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ray_that_does_not_answer_is_an_error_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(EngineError, match=r"no Ray cluster at nowhere:port: ValueError.*ray status.*ray\.workers=0"):
+        connect(RayConfig(address="nowhere:port"))
+
+    def late(**settings: object) -> None:  # what ray.init raises after 30 s where a machine is overloaded
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(EngineError, match=r"did not start on this machine: .*timed out during startup\. Look at load"):
+        connect(RayConfig(workers=1))
 
 
 # --- in process -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,8 +181,6 @@ def test_labels_that_name_nothing_are_errors(archive: Archive, tmp_path: Path) -
         archive.group(identity={"pattern": "{identity}/{image}"})
     with pytest.raises(IdentityError, match="no picture has a label beside it"):
         archive.group(identity={"method": "sidecar"})
-    with pytest.raises(IdentityError, match=r"--set identity\.pattern"):
-        archive.group(identity={"method": "path"})
 
 
 def test_clusters_are_the_people_and_are_scored_where_paths_tell(archive: Archive) -> None:
@@ -233,7 +232,7 @@ def test_who_is_known_stays_when_filters_change_and_goes_when_the_picture_does(a
     fresh = archive.group(before.assignments, filters={"min_eye_distance": 22.5}, identity={"regroup": True})
     assert [archive.found(fresh)[f"{number}.jpg:0"][0] for number in range(3)] == [None] * 3
     gone = pa.Table.from_pylist(
-        [{"face_id": "gone-00", "identity_id": name, "identity_source": "cluster", "left_out": None}],
+        [{"face_id": "gone-00", "identity_id": name, "identity_source": "cluster", "left_out": None, "descriptor": 1}],
         schema=ASSIGNMENTS_SCHEMA,
     )
     later = archive.group(pa.concat_tables([before.assignments, gone]))
@@ -253,8 +252,49 @@ def test_the_founder_of_a_person_comes_back_as_another(archive: Archive) -> None
     archive.add({})
     previous = pa.Table.from_pylist([*others, stranger], schema=ASSIGNMENTS_SCHEMA)
     now = {row["face_id"]: row["identity_id"] for row in archive.group(previous).assignments.to_pylist()}
-    assert now[founder["face_id"]] == f"{founder['identity_id']}-again"
+    name = now[founder["face_id"]]
+    assert name not in {row["identity_id"] for row in rows}
+    assert name.startswith(founder["identity_id"])
     assert {now[row["face_id"]] for row in others} == {founder["identity_id"]}
+
+
+def test_pictures_swapped_under_one_name_change_who_they_show(archive: Archive) -> None:
+    archive.add(crowd(range(2), 3))
+    before = archive.group()
+    names = {name: identity for name, (identity, _) in archive.found(before).items()}
+    assert names["00-0.jpg:0"] != names["01-0.jpg:0"]
+    archive.add({"00-0.jpg": "1 ", "01-0.jpg": "0 "})
+    after = archive.found(archive.group(before.assignments))
+    swapped = {"00-0.jpg:0": names["01-1.jpg:0"], "01-0.jpg:0": names["00-1.jpg:0"]}
+    assert {name: identity for name, (identity, _) in after.items()} == names | swapped
+
+
+def test_a_name_never_passes_to_another_person(archive: Archive) -> None:
+    archive.add({**crowd(range(3), 1), **crowd(range(5, 6), 3)})
+    grouping = archive.group()
+    friends = archive.found(grouping)["05-0.jpg:0"][0]
+    names = {archive.found(grouping)["00-0.jpg:0"][0]}
+    for person in ("7  ", "8   ", "0"):
+        archive.add({"00-0.jpg": person})
+        grouping = archive.group(grouping.assignments)
+        people = people_of(archive, grouping)
+        assert [len(identities) for identities in people.values()] == [1, 1, 1, 1]
+        assert people["05"] == {friends}
+        names |= people["00"]
+    assert len(names) == 4
+
+
+def test_descriptors_are_kept_of_the_faces_that_were_clustered(archive: Archive) -> None:
+    archive.add({"0.jpg": "1", "1.jpg": "1", "2.jpg": "1 sharpness=0"})
+    vectors = read_annotations(str(archive.dest), ["embedding", "sharpness"]).to_pylist()
+    expected = [
+        int.from_bytes(hashlib.blake2b(np.float32(row["embedding"]).tobytes()).digest()[:8], "little", signed=True)
+        if row["sharpness"]
+        else None
+        for row in vectors
+    ]
+    assert archive.group().assignments["descriptor"].to_pylist() == expected
+    assert archive.group(identity={"method": "none"}).assignments["descriptor"].null_count == 3
 
 
 def test_people_with_few_pictures_wait_and_grow(archive: Archive) -> None:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.kills import descendants
 from schemas.faces import ASSIGNMENTS_SCHEMA, FacesVersion
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
@@ -72,7 +73,9 @@ def rows_of(version: FacesVersion, faces: Path) -> pa.Table:
 def test_the_layout_follows_the_rule(people: int, faces_per_shard: int) -> None:
     draw = random.Random(people)
     owner = {f"face-{number:04d}": f"pérson {draw.randrange(people)}" for number in range(500)}
-    table = pa.table([[*owner], [*owner.values()], ["label"] * 500, [None] * 500], schema=ASSIGNMENTS_SCHEMA)
+    table = pa.table(
+        [[*owner], [*owner.values()], ["label"] * 500, [None] * 500, [None] * 500], schema=ASSIGNMENTS_SCHEMA
+    )
 
     def place(name: str) -> tuple[Fraction, bool]:
         digest = hashlib.sha256(name.encode()).digest()
@@ -105,7 +108,7 @@ def test_rows_arrive_as_they_were_annotated(annotated: Path, tmp_path: Path) -> 
     parts = pa.concat_tables([pq.read_table(uri) for uri in committed_parts(str(annotated / "annotations"))])
     kept = assignments.filter(pc.is_null(assignments["left_out"]))
     rows = rows_of(version, faces).sort_by("face_id")
-    kept = kept.drop_columns(["left_out"])
+    kept = kept.drop_columns(["left_out", "descriptor"])
     assert rows.select(kept.schema.names).to_pylist() == kept.to_pylist()
     wanted = parts.filter(pc.is_in(parts["face_id"], kept["face_id"])).sort_by("face_id")
     assert rows.select(wanted.schema.names).to_pylist() == wanted.to_pylist()
@@ -301,21 +304,20 @@ def all_by_ray(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> RayConfig:
 
 def kill_one_task(name: str, killed: list[str], done: threading.Event) -> None:
     """SIGKILL the first of our Ray workers that is seen running a task of this name; what it was goes to `killed`."""
+    family: list[int] = []
+    looked = 0.0
     while not killed and not done.is_set():
-        parents, titles = {}, {}
-        for path in Path("/proc").glob("[0-9]*"):
+        if time.monotonic() > looked + 0.5:  # who is there changes slowly, and all of /proc takes long to read
+            family, looked = descendants(os.getpid()), time.monotonic()
+        for process in family:
+            title = b""
             with contextlib.suppress(OSError):
-                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(path.name)] = (path / "cmdline").read_bytes().split(b"\0")[0].decode()
-        for process, title in titles.items():
-            ancestor = process
-            while ancestor not in (0, os.getpid()):
-                ancestor = parents.get(ancestor, 0)
-            if ancestor and title.startswith("ray::") and name in title:
+                title = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]
+            if title.startswith(b"ray::") and name.encode() in title:
                 os.kill(process, signal.SIGKILL)
-                killed.append(title)
+                killed.append(title.decode())
                 break
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(world: Path, all_by_ray: RayConfig) -> None:
@@ -378,7 +380,9 @@ def test_killed_anywhere_the_old_version_holds_and_the_next_run_gives_the_same(w
     seconds, expected = time.monotonic() - started, contents(faces)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen([sys.executable, "-c", NURSERY, str(world)], **pipes) as nursery:
-        for _ in range(4):
+        for _ in range(20):  # on a busy machine a publication may be over before the kill
+            if killed == 3:
+                break
             shutil.rmtree(faces)
             shutil.copytree(world / "backup", faces)
             nursery.stdin.write("publish\n")
@@ -393,7 +397,7 @@ def test_killed_anywhere_the_old_version_holds_and_the_next_run_gives_the_same(w
             # a write test does not say whose it is, so it is left for a day
             assert not list(faces.rglob(".deca-*"))
         nursery.stdin.close()
-    assert killed >= 2
+    assert killed == 3
 
 
 @pytest.fixture
