@@ -40,15 +40,15 @@ class Similarity:
     """x -> scale * rotation x + shift."""
 
     scale: float
-    rotation: Float  # (3, 3)
-    shift: Float  # (3,)
+    rotation: Float  # (3, 3), or (2, 2) in the plane
+    shift: Float
 
     def __call__(self, points: NDArray) -> Float:
         return self.scale * np.asarray(points, np.float64) @ self.rotation.T + self.shift
 
 
 def fit_similarity(source: NDArray, target: NDArray, scaled: bool = True) -> Similarity:
-    """The similarity (rigid motion with scaled=False) of least squares from source (N,3) to target (N,3).
+    """The similarity (rigid motion with scaled=False) of least squares from source to target, (N,3) or (N,2) each.
 
     Source: Umeyama 1991.
     """
@@ -56,7 +56,8 @@ def fit_similarity(source: NDArray, target: NDArray, scaled: bool = True) -> Sim
     centre_a, centre_b = a.mean(axis=0), b.mean(axis=0)
     a, b = a - centre_a, b - centre_b
     u, stretch, vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
+    sign = np.ones(len(u))
+    sign[-1] = np.sign(np.linalg.det(u) * np.linalg.det(vt))  # a turn, never a mirror image
     rotation = (u * sign) @ vt
     scale = float((stretch * sign).sum() / (a * a).sum()) if scaled else 1.0
     return Similarity(scale, rotation, centre_b - scale * rotation @ centre_a)
@@ -135,8 +136,8 @@ def scan_distances(
 ) -> Float:
     """Unsigned distance (M,) of every scan vertex of the face to a predicted neutral head, best aligned.
 
-    scan (N,3) and scan_landmarks (7,3) millimetres, as are surface and its landmarks (7,3); scaled=False is the metrical
-    variant, whose alignment is rigid. Raises MetricError where the sphere of the face holds no vertex.
+    scan (N,3) and scan_landmarks (7,3) millimetres, as are surface and its landmarks (7,3); scaled=False is the
+    metrical variant, whose alignment is rigid. Raises MetricError where the sphere of the face holds no vertex.
     """
     centre, radius = face_sphere(scan_landmarks)
     face = np.asarray(scan, np.float64)

@@ -151,7 +151,7 @@ def test_plane_of_known_offset():
     flat = SEVEN_POINTS * [1, 1, 0]
     x, y = (grid.ravel() for grid in np.meshgrid(np.arange(-60, 61, 3.0), np.arange(-60, 61, 3.0)))
     scan = np.stack([x, y, np.where(np.abs(x) % 2 == 1, 1.0, -1.0)], axis=1)
-    distance = scan_distances(scan + [0, 0, 5.0], flat + [0, 0, 5.0], surface, flat, scaled=False)
+    distance = scan_distances(scan + np.array([0, 0, 5]), flat + np.array([0, 0, 5]), surface, flat, scaled=False)
     assert distance == pytest.approx(np.ones(len(distance)), abs=0.05)
 
 
@@ -257,7 +257,7 @@ def test_similarity_is_found_again():
 def test_landmark_nme():
     truth = np.zeros((68, 2))
     truth[36], truth[45], truth[8] = [10, 0], [60, 0], [30, 80]
-    eyes, box = landmark_nme(truth + [3, 4], truth)
+    eyes, box = landmark_nme(truth + np.array([3, 4]), truth)
     assert eyes == pytest.approx(5 / 50)
     assert box == pytest.approx(5 / np.sqrt(60 * 80))
 
