@@ -30,7 +30,6 @@ from deca_core.metrics import (
     scan_distances,
 )
 from deca_core.raster import rasterize
-from deca_core.uv import UVAtlas
 from deca_core.world import Person, WrinkleModel
 from tasks.methods import FaceCrop
 from tasks.world_truth import TrueFace
@@ -133,9 +132,11 @@ class WorldFigures:
 
 
 def face_vertices(bundle: AssetBundle) -> NDArray[np.int64]:
-    """Vertices of the skin of the face: those that the face mask's texels show."""
-    atlas = UVAtlas(bundle)
-    return np.unique(atlas.triangles.numpy()[bundle.face_mask.ravel()[atlas.texels.numpy()] > FACE])
+    """Vertices of the skin of the face: those that lie on the face mask."""
+    size = len(bundle.face_mask)
+    column, row = (np.clip(axis * size, 0, size - 1).astype(int) for axis in (bundle.uv[:, 0], 1 - bundle.uv[:, 1]))
+    on_mask = bundle.face_mask[row, column] > FACE
+    return np.unique(bundle.faces[on_mask[bundle.uv_faces]])
 
 
 def neutral_head(flame: FLAME, shape: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -38,10 +38,15 @@ def bundle() -> AssetBundle:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(bundle, tmp_path_factory) -> str:
+def model(bundle) -> DECA:
     """An untrained small network."""
     torch.manual_seed(0)
-    return str(save_checkpoint(DECA(bundle, backbone="mobilenet_v3_small"), tmp_path_factory.mktemp("ckpt") / "small"))
+    return DECA(bundle, backbone="mobilenet_v3_small")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory) -> str:
+    return str(save_checkpoint(model, tmp_path_factory.mktemp("checkpoint") / "small"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def config(source: str, dest: Path | str, checkpoint: str, **changes: object) ->
 
 def planned(settings: EvaluateConfig) -> tuple[EvaluateWorker, list[list[Item]]]:
     """A worker, and the items of its units."""
-    plan = freeze_plan(settings, check_inputs(settings))
+    plan = freeze_plan(settings, {"truth": "any"})
     return EvaluateWorker(settings), [unit.items for unit in plan.iter_units()]
 
 
@@ -287,8 +292,7 @@ def test_what_is_no_world_is_refused_with_the_next_command(archive, checkpoint, 
         photo.write_bytes(data)
 
 
-def test_a_scanner_sees_the_face_and_no_inside(bundle):
-    model = DECA(bundle, backbone="mobilenet_v3_small")
+def test_a_scanner_sees_the_face_and_no_inside(model, bundle):
     seen = scanned_vertices(model)
     assert np.isin(face_vertices(bundle), seen).mean() > 0.95
     assert len(seen) < 0.95 * bundle.num_vertices
@@ -304,7 +308,7 @@ PICKED = """<!DOCTYPE PickedPoints>
 """
 
 
-def write_now(root: Path, model: DECA, shapes: Tensor, inside: str) -> None:
+def write_now(root: Path, model: DECA, shapes: Tensor, inside: str = "") -> None:
     """The dataset's layout with heads of `shapes` as scans, in another place and in metres for every second one."""
     base = root / inside
     lines = []
@@ -350,11 +354,9 @@ class Told:
         raise AssertionError("NoW has no detail")
 
 
-@pytest.mark.parametrize("inside", ["", "final_release_version"])
-def test_now_layout(bundle, checkpoint, tmp_path, inside):
-    model = DECA(bundle, backbone="mobilenet_v3_small")
+def test_now(model, bundle, checkpoint, tmp_path):
     shapes = torch.randn(2, 100, generator=torch.Generator().manual_seed(1)) * 0.8
-    write_now(tmp_path / "now", model, shapes, inside)
+    write_now(tmp_path / "now", model, shapes)
     worker, [items] = planned(config(str(tmp_path / "now"), tmp_path / "out", checkpoint, benchmark="now"))
     [square, _] = [worker.benchmark.dataset.square(picture) for picture in worker.benchmark.dataset.pictures]
     assert (square.center, square.size) == ((130.0, 160.0), 240.0)
@@ -370,9 +372,16 @@ def test_now_layout(bundle, checkpoint, tmp_path, inside):
     assert challenge_table([told])[0]["selfie"] == f"{told.scan.median:.3f}"
 
 
-def test_an_incomplete_now_is_refused_before_any_work(bundle, tmp_path):
-    model = DECA(bundle, backbone="mobilenet_v3_small")
-    write_now(tmp_path / "now", model, torch.zeros(1, 100), "")
+def test_now_with_pictures_in_the_release_folder(model, tmp_path):
+    write_now(tmp_path, model, torch.zeros(1, 100), "final_release_version")
+    dataset = NowDataset(str(tmp_path))
+    [item] = dataset.items()
+    assert Path(item.uri).is_file()
+    assert dataset.square(dataset.pictures[0]).size == 240.0
+
+
+def test_an_incomplete_now_is_refused_before_any_work(model, tmp_path):
+    write_now(tmp_path / "now", model, torch.zeros(1, 100))
     (tmp_path / "now/scans/FaMoS_000/neutral.obj").unlink()
     with pytest.raises(EvaluateError, match=r"FaMoS_000 holds 0 files \.obj"):
         NowDataset(str(tmp_path / "now")).items()
