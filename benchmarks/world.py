@@ -23,7 +23,7 @@ from deca_core.assets import procedural_head
 from deca_core.world import Limits, Photograph, World
 
 # Seed of the reported world: tune on others.
-SEED = 31_415
+SEED = 27_182
 IDENTITIES, PICTURES = 60, 4
 # dlib's HOG detector was made for faces near upright: tilt and nod as in the targets; `everything` is the whole sampler
 # up to 30 degrees of yaw, with glasses, hands, locks of hair.

@@ -228,17 +228,22 @@ def cumulative(distances: NDArray, thresholds: NDArray) -> Float:
 # --- against a known truth --------------------------------------------------------------------------------------------
 
 
-def landmark_nme(predicted: NDArray, truth: NDArray) -> tuple[float, float]:
-    """Mean distance of 68 landmarks (68,2) over a size of the true face: (over the distance of the outer eye corners,
-    over sqrt(width x height) of the landmarks' box).
+def normalized_mean_error(target: Tensor, points: Tensor) -> Tensor:
+    """Mean distance of landmarks over the size of the face, sqrt(w h) of the true ones' box; one number a face.
 
-    The first is the custom for frontal faces (300-W); the second (AFLW2000-3D) also means something in profile, where
-    the eye corners meet.
+    target (B,N,2) and points (B,N,2) in the same unit; returns (B,). Source: the NME of AFLW2000-3D (Zhu et al. 2016).
     """
-    error = float(np.linalg.norm(np.asarray(predicted, np.float64) - truth, axis=1).mean())
-    eyes = float(np.linalg.norm(truth[EYE_CORNERS_68[0]] - truth[EYE_CORNERS_68[1]]))
-    box = float(np.sqrt(np.prod(truth.max(axis=0) - truth.min(axis=0))))
-    return error / eyes, error / box
+    sides = target.amax(1) - target.amin(1)
+    return (target - points).norm(dim=-1).mean(1) / sides.prod(-1).sqrt()
+
+
+def interocular_error(target: Tensor, points: Tensor) -> Tensor:
+    """The same over the distance of the true outer eye corners, (B,68,2) each -> (B,).
+
+    The custom for frontal faces (300-W); in profile the corners meet and it means nothing.
+    """
+    eyes = (target[:, EYE_CORNERS_68[0]] - target[:, EYE_CORNERS_68[1]]).norm(dim=-1)
+    return (target - points).norm(dim=-1).mean(1) / eyes
 
 
 def rotation_error(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -138,6 +138,14 @@ class CoarseStep(nn.Module):
         return rendering, face, pasted
 
 
+def predicted_landmarks(model: DECA, images: Tensor) -> Tensor:
+    """The landmarks (B,68,2) in [-1, 1] that E_c finds in pictures (B,3,224,224)."""
+    vectors = model.E_flame(images)
+    with _without_autocast(vectors):
+        codes = _coarse_codes(vectors)
+        return project(model.flame(codes.shape, codes.exp, codes.pose).landmarks2d, codes.cam)[..., :2]
+
+
 class DetailStep(nn.Module):
     """The losses on E_d and F_d (section 4.2); E_c is frozen and in eval mode.
 

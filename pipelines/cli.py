@@ -9,71 +9,89 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from deca_core.assets import BundleError, import_flame, load_bundle, procedural_head
+from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
+from deca_core.encoder import BackboneError
+from deca_core.perceptual import PerceptualError
+from deca_core.recognition import RecognitionError
 from pipelines import ingest as ingest_flow
 from pipelines import reconstruct as reconstruct_flow
+from pipelines.cli_datasets import assets, datasets
+from pipelines.options import (
+    COMPLETE,
+    FAILED,
+    PARTIAL,
+    Bundle,
+    Checkpoint,
+    Config,
+    Dest,
+    Extend,
+    New,
+    Prefect,
+    Resume,
+    Settings,
+    Source,
+    Workers,
+    console,
+    errors,
+    existing,
+)
 from pipelines.settings import ConfigError, resolve
-from pipelines.stages import find_faces, planned_dataset, stored_config
-from pipelines.summaries import StatusReport, megabytes, summary_lines, superseded
+from pipelines.stages import planned_dataset, stored_config
+from pipelines.summaries import summary_lines
 from pipelines.synth import synth
+from pipelines.train import train
 from schemas.annotate import Provider
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
+from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
-from tasks.card import README, is_up_to_date, write_card
+from tasks.checkpoints import TrainStateError
 from tasks.discover import SourceError
 from tasks.engine import EngineError
 from tasks.identities import IdentityError
 from tasks.plan import Plan, PlanError, load_plan
 from tasks.progress import TerminalProgress
-from tasks.storage import StorageError, Store
-from tasks.verify import Verification
-from tasks.verify import verify as verify_dataset
-from tasks.versions import FacesError, gc, verify_faces
+from tasks.samples import SamplesError
+from tasks.storage import StorageError
+from tasks.train import TrainError
+from tasks.train_inputs import TrainConfigError
+from tasks.versions import FacesError
 
-COMPLETE, FAILED, PARTIAL = 0, 1, 2
 KNOWN_ERRORS = (
     AnnotatorError,
+    BackboneError,
     BundleError,
     CheckpointError,
     ConfigError,
     EngineError,
     FacesError,
     IdentityError,
+    PerceptualError,
     PlanError,
+    RecognitionError,
+    SamplesError,
     SourceError,
     StorageError,
+    TrainConfigError,
+    TrainError,
+    TrainStateError,
 )
-FLOWS: dict[str, tuple[Any, Any]] = {
-    "ingest": (IngestConfig, ingest_flow.ingest),
-    "reconstruct": (ReconstructConfig, reconstruct_flow.reconstruct),
-    "synth": (SynthConfig, synth),
+# Flows over units: what they leave in quarantine, `deca retry` tries again.
+UNIT_FLOWS: dict[str, Any] = {"ingest": IngestConfig, "reconstruct": ReconstructConfig, "synth": SynthConfig}
+FLOWS: dict[str, Any] = {
+    "ingest": ingest_flow.ingest,
+    "reconstruct": reconstruct_flow.reconstruct,
+    "synth": synth,
+    "train": train,
 }
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-assets = typer.Typer(no_args_is_help=True, help="Head models: import FLAME, write the procedural head, show a bundle.")
+app.add_typer(datasets)
 app.add_typer(assets, name="assets")
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
-Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")]
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/<command>.md lists them).")
-]
-Settings = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting: ray.workers=4.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder. Without one the network is untrained.")]
-Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
-New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
-Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]
-Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
 
 
 class _Lines(logging.Handler):
@@ -138,7 +156,7 @@ def reconstruct_command(
         "checkpoint": checkpoint,
         "bundle": bundle,
         "ray.workers": workers,
-        "existing": _existing(resume, new, extend),
+        "existing": existing(resume, new, extend),
     }
     return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
@@ -181,9 +199,62 @@ def ingest_command(
         "annotate.provider": provider,
         "shards.min_images": min_images,
         "ray.workers": workers,
-        "existing": _existing(resume, new, extend),
+        "existing": existing(resume, new, extend),
     }
     return _run("ingest", resolve(IngestConfig, config, settings, options), prefect)
+
+
+@app.command("train")
+def train_command(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="What ingest made, a faces/ dataset in it, or the word: world.")
+    ],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or bucket prefix for checkpoints and the model.")],
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Where other settings come from: the paper's (default), or a laptop's.")
+    ] = None,
+    recipe: Annotated[
+        Literal["paper", "release", "small"] | None,
+        typer.Option(help="Losses as in the paper (default) or the released code; small means --preset small."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet50, or a torchvision classifier.")] = None,
+    start: Annotated[str | None, typer.Option(help="Checkpoint folder with the first weights.")] = None,
+    bundle: Bundle = None,
+    config: Config = None,
+    settings: Settings = [],  # noqa: B006
+    workers: Annotated[
+        int | None, typer.Option(help="Ranks; 0 trains in this process. Default: one per GPU, 0 where there is none.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the settings that DEST holds.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Drop the run in DEST and start over.")] = False,
+    prefect: Prefect = False,
+) -> int:
+    """Faces in, a trained model out: pretrain, coarse, detail. Running it again goes on where it stopped.
+
+    Examples:
+
+      deca train people/ trained/ --preset small
+
+      deca train s3://bucket/people s3://bucket/trained --workers 8 --recipe release
+
+      deca train world trained/ --preset small --set coarse.steps=2000
+
+      deca train people/ tuned/ --start trained/model --set pretrain.steps=0
+    """
+    if recipe == "small":
+        preset, recipe = "small", None
+    options = {
+        "source": source,
+        "dest": dest,
+        "preset": preset,
+        "recipe": recipe,
+        "backbone": backbone,
+        "start": start,
+        "bundle": bundle,
+        "ray.workers": workers,
+        "existing": existing(resume, new),
+    }
+    return _run("train", resolve(TrainConfig, config, settings, options), prefect)
 
 
 @app.command("synth")
@@ -220,7 +291,7 @@ def synth_command(
         "seed": seed,
         "layout": "flat" if flat else "tar" if tar else None,
         "ray.workers": workers,
-        "existing": _existing(resume, new),
+        "existing": existing(resume, new),
     }
     return _run("synth", resolve(SynthConfig, config, settings, options), prefect)
 
@@ -233,9 +304,9 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
     """
     dataset = planned_dataset(dest)
     flow = load_plan(dataset).record.config.get("flow", "")
-    if flow not in FLOWS:
-        raise PlanError(f"{dataset}: made by the flow {flow!r}; this version has {', '.join(FLOWS)}")
-    stored = stored_config(dataset, FLOWS[flow][0])
+    if flow not in UNIT_FLOWS:
+        raise PlanError(f"{dataset}: made by the flow {flow!r}; this version has {', '.join(UNIT_FLOWS)}")
+    stored = stored_config(dataset, UNIT_FLOWS[flow])
     ray = stored.ray if workers is None else stored.ray.model_copy(update={"workers": workers})
     return _run(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
 
@@ -273,94 +344,6 @@ def plan(
 
 
 @app.command()
-def status(
-    dest: Dest,
-    quarantine: Annotated[int, typer.Option(help="How many quarantined rows to list.")] = 10,
-) -> int:
-    """Where a dataset stands: units, rows, what is in quarantine and why; after ingest also the version of the faces.
-
-    Example: deca status out/ --quarantine 100
-    """
-    report = StatusReport(dest)
-    table = Table(show_header=False, box=None)
-    for name, value in report.lines():
-        table.add_row(name, value)
-    console.print(table)
-    rows = report.quarantine
-    for row in rows[:quarantine]:
-        face = "" if row.face_index is None else f" face {row.face_index}"
-        console.print(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}", markup=False, soft_wrap=True)
-    if len(rows) > quarantine:
-        console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
-    if rows:
-        console.print(f"Try them once more with: deca retry {Store(dest).uri}", markup=False, soft_wrap=True)
-    return COMPLETE if report.complete else PARTIAL
-
-
-@app.command()
-def verify(dest: Dest) -> int:
-    """Hash every committed file again; exit code 1 when one is missing, changed or doubled.
-
-    After ingest DEST holds annotations/ and faces/, and both are checked.
-
-    Example: deca verify s3://bucket/heads
-    """
-    found: dict[str, Verification] = {}
-    dataset, faces = planned_dataset(dest), find_faces(dest)
-    if dataset != faces:
-        found[dataset] = verify_dataset(dataset)
-    if faces is not None:
-        found[faces] = verify_faces(faces)
-    for place, checked in found.items():
-        for problem in checked.problems:
-            errors.print(f"[bold red]problem:[/] {problem}")
-        for leftover in checked.leftovers:
-            console.print(f"left over, never read: {leftover}", markup=False)
-        counts = f"{checked.files} files hashed, {checked.rows} rows, {len(checked.problems)} problems"
-        console.print(f"{place}: {counts}", markup=False, soft_wrap=True)
-    return COMPLETE if all(checked.ok for checked in found.values()) else FAILED
-
-
-@app.command("gc")
-def gc_command(
-    dest: Dest,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-) -> int:
-    """Delete what only earlier versions of the faces need. Readers that opened one of those lose it.
-
-    Example: deca gc out/ --dry-run
-    """
-    faces = _faces(dest)
-    sizes = superseded(faces)
-    if not dry_run and not is_up_to_date(faces):
-        write_card(faces)  # its README names the files that `load_dataset` reads, and those must not go
-    names = list(sizes) if dry_run else gc(faces)
-    for name in sorted(names):
-        console.print(f"  {name}", markup=False, soft_wrap=True)
-    freed = megabytes(sum(sizes.get(name, 0) for name in names))
-    console.print(f"{'would delete' if dry_run else 'deleted'} {len(names)} files, {freed}, of {faces}", soft_wrap=True)
-    return COMPLETE
-
-
-@app.command()
-def report(dest: Dest) -> int:
-    """Draw the card of the faces: a page with charts and a sample, and the README.md that `load_dataset` reads.
-
-    Example: deca report out/faces
-    """
-    faces = _faces(dest)
-    console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
-    return COMPLETE
-
-
-def _faces(dest: str) -> str:
-    faces = find_faces(dest)
-    if faces is None:
-        raise FacesError(f"{dest} holds no faces. Make them with: deca ingest SRC {dest}")
-    return faces
-
-
-@app.command()
 def demo(
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for pictures and results.")] = Path(
         "demo-output"
@@ -381,59 +364,6 @@ def demo(
     return code
 
 
-@assets.command("import")
-def assets_import(
-    source: Annotated[Path, typer.Argument(metavar="FLAME_FILES", help="Folder with the licensed files.")],
-    dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write.")],
-) -> int:
-    """Turn the licensed FLAME files into a bundle. Pickles are read without executing anything.
-
-    The folder holds generic_model.pkl, landmark_embedding.npy, head_template.obj, uv_face_mask.png,
-    uv_face_eye_mask.png, fixed_displacement_256.npy and, if you have it, FLAME_albedo_from_BFM.npz.
-
-    Example: deca assets import ~/flame bundle/
-    """
-    return _show(import_flame(source, dest), dest)
-
-
-@assets.command("head")
-def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write.")]) -> int:
-    """Write the procedural head as a bundle.
-
-    Example: deca assets head bundle/
-    """
-    bundle = procedural_head()
-    bundle.save(dest)
-    return _show(bundle, dest)
-
-
-@assets.command("show")
-def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]) -> int:
-    """Check a bundle and print what is in it.
-
-    Example: deca assets show bundle/
-    """
-    return _show(load_bundle(bundle), bundle)
-
-
-def _show(bundle: Any, folder: Path) -> int:
-    table = Table(show_header=False, box=None)
-    table.add_row("bundle", f"{bundle.name} ({bundle.source})")
-    table.add_row("folder", str(folder))
-    table.add_row("hash", bundle.hash)
-    table.add_row("albedo", "yes" if bundle.albedo_mean is not None else "none: renderings are grey")
-    for name, array in bundle.arrays().items():
-        table.add_row(name, f"{array.dtype} {array.shape}")
-    console.print(table)
-    return COMPLETE
-
-
-def _existing(resume: bool, new: bool, extend: bool = False) -> str | None:
-    if resume + new + extend > 1:
-        raise typer.BadParameter("--resume, --extend and --new exclude one another")
-    return "resume" if resume else "extend" if extend else "new" if new else None
-
-
 def _run(flow: str, config: Any, prefect: bool) -> int:
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows  # three seconds of imports that a run without Prefect does not pay
@@ -441,7 +371,7 @@ def _run(flow: str, config: Any, prefect: bool) -> int:
         summary = getattr(flows, flow)(config)
     else:
         with TerminalProgress(flow) as progress:
-            summary = FLOWS[flow][1](config, progress)
+            summary = FLOWS[flow](config, progress)
     table = Table(show_header=False, box=None)
     for name, value in summary_lines(summary):
         table.add_row(name, value)

@@ -18,14 +18,20 @@ from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
 from pipelines.reconstruct import reconstruct as run_reconstruct
 from pipelines.stages import annotations_of, faces_of
+from pipelines.summaries import summary_lines
 from pipelines.synth import synth as run_synth
+from pipelines.train import train as run_train
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
+from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig, SynthSummary
 from tasks.card import CARD, identity_sizes, quarantine_reasons
 from tasks.engine import Progress
 from tasks.plan import load_plan
+from tasks.progress import standing
 from tasks.storage import Store
+from tasks.train import TrainProgress
+from tasks.train_report import CURVES, PICTURES
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
 
@@ -41,21 +47,21 @@ def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ProgressArtifact:
-    """`on_progress` for `run_units`: a progress bar in Prefect's pages, updated every few seconds."""
+    """`on_progress` of a flow: a progress bar in Prefect's pages, updated every few seconds."""
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.artifact: UUID | None = None
         self.last = 0.0
 
-    def __call__(self, progress: Progress) -> None:
-        percent = 100.0 * progress.items_done / max(progress.items_total, 1)
-        done = f"{progress.items_done} of {progress.items_total} pictures"
-        note = f"{done}, {progress.rows} faces, {progress.quarantined} in quarantine"
+    def __call__(self, progress: Progress | TrainProgress) -> None:
+        at = standing("", progress)
+        percent = 100.0 * at.done / max(at.total, 1)
+        note = f"{at.title.lstrip(', ')} {at.done} of {at.total} {at.unit}, {at.note}".lstrip()
         if self.artifact is None:
             created = create_progress_artifact(percent, key=self.key, description=note)
             self.artifact = created if isinstance(created, UUID) else None
-        elif progress.units_done == progress.units_total or time.monotonic() - self.last > ARTIFACT_SECONDS:
+        elif at.ends or time.monotonic() - self.last > ARTIFACT_SECONDS:
             update_progress(self.artifact, percent, description=note)
         else:
             return
@@ -100,11 +106,30 @@ def synth(config: SynthConfig) -> Any:
     return _finish("synth", f"photographs in {summary.photos}", summary)
 
 
-def _finish(name: str, description: str, summary: ReconstructSummary | IngestSummary | SynthSummary) -> Any:
+@flow(name="train")
+def train(config: TrainConfig) -> Any:
+    """Faces in, a trained model out: see `deca train --help`. The call's result is the summary."""
+    summary = run_train(config, on_progress=ProgressArtifact("train-progress"), stage=as_task)
+    create_markdown_artifact(_train_report(summary), key="train-report", description=f"model in {summary.model}")
+    return _finish("train", f"model in {summary.model}", summary)
+
+
+def _train_report(summary: TrainSummary) -> str:
+    """Where curves and pictures lie, and what every stage came to, as Markdown."""
+    store = Store(summary.dest)
+    places = {"curves": CURVES, **{f"pictures, {stage}": PICTURES.format(stage=stage) for stage in summary.stages}}
+    links = [f"- [{name}]({store.join(place)})" for name, place in places.items()]
+    lines = [f"| {name} | {value} |" for name, value in summary_lines(summary)]
+    return "\n".join([f"## Model `{summary.model}`", *links, "", "| | |", "| --- | --- |", *lines])
+
+
+def _finish(
+    name: str, description: str, summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary
+) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]
     create_table_artifact(rows, key=f"{name}-summary", description=description)
-    if summary.outcome == "complete":
+    if isinstance(summary, TrainSummary) or summary.outcome == "complete":
         return Completed(data=summary)
     quarantined = sum(summary.quarantined.values())
     message = f"{quarantined} rows in quarantine, {summary.pending_units} units pending"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
+from pipelines.train import MODEL, finished_stages, is_published, stored_plan
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
+from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
 from schemas.world import SynthSummary
 from tasks.card import CARD
+from tasks.checkpoints import list_checkpoints
 from tasks.plan import standing_quarantine
 from tasks.storage import Store
+from tasks.train_report import CURVES, PICTURES
 from tasks.verify import status
 from tasks.versions import current, list_versions, named_files, read_version, record_name
 
@@ -19,8 +23,10 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def summary_lines(summary: ReconstructSummary | IngestSummary | SynthSummary) -> Lines:
+def summary_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary) -> Lines:
     """The outcome of a run, and where to look next."""
+    if isinstance(summary, TrainSummary):
+        return _training_lines(summary)
     dest = summary.truth if isinstance(summary, SynthSummary) else summary.dest
     quarantined = ", ".join(f"{count} at {stage}" for stage, count in summary.quarantined.items()) or "none"
     units = f"{summary.units_run} run, {summary.units_skipped} done before, {summary.pending_units} pending"
@@ -59,6 +65,73 @@ def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary) -> Li
         ("version", f"{summary.version}, {'new' if summary.new_version else 'as before'}"),
         ("card", Store(faces).join(CARD)),
     ]
+
+
+def _training_lines(summary: TrainSummary) -> Lines:
+    store = Store(summary.dest)
+    lines: Lines = [("outcome", summary.outcome)]
+    for stage, result in summary.stages.items():
+        here = "done before"
+        if stage in summary.stages_run:
+            speed = (
+                f"{summary.images_per_second[stage]} images/s, {summary.data_wait_share[stage]:.1%} waiting for data"
+            )
+            here = f"{summary.seconds[stage]:.0f} s, {speed}"
+        lines.append((stage, f"{result['steps']:.0f} steps ({here}){_validation(result)}"))
+    return [
+        *lines,
+        *((name, network) for name, network in summary.networks.items()),
+        ("curves", store.join(CURVES)),
+        ("pictures", store.join(PICTURES.format(stage=list(summary.stages)[-1]))),
+        ("summary", store.join(SUMMARY)),
+        ("model", str(summary.model)),
+        ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}"),
+    ]
+
+
+def _validation(terms: dict[str, float]) -> str:
+    """The two figures of a validation that matter."""
+    if "total" not in terms:
+        return ""
+    return f"; validation: loss {terms['total']:.4g}, landmark error {terms['nme']:.2%} of the face"
+
+
+class TrainStatus:
+    """Where a training run stands."""
+
+    quarantine: tuple[()] = ()  # what training leaves out is logged, and counted nowhere
+
+    def __init__(self, dest: str, plan: TrainPlan) -> None:
+        self.store, self.plan = Store(dest), plan
+        self.finished = finished_stages(self.store)
+        self.planned: list[StageName] = [name for name in STAGES if plan.config[name]["steps"]]
+
+    @property
+    def complete(self) -> bool:
+        """Every stage is finished, and the model is published."""
+        return set(self.planned) <= set(self.finished) and is_published(self.store, self.plan)
+
+    def lines(self) -> Lines:
+        names = ("source", "backbone", "recipe")
+        lines = [("dest", self.store.uri), *((name, str(self.plan.config[name])) for name in names)]
+        lines += [("fingerprint", self.plan.fingerprint), *((name, value) for name, value in self.plan.inputs.items())]
+        lines += [(name, self._stage(name)) for name in self.planned]
+        return [*lines, ("model", self.store.join(MODEL) if self.complete else "not yet: run deca train again")]
+
+    def _stage(self, name: StageName) -> str:
+        records = list_checkpoints(self.store, name)
+        steps = self.plan.config[name]["steps"]
+        if not records:
+            return f"step 0 of {steps}"
+        kept = ", ".join(str(record.step) for record in records)
+        done = "finished" if name in self.finished else f"step {records[-1].step} of {steps}"
+        return f"{done}, checkpoints {kept}{_validation(records[-1].validation)}"
+
+
+def status_report(dest: str) -> StatusReport | TrainStatus:
+    """Where DEST stands: a training run, or a dataset."""
+    plan = stored_plan(Store(dest))
+    return StatusReport(dest) if plan is None else TrainStatus(dest, plan)
 
 
 class StatusReport:

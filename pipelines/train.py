@@ -11,16 +11,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
-from pipelines.stages import CONFIG, SUMMARY, Stage, direct
+from pipelines.stages import CONFIG, SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
 from tasks.checkpoints import FOLDER, list_checkpoints, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.plan import PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
-from tasks.train import METRICS, OnProgress, StageJob, Timing
+from tasks.train import FAILED, METRICS, OnProgress, StageJob, Timing
 from tasks.train_inputs import WORLD, first_model, input_hashes
-from tasks.train_report import draw_curves, draw_pictures
+from tasks.train_report import CURVES, REPORT, draw_curves, draw_pictures
 from tasks.versions import open_faces
 
 TRAIN, STAGE_FOLDER, MODEL = "_train.json", "_stages", "model"
@@ -42,7 +42,7 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, stage: Sta
         if timing is not None:
             timings[name] = timing
     stage(publish_model)(config, plan)
-    stage(draw_report)(config)
+    stage(draw_report)(config, bool(timings))
     return stage(summarise)(config, plan, timings)
 
 
@@ -52,8 +52,11 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.existing == "resume":
         if stored is None:
             raise PlanError(f"{config.dest}: there is no run to resume. Start one without --resume")
-        return stored.model_copy(update={"existing": "resume", "ray": config.ray})
-    if config.version is not None or config.source == WORLD:
+        return stored.model_copy(update={"existing": "resume", "dest": config.dest, "ray": config.ray})
+    if config.source == WORLD:
+        return config
+    config = config.model_copy(update={"source": find_faces(config.source) or config.source})
+    if config.version is not None:
         return config
     same = stored is not None and stored.source == config.source
     version = stored.version if stored and same else open_faces(config.source).version.version
@@ -67,10 +70,16 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     """
     store = Store(config.dest)
     plan = _plan(config)
-    earlier = _stored_plan(store)
+    earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
         store.delete(TRAIN)
-        for folder in (FOLDER, METRICS, STAGE_FOLDER, MODEL):
+        for folder in (
+            FOLDER,
+            METRICS,
+            STAGE_FOLDER,
+            REPORT,
+            FAILED,
+        ):  # the model stays until the new one takes its place
             store.delete_folder(folder)
         earlier = None
     if earlier is not None and earlier.fingerprint != plan.fingerprint:
@@ -127,7 +136,9 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
 
 def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     """The last stage's mean weights as a checkpoint that `deca reconstruct --checkpoint` takes; its URI."""
-    store = Store(f"{config.dest.rstrip('/')}/{MODEL}")
+    store = Store(Store(config.dest).join(MODEL))
+    if is_published(Store(config.dest), plan):
+        return store.uri
     last = [name for name in STAGES if config.stage(name).steps][-1]
     state = read_state(Store(config.dest), _last(Store(config.dest), last))
     model = first_model(config)
@@ -148,17 +159,27 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     return store.uri
 
 
-def draw_report(config: TrainConfig) -> None:
-    """Loss curves and pictures of validation faces beside the data."""
-    draw_curves(config)
+def is_published(store: Store, plan: TrainPlan) -> bool:
+    """Whether the model in a folder is this run's."""
+    try:
+        meta = json.loads(store.read(f"{MODEL}/{META_FILE}"))
+    except FileNotFoundError:
+        return False
+    return bool(meta["info"].get("run") == plan.fingerprint)
+
+
+def draw_report(config: TrainConfig, trained: bool) -> None:
+    """Loss curves and pictures of validation faces beside the data; those of before where nothing was trained."""
+    if not trained and Store(config.dest).exists(CURVES):
+        return
     draw_pictures(config)
+    draw_curves(config)  # last: where it lies, the report is whole
 
 
 def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Timing]) -> TrainSummary:
     """What DEST holds now, written beside it."""
     store = Store(config.dest)
-    planned = [name for name in STAGES if config.stage(name).steps]
-    records = [StageRecord.model_validate_json(store.read(_stage_file(name))) for name in planned]
+    records = finished_stages(store).values()
     summary = TrainSummary(
         outcome="complete",
         dest=store.uri,
@@ -182,7 +203,8 @@ def _plan(config: TrainConfig) -> TrainPlan:
     return TrainPlan(config=settings, inputs=inputs, fingerprint=hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def _stored_plan(store: Store) -> TrainPlan | None:
+def stored_plan(store: Store) -> TrainPlan | None:
+    """What the run in a folder is; None where there is no run. Raises PlanError for a damaged record."""
     try:
         return TrainPlan.model_validate_json(store.read(TRAIN))
     except FileNotFoundError:
@@ -199,6 +221,14 @@ def _stored_config(dest: str) -> TrainConfig | None:
         return None
     except ValidationError as error:
         raise PlanError(f"{store.join(CONFIG)} is damaged or of another version. Start over with --new") from error
+
+
+def finished_stages(store: Store) -> dict[str, StageRecord]:
+    """Results of the finished stages of a run."""
+    names = {name: _stage_file(name) for name in STAGES}
+    return {
+        name: StageRecord.model_validate_json(store.read(file)) for name, file in names.items() if store.exists(file)
+    }
 
 
 def _stage_file(name: StageName) -> str:

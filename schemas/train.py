@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -86,6 +87,31 @@ class TrainRayConfig(BaseModel):
     max_failures: int = Field(default=3, ge=0)
 
 
+PresetName = Literal["paper", "small"]
+# Settings by the name of a preset; whatever else is given wins over them, setting by setting.
+PRESETS: dict[PresetName, dict[str, Any]] = {
+    # The release's batches and steps: days of a GPU.
+    "paper": {
+        "pretrain": {"steps": 100_000, "subjects": 64, "images": 1},
+        "coarse": {"steps": 200_000, "subjects": 8, "images": 2},
+        "detail": {"steps": 250_000, "subjects": 6, "images": 3},
+    },
+    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end.
+    "small": {
+        "backbone": "mobilenet_v3_small",
+        "pretrain": {"steps": 800, "subjects": 16, "images": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 20},
+        "coarse": {"steps": 500, "subjects": 4, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
+        "detail": {"steps": 200, "subjects": 2, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 10},
+        # Without weights its network teaches nothing and takes more than half of a coarse step; with weights of
+        # `networks.identity_weights` set it to the recipe's 0.2.
+        "weights": {"coarse": {"identity": 0.0}},
+        "mrf_size": 64,
+        "ema": 0.99,
+        "checkpoint_every": 100,
+    },
+}
+
+
 class TrainConfig(BaseModel):
     """Settings of `deca train` and of the deployment `train`."""
 
@@ -95,6 +121,8 @@ class TrainConfig(BaseModel):
     source: str
     # Folder or bucket prefix for checkpoints and the trained model; any fsspec URI.
     dest: str
+    # Where settings come from that are not given: the paper's (paper), or a laptop's (small).
+    preset: PresetName = "paper"
     # Version of the faces/ dataset. None: the current one, which the run then keeps to.
     version: int | None = Field(default=None, ge=1)
     world: WorldConfig = WorldConfig()
@@ -110,10 +138,10 @@ class TrainConfig(BaseModel):
     # Weights of single losses in place of the recipe's, by stage and name, as in {"coarse": {"identity": 0}}.
     weights: dict[StageName, dict[str, float]] = Field(default_factory=dict)
 
-    # Defaults: the release's batches and steps.
-    pretrain: StageConfig = StageConfig(steps=100_000, subjects=64, images=1)
-    coarse: StageConfig = StageConfig(steps=200_000, subjects=8, images=2)
-    detail: StageConfig = StageConfig(steps=250_000, subjects=6, images=3)
+    # Defaults: the preset's.
+    pretrain: StageConfig
+    coarse: StageConfig
+    detail: StageConfig
 
     networks: NetworksConfig = NetworksConfig()
     # Pixels on a side of the patch that ID-MRF sees. None: the recipe's. Its cost grows with the fourth power.
@@ -145,30 +173,31 @@ class TrainConfig(BaseModel):
     existing: Literal["refuse", "resume", "new"] = "refuse"
     ray: TrainRayConfig = TrainRayConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = PRESETS.get(values.get("preset", "paper"), {})  # the field itself refuses an unknown name
+        return _merged(preset, values)
+
     def stage(self, name: StageName) -> StageConfig:
         config: StageConfig = getattr(self, name)
         return config
 
     def plan_config(self) -> dict[str, Any]:
         """The settings that decide what is learnt."""
-        return self.model_dump(mode="json", exclude={"dest", "version", "existing", "ray", "keep_last", "keep_best"})
+        names = {"dest", "preset", "version", "existing", "ray", "keep_last", "keep_best"}
+        return self.model_dump(mode="json", exclude=names)
 
 
-# Settings by the name of a preset; whatever else is given wins over them.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The release's batches and steps: days of a GPU.
-    "paper": {},
-    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end.
-    "small": {
-        "backbone": "mobilenet_v3_small",
-        "pretrain": {"steps": 300, "subjects": 16, "images": 1, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
-        "coarse": {"steps": 300, "subjects": 4, "images": 2, "lr": 3e-4, "schedule": "cosine", "warmup": 20},
-        "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 3e-4, "schedule": "cosine", "warmup": 10},
-        "mrf_size": 128,
-        "ema": 0.99,
-        "checkpoint_every": 100,
-    },
-}
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, group by group; what `over` says wins."""
+    merged = {**base, **over}
+    for name in base.keys() & over.keys():
+        if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):
+            merged[name] = _merged(base[name], over[name])
+    return merged
 
 
 class TrainPlan(BaseModel):

@@ -33,6 +33,7 @@ from tasks.storage import StorageError, Store
 
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
+LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
 
 
 @dataclass
@@ -321,6 +322,7 @@ class _Crew:
         self.build = lambda: remote.remote(plan, factory, config.threads)
         self.flights: dict[Any, _Flight] = {}
         self.deaths = 0  # in a row
+        self.seen = time.monotonic()  # last sign of life of the cluster
 
     def run(self) -> None:
         """Keep one unit in flight on every actor until none is left."""
@@ -330,6 +332,10 @@ class _Crew:
             while self.flights:
                 ready, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
                 now = time.monotonic()
+                if ready:
+                    self.seen = now
+                elif now - self.seen > LOOK_SECONDS:
+                    self.look()
                 late = [ref for ref, flight in self.flights.items() if flight.deadline < now and ref not in ready]
                 for ref in ready:
                     self.land(ref, self.flights.pop(ref))
@@ -338,6 +344,14 @@ class _Crew:
         finally:
             for flight in self.flights.values():
                 self.dismiss(flight)
+
+    def look(self) -> None:
+        """Raise EngineError where Ray's nodes are gone: it would wait for their workers' results for ever."""
+        self.seen = time.monotonic()
+        if not any(node["Alive"] for node in self.ray.nodes()):
+            raise EngineError(
+                "Ray's node died (no memory left? look at dmesg). What is committed stays; go on with the same command"
+            )
 
     def hire(self) -> None:
         actor = self.build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
@@ -12,12 +13,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from tasks.engine import Progress
+from tasks.train import TrainProgress
 
 LINE_SECONDS = 30.0
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is: `done` of `total` of a unit, and a note with the rest."""
+
+    title: str
+    done: int
+    total: int
+    unit: str
+    note: str
+    ends: bool  # the last report of the run, or of a stage of it
+
+
+def standing(title: str, progress: Progress | TrainProgress) -> Standing:
+    """What a progress report says, in words."""
+    if isinstance(progress, TrainProgress):
+        title = f"{title}, {progress.stage}"
+        ends = progress.step == progress.steps
+        return Standing(title, progress.step, progress.steps, "steps", _training_note(progress), ends)
+    ends = progress.units_done == progress.units_total
+    return Standing(title, progress.items_done, progress.items_total, "pictures", _units_note(progress), ends)
+
+
 class TerminalProgress:
-    """Shows what `run_units` reports; give the object as its `on_progress`.
+    """Shows what `run_units` or a training stage reports; give the object as its `on_progress`.
 
     >>> with TerminalProgress("annotate") as progress:  # doctest: +SKIP
     ...     run_units(plan, factory, config.ray, progress)
@@ -30,7 +54,7 @@ class TerminalProgress:
 
     def __enter__(self) -> TerminalProgress:
         if self.stream.isatty():
-            columns = (TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(file=self.stream))
             self.task = self.bar.add_task(self.title, total=None, note="")
             self.bar.start()
@@ -42,22 +66,33 @@ class TerminalProgress:
         if self.bar:
             self.bar.stop()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: Progress | TrainProgress) -> None:
+        now, at = time.monotonic(), standing(self.title, progress)
         if self.bar:
-            self.bar.update(self.task, completed=progress.items_done, total=progress.items_total, note=_note(progress))
-            return
-        now = time.monotonic()
-        if progress.units_done == progress.units_total or now - self.last_line >= LINE_SECONDS:
+            self.bar.update(self.task, description=at.title, completed=at.done, total=at.total, note=at.note)
+        elif at.ends or now - self.last_line >= LINE_SECONDS:
             self.last_line = now
-            done = f"{progress.items_done}/{progress.items_total} pictures"
-            print(f"{self.title}: {done}, {_note(progress)}", file=self.stream, flush=True)
+            print(f"{at.title}: {at.done}/{at.total} {at.unit}, {at.note}", file=self.stream, flush=True)
 
 
-def _note(progress: Progress) -> str:
+def _units_note(progress: Progress) -> str:
     parts = [f"{progress.rows} faces", f"{progress.rows_per_second:.1f} faces/s"]
     if progress.quarantined:
         parts.append(f"{progress.quarantined} in quarantine")
     if progress.eta_seconds:
-        minutes, seconds = divmod(round(progress.eta_seconds), 60)
-        parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+        parts.append(f"{_clock(progress.eta_seconds)} left")
     return ", ".join(parts)
+
+
+def _training_note(progress: TrainProgress) -> str:
+    timing = progress.timing
+    parts = [f"loss {progress.losses['total']:.4g}", f"{timing.images_per_second:.1f} images/s"]
+    parts.append(f"{timing.data_wait_share:.0%} waiting for data")
+    if left := progress.steps - progress.step:
+        parts.append(f"{_clock(left * timing.seconds / timing.steps)} left")
+    return ", ".join(parts)
+
+
+def _clock(duration: float) -> str:
+    minutes, seconds = divmod(round(duration), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

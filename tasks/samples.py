@@ -15,14 +15,13 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from deca_core.assets.bundle import AssetBundle
 from deca_core.augment import Augmentation
 from deca_core.training import FaceBatch
 from schemas.faces import Split
 from schemas.samples import DataConfig
 from tasks.sample_batches import BatchMaker, Damage
 from tasks.sample_order import BatchPlan, Blocks, SamplesError
-from tasks.sample_sources import ShardSource, Source, WorldSource
+from tasks.sample_sources import ShardSource, Source
 
 logger = logging.getLogger(__name__)
 
@@ -142,21 +141,3 @@ class FaceSamples(Samples):
         source = ShardSource(faces, split, version)
         self.version = source.version
         super().__init__(source, plan, augmentation, config)
-
-
-class WorldSamples(Samples):
-    """Batches of `people` of the embedded world from number `first`, `images` photographs of each; no disk."""
-
-    def __init__(
-        self,
-        bundle: AssetBundle,
-        plan: BatchPlan,
-        augmentation: Augmentation,
-        config: DataConfig | None = None,
-        *,
-        people: int,
-        images: int,
-        seed: int = 0,
-        first: int = 0,
-    ) -> None:
-        super().__init__(WorldSource(bundle, seed, people, images, first), plan, augmentation, config)

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deca_core.training import FaceBatch
+from deca_core.metrics import normalized_mean_error
+from deca_core.training import FaceBatch, predicted_landmarks
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
 from tasks.checkpoints import (
     Tensors,
@@ -36,7 +38,7 @@ from tasks.checkpoints import (
 from tasks.storage import Store
 from tasks.train_inputs import arithmetic, first_model, make_step, training_samples, validation_samples
 
-METRICS = "metrics"
+METRICS, FAILED = "metrics", "_failed"
 SKIPPED_IN_A_ROW = 20  # steps without a finite gradient before the run is stopped
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
@@ -51,6 +53,7 @@ class TrainError(Exception):
 class Timing:
     """Where a rank's time went, of this process."""
 
+    steps: int = 0
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -124,6 +127,7 @@ class StageRun:
         self.optimizer = torch.optim.Adam(self.named.values(), lr=self.settings.lr)
         self.mean: Tensors = {}
         self.done, self.skipped = 0, 0
+        self.batch: FaceBatch | None = None  # the last one, for study where training explodes
         self.data = training_samples(job.config, job.stage, rank, ranks)
         self.resume()
         if job.config.ema is not None and not self.mean:
@@ -149,10 +153,13 @@ class StageRun:
     def run(self, on_progress: OnProgress | None = None) -> None:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
         timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
+        if self.done == 0 and self.rank == 0:
+            metrics.append({"step": 0, "validation": self._validate()})
         begun = time.perf_counter()
         while self.done < self.settings.steps:
             terms = self._optimise(batches)
             self.done += 1
+            timing.steps += 1
             timing.images += self.settings.subjects * self.settings.images
             timing.seconds, timing.waited = time.perf_counter() - begun, self.data.waiting.seconds
             last = self.done == self.settings.steps
@@ -182,7 +189,7 @@ class StageRun:
         self._train_mode()
         parts: list[dict[str, Tensor]] = []
         for part in range(self.settings.accumulate):
-            batch = next(batches).to(self.device, non_blocking=True)
+            self.batch = batch = next(batches).to(self.device, non_blocking=True)
             final = part == self.settings.accumulate - 1
             module = self.forward
             # Ranks exchange gradients once, with the last part.
@@ -220,7 +227,8 @@ class StageRun:
                 terms = ", ".join(f"{name} {float(value):.4g}" for name, value in parts[-1].items())
                 raise TrainError(
                     f"{self.stage}: {self.skipped} steps in a row without a finite gradient, the last one step "
-                    f"{self.done} ({terms}). Go on from the last checkpoint with --resume, or anew with a smaller lr"
+                    f"{self.done} ({terms}); its batch is {self._save_batch()}. Go on from the last checkpoint with "
+                    "--resume, or anew with a smaller lr"
                 )
             return
         self.skipped = 0
@@ -231,11 +239,22 @@ class StageRun:
             with torch.no_grad():
                 torch._foreach_lerp_([self.mean[name] for name in self.named], list(self.named.values()), 1 - decay)
 
+    def _save_batch(self) -> str:
+        """Put the last batch into storage; its URI."""
+        assert self.batch is not None
+        name = f"{FAILED}/{self.stage}-{self.done:08d}-{self.rank}.safetensors"
+        with self.store.scratch(name) as path:
+            tensors = {key: getattr(self.batch, key) for key in ("images", "landmarks", "masks", "subjects")}
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
+            self.store.publish(path, name)
+        return self.store.join(name)
+
     def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:
         """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""
         if self.rank == 0:
             validation = self._validate()
-            lines = "".join(json.dumps(row) + "\n" for row in metrics)
+            rows = [*metrics, {"step": self.done, "validation": validation}]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.write(f"{METRICS}/{self.stage}/{self.done:08d}.jsonl", lines.encode())
             state = TrainState(
                 weights=dict(self.model.state_dict()),
@@ -251,7 +270,10 @@ class StageRun:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped."""
+        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped.
+
+        And `nme`: how far the landmarks of E_c are from the labels, over the size of the face.
+        """
         if not self.config.validation_batches:
             return {}
         trained = {name: value.detach().clone() for name, value in self.named.items()}
@@ -260,8 +282,10 @@ class StageRun:
         found: list[dict[str, float]] = []
         for batch in itertools.islice(validation_samples(self.config, self.stage), self.config.validation_batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                output = self.step(batch.to(self.device))
-            terms = {"total": output.loss, **output.terms}
+                batch = batch.to(self.device)
+                output, points = self.step(batch), predicted_landmarks(self.model, batch.images)
+            error = normalized_mean_error(batch.landmarks[..., :2], points).mean()
+            terms = {"total": output.loss, "nme": error, **output.terms}
             found.append({name: float(value) for name, value in terms.items()})
         self._put(trained)
         return {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}

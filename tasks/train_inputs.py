@@ -17,10 +17,12 @@ from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
 from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
 from deca_core.training import CoarseStep, DetailStep
-from schemas.train import NetworksConfig, StageName, TrainConfig
+from schemas.faces import Split
+from schemas.train import STAGES, NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models import bundle_at, checkpoint_folder, local_file
 from tasks.sample_order import BatchPlan
-from tasks.samples import FaceSamples, Samples, WorldSamples
+from tasks.sample_sources import WorldSource
+from tasks.samples import FaceSamples, Samples
 
 WORLD = "world"  # the source that is no dataset
 NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
@@ -131,13 +133,11 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
             f"{stage}.subjects {settings.subjects} cannot be cut into {settings.accumulate} parts for each of {ranks} "
             f"ranks. Ask for a multiple of {settings.accumulate * ranks}"
         )
-    seed = config.seed + tuple(TrainConfig.model_fields).index(stage)  # another order in every stage
+    seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
     if config.source != WORLD:
         return FaceSamples(config.source, "train", plan, Augmentation(), config.data, version=config.version)
-    world, bundle = config.world, bundle_at(config.bundle)
-    sizes = {"people": world.people, "images": world.images, "seed": world.seed}
-    return WorldSamples(bundle, plan, Augmentation(), config.data, **sizes)
+    return Samples(_world(config.bundle, config.world, "train"), plan, Augmentation(), config.data)
 
 
 def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
@@ -147,17 +147,14 @@ def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
     few = config.data.model_copy(update={"few_pictures": "repeat"})
     if config.source != WORLD:
         return FaceSamples(config.source, "val", plan, PLAIN, few, version=config.version)
-    world = config.world
-    return WorldSamples(
-        bundle_at(config.bundle),
-        plan,
-        PLAIN,
-        few,
-        people=world.val_people,
-        images=world.images,
-        seed=world.seed,
-        first=world.people,
-    )
+    return Samples(_world(config.bundle, config.world, "val"), plan, PLAIN, few)
+
+
+@cache
+def _world(bundle: str | None, world: WorldConfig, split: Split) -> WorldSource:
+    """The people of a split, whose photographs are taken once for all stages and validations of a process."""
+    people, first = (world.people, 0) if split == "train" else (world.val_people, world.people)
+    return WorldSource(bundle_at(bundle), world.seed, people, world.images, first)
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -168,9 +165,7 @@ def input_hashes(config: TrainConfig) -> dict[str, str]:
     found = {"bundle": bundle_at(config.bundle).hash, "start": "random"}
     if config.start is not None:
         found["start"] = checkpoint_hash(checkpoint_folder(config.start))
-    stages: tuple[StageName, ...] = ("pretrain", "coarse", "detail")
-    used = [stage for stage in stages if config.stage(stage).steps]
-    for stage in used:
+    for stage in (stage for stage in STAGES if config.stage(stage).steps):
         weights = stage_weights(config, stage)
         if isinstance(weights, DetailWeights):
             found["perceptual"] = perceptual_network(config.networks, tuple(weights.mrf_layers)).name

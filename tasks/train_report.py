@@ -21,15 +21,18 @@ from tasks.storage import Store
 from tasks.train import METRICS
 from tasks.train_inputs import first_model, validation_samples
 
-CURVES, PICTURES = "_report/curves.png", "_report/pictures-{stage}.png"
+REPORT = "_report"
+CURVES, PICTURES = f"{REPORT}/curves.png", REPORT + "/pictures-{stage}.png"
 PANELS = ("picture", "landmarks", "rendering", "shape", "detail", "displacement")
 ROWS = 6  # faces on a sheet
 
 
-def read_metrics(store: Store, stage: StageName) -> list[dict[str, float]]:
-    """The logged steps of a stage, in order: step, lr, gradient, total and the terms of the loss."""
+def read_metrics(store: Store, stage: StageName) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The logged steps of a stage, in order: step, lr, gradient, total and the terms of the loss; and validations."""
     names = store.list(f"{METRICS}/{stage}")
-    return [json.loads(line) for name in names for line in store.read(name).decode().splitlines()]
+    rows = [json.loads(line) for name in names for line in store.read(name).decode().splitlines()]
+    validations = [{"step": row["step"], **row["validation"]} for row in rows if row.get("validation")]
+    return [row for row in rows if "validation" not in row], validations
 
 
 def draw_curves(config: TrainConfig) -> None:
@@ -40,13 +43,14 @@ def draw_curves(config: TrainConfig) -> None:
     stages = [stage for stage in STAGES if config.stage(stage).steps]
     figure = Figure(figsize=(6 * len(stages), 4.5), layout="constrained")
     for axes, stage in zip(np.atleast_1d(figure.subplots(1, len(stages))), stages, strict=True):
-        rows = read_metrics(store, stage)
+        rows, judged = read_metrics(store, stage)
+        steps = [row["step"] for row in rows]
         for term in sorted({name for row in rows for name in row} - {"step", "lr", "gradient"}):
             values = [row.get(term, np.nan) for row in rows]
-            axes.plot([row["step"] for row in rows], values, label=term, linewidth=2 if term == "total" else 1)
-        judged = [record for record in list_checkpoints(store, stage) if "total" in record.validation]
-        totals = [record.validation["total"] for record in judged]
-        axes.plot([record.step for record in judged], totals, "k*", label="validation, total")
+            axes.plot(steps, values, label=term, linewidth=2 if term == "total" else 1)
+        for term, marker in (("total", "k*"), ("nme", "k+")):
+            values = [row[term] for row in judged]
+            axes.plot([row["step"] for row in judged], values, f"{marker}--", label=f"validation, {term}", linewidth=1)
         axes.set(title=stage, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

@@ -21,9 +21,10 @@ from deca_core.metrics import (
     Surface,
     aligned_distance,
     correlation,
-    landmark_nme,
+    interocular_error,
     light_error,
     normal_error,
+    normalized_mean_error,
     psnr,
     rms_difference,
     rotation_error,
@@ -82,12 +83,13 @@ class WorldFigures:
     def _geometry(self, crop: FaceCrop, codes: Codes, out: Reconstruction, truth: TrueFace) -> dict[str, float]:
         """Landmarks, pose, expression and vertices."""
         true = truth.codes
-        eyes, box = landmark_nme(crop.to_picture(to_pixels(out.landmarks2d)[0].numpy()), truth.landmarks)
+        points = torch.from_numpy(crop.to_picture(to_pixels(out.landmarks2d)[0].numpy()))[None]
+        landmarks = torch.from_numpy(truth.landmarks)[None]
         moved = self._at_rest(true.replace(exp=codes.exp, pose=codes.pose))
         neutral, true_neutral = (neutral_head(self.flame, each.shape)[0][self.face] for each in (codes, true))
         return {
-            "nme": eyes,
-            "nme_box": box,
+            "nme": float(interocular_error(landmarks, points)),
+            "nme_box": float(normalized_mean_error(landmarks, points)),
             "pose_deg": float(rotation_error(codes.pose[0, :3], true.pose[0, :3])),
             "jaw_deg": float(rotation_error(codes.pose[0, 3:], true.pose[0, 3:])),
             "expression_mm": float(np.linalg.norm(moved - self._at_rest(true), axis=1).mean()),

@@ -18,6 +18,7 @@ Float = NDArray[np.float32]
 
 MM = 1e-3
 NECK = 40  # mm below the chin that a beard may reach
+EAR = 15  # mm behind the end of the contour that it begins
 SHAPE = (UV_SIZE, UV_SIZE)
 CIRCLES = np.array([0.42, 0.50, 0.42], np.float32)  # what full strength takes from red, green, blue
 RED = np.array([-0.05, 0.22, 0.20], np.float32)
@@ -41,7 +42,7 @@ class FacePaint:
         covered = np.any(positions != 0, axis=0)
         # The face's mask ends under the chin; a beard does not. Nothing but skin lies that far below the lips.
         skin = np.maximum(face, covered * smoothstep(below_lip - 14, below_lip - 20, y))
-        near_face = (skin > 0) & (y > points[8, 1] - NECK) & (z > points[16, 2] - 2)
+        near_face = (skin > 0) & (y > points[8, 1] - NECK) & (z > points[16, 2] - EAR)
         # Everything below is about these texels only, (N,).
         self._texels = np.flatnonzero((face > 0) | near_face)
         self._signed, self._x, self._y, self._depth = (v.ravel()[self._texels] for v in (x, np.abs(x), y, z))
@@ -191,7 +192,7 @@ class FacePaint:
         along = np.clip((self._x - p[0, 0]) / (p[4, 0] - p[0, 0]), 0, 1)
         middle = np.interp(self._x, p[:, 0], p[:, 1]) - 1.0 + brows.lift + brows.arch * (np.sin(np.pi * along) - 0.6)
         half = brows.thickness * (1 - (1 - brows.taper) * along**2) * (0.75 + 0.25 * smoothstep(0.0, 0.2, along))
-        ends = smoothstep(p[0, 0] - 3, p[0, 0] + 2, self._x) * smoothstep(p[4, 0] + 2, p[4, 0] - 4, self._x)
+        ends = smoothstep(p[0, 0] - 3, p[0, 0] + 2, self._x) * smoothstep(p[4, 0] + 1, p[4, 0] - 5, self._x)
         away = np.abs(self._y - middle)
         bare = np.exp(-((away / 5.5) ** 4)) * ends * self._face
         skin = self._skin_near(paint)
@@ -222,8 +223,8 @@ class FacePaint:
             ]
         )
         p = self._points
-        front = smoothstep(p[16, 2] - 2, p[16, 2] + 10, self._depth)
-        neck = smoothstep(p[8, 1] - 24 + beard.neck_line, p[8, 1] - 12 + beard.neck_line, self._y + wobble)
+        front = smoothstep(p[16, 2] - EAR, p[16, 2] - EAR + 12, self._depth)
+        neck = smoothstep(p[8, 1] - 16 + beard.neck_line, p[8, 1] - 4 + beard.neck_line, self._y + wobble)
         opacity = opacity * front * neck * (1 - self._lips) * self._skin
         grain = self._grain(rng, 0.6)
         tone = np.array(beard.colour) * (0.75 + 0.5 * self._grain(rng, 0.0))[..., None]
@@ -235,7 +236,7 @@ class FacePaint:
         corner, ear = p[54], p[15]
         line = np.interp(x, [corner[0] + 4, ear[0]], [corner[1] + 4, ear[1] - 4]) + beard.cheek_line
         line = line - 5 * np.sin(np.pi * np.clip((x - corner[0]) / (ear[0] - corner[0]), 0, 1)) + wobble
-        cheeks = smoothstep(2, -4, y - line) * smoothstep(corner[0] + 2, corner[0] + 10, x)
+        cheeks = smoothstep(5, -9, y - line) * smoothstep(corner[0] + 2, corner[0] + 10, x)
         order = np.argsort(p[8:17, 0])
         edge = np.interp(x, p[8:17, 0][order], p[8:17, 1][order])
         return cheeks, smoothstep(edge + 24, edge + 10, y) * cheeks

@@ -17,11 +17,11 @@ Generator = np.random.Generator
 Range = tuple[float, float]
 
 # Of large, middle and small patches of the skin: most that they differ, share of the colour.
-UNEVENNESS = (0.07, 0.05, 0.025)
+UNEVENNESS = (0.045, 0.032, 0.02)
 # Parts of the face whose skin is darker or lighter than the rest, and how much they differ (share of the colour).
 REGIONS: dict[str, float] = {
-    "forehead": 0.09, "temples": 0.10, "nose": 0.07, "cheeks": 0.10, "hollows": 0.11, "round mouth": 0.12, "chin": 0.11,
-    "round eyes": 0.11, "bridge": 0.05,
+    "forehead": 0.07, "temples": 0.07, "nose": 0.07, "cheeks": 0.07, "hollows": 0.07, "round mouth": 0.11, "chin": 0.08,
+    "round eyes": 0.15, "bridge": 0.05,
 }  # fmt: skip
 MALE = 0.0  # of the sex component: above it a person may have a beard, below it make-up is common
 
@@ -41,8 +41,8 @@ BEARDS: dict[str, BeardKind] = {
     "shaven": BeardKind(0.20),
     "shadow": BeardKind(0.14, cheeks=(0.1, 0.3), jaw=(0.15, 0.35), chin=(0.15, 0.4), moustache=(0.15, 0.4)),
     "stubble": BeardKind(0.16, cheeks=(0.2, 0.5), jaw=(0.4, 0.6), chin=(0.4, 0.7), moustache=(0.4, 0.7)),
-    "full": BeardKind(0.24, cheeks=(0.6, 0.9), jaw=(0.8, 0.95), chin=(0.8, 0.95), moustache=(0.6, 0.95)),
-    "goatee": BeardKind(0.12, jaw=(0.0, 0.2), chin=(0.6, 0.95), moustache=(0.5, 0.9)),
+    "full": BeardKind(0.16, cheeks=(0.4, 0.75), jaw=(0.6, 0.9), chin=(0.6, 0.9), moustache=(0.6, 0.95)),
+    "goatee": BeardKind(0.12, jaw=(0.0, 0.2), chin=(0.5, 0.85), moustache=(0.5, 0.9)),
     "moustache": BeardKind(0.09, moustache=(0.7, 0.95)),
     "chin": BeardKind(0.05, jaw=(0.0, 0.8), chin=(0.6, 0.9)),
 }
@@ -163,7 +163,7 @@ def _beard(rng: Generator, hair: Colour) -> Beard | None:
     return Beard(
         **areas,
         cheek_line=float(rng.uniform(-14, 8)),
-        neck_line=float(rng.uniform(-14, 4)),
+        neck_line=float(rng.uniform(-6, 4)),
         width=float(rng.uniform(0.7, 1.15)),
         colour=_near(rng, hair, 0.3, 0.06),
     )
@@ -173,13 +173,13 @@ def _brows(rng: Generator, male: bool, hair: Colour) -> Brows:
     """Men's are thicker, women's narrower and more curved."""
     return Brows(
         bare=float(rng.uniform(0.0, 0.5)),
-        density=float(rng.uniform(0.3, 0.95)),
+        density=float(rng.uniform(0.4, 1.0)),
         thickness=float(rng.uniform(2.2, 5.4) if male else rng.uniform(1.4, 3.8)),
         taper=float(rng.uniform(0.2, 0.8)),
         arch=float(rng.normal(-0.2 if male else 0.3, 0.6)),
         lift=float(rng.normal(0, 0.4)),
         joined=float(smoothstep(0.75, 1.0, np.array(rng.uniform())) * rng.uniform(0.1, 0.7)) if male else 0.0,
-        colour=_near(rng, tuple(0.6 * value for value in hair), 0.3, 0.03),
+        colour=_near(rng, tuple(0.6 * value for value in hair), 0.45, 0.03),
     )
 
 
@@ -197,12 +197,12 @@ def _make_up(rng: Generator) -> MakeUp:
 
 def _skin(rng: Generator, age: float) -> Skin:
     freckled = rng.uniform() < 0.3
-    red = float(rng.normal(1.0, 0.09))
+    red = float(rng.normal(1.0, 0.11))
     rest = red * float(rng.uniform(0.72, 1.06))
     return Skin(
-        circles=float(np.clip(rng.normal(0.18 + 0.08 * age, 0.45), -0.4, 1.1)),
+        circles=float(np.clip(rng.normal(0.18 + 0.08 * age, 0.55), -0.5, 1.2)),
         circles_width=float(rng.uniform(4, 11)),
-        sockets=float(rng.normal(0.05, 0.45)),
+        sockets=float(rng.normal(0.05, 0.55)),
         lips=(red, rest, rest * float(rng.normal(1.0, 0.05))),
         lip_line=float(rng.uniform(0, 0.5)),
         redness=float(np.clip(rng.normal(0.05, 0.3), -0.3, 0.7)),

@@ -18,9 +18,10 @@ from deca_core.metrics import (
     cumulative,
     face_sphere,
     fit_similarity,
-    landmark_nme,
+    interocular_error,
     light_error,
     normal_error,
+    normalized_mean_error,
     pooled,
     psnr,
     rms_difference,
@@ -255,12 +256,18 @@ def test_similarity_is_found_again():
     assert aligned_distance(points, place(points), scaled=False) > 0.5
 
 
-def test_landmark_nme():
-    truth = np.zeros((68, 2))
-    truth[36], truth[45], truth[8] = [10, 0], [60, 0], [30, 80]
-    eyes, box = landmark_nme(truth + np.array([3, 4]), truth)
-    assert eyes == pytest.approx(5 / 50)
-    assert box == pytest.approx(5 / np.sqrt(60 * 80))
+def test_landmark_error_is_relative_to_the_size_of_the_face():
+    square = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [4.0, 9.0], [0.0, 9.0]]])  # sqrt(4 * 9) = 6
+    off = square + torch.tensor([3.0, 4.0])
+    assert normalized_mean_error(square, square).tolist() == [0]
+    both = normalized_mean_error(torch.cat([square, 10 * square]), torch.cat([off, 10 * off]))
+    assert torch.allclose(both, torch.tensor([5 / 6, 5 / 6]))
+
+
+def test_landmark_error_is_relative_to_the_eyes():
+    truth = torch.zeros(1, 68, 2)
+    truth[0, 36], truth[0, 45] = torch.tensor([10.0, 0.0]), torch.tensor([60.0, 0.0])
+    assert interocular_error(truth, truth + torch.tensor([3.0, 4.0])).tolist() == pytest.approx([5 / 50])
 
 
 @pytest.mark.parametrize("degrees", [0.0, 1e-3, 30.0, 179.9])

@@ -36,6 +36,7 @@ COMMANDS = [
     "synth",
     "ingest",
     "reconstruct",
+    "train",
     "plan",
     "status",
     "retry",
@@ -249,6 +250,55 @@ def test_a_source_that_grows(deca, photos, tmp_path):
     code, printed = deca("reconstruct", photos, out, *options, "--extend")
     assert code == 0
     assert "5 (1 by this run" in printed
+
+
+def test_training_from_the_first_step_to_status(deca, tmp_path):
+    out, file = tmp_path / "trained", tmp_path / "run.yaml"
+    file.write_text("""
+        world: {people: 1, images: 2, val_people: 1}
+        pretrain: {steps: 1, subjects: 1}
+        coarse: {steps: 0}
+        detail: {steps: 0}
+        validation_batches: 1
+    """)
+    options = ("world", out, "--recipe", "small", "--config", file, "--workers", 0)
+    code, printed = deca("train", *options)
+    assert code == 0, printed
+    assert f"--checkpoint {out}/model" in printed
+    assert "train, pretrain: 1/1 steps, loss" in printed
+    code, printed = deca("status", out)
+    assert code == 0
+    assert "finished, checkpoints 1; validation: loss" in printed
+    assert "mobilenet_v3_small" in printed
+    code, printed = deca("train", *options, "--backbone", "resnet18")
+    assert code == 1
+    assert "backbone mobilenet_v3_small -> resnet18" in printed
+    (out / "_stages" / "pretrain.json").unlink()
+    assert deca("status", out)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("{tmp}/none", [], "deca ingest SRC"),
+        ("world", ["--resume"], "no run to resume"),
+        ("world", ["--resume", "--new"], "exclude"),
+        ("world", ["--preset", "huge"], "huge"),
+        ("world", ["--backbone", "resnet5"], "resnet50"),
+        ("world", ["--start", "{tmp}/none"], "none"),
+        ("world", ["--set", "coarse.images=0"], "coarse.images"),
+        ("world", ["--set", "weights.coarse.colour=1"], "no loss named colour"),
+        ("world", ["--set", "networks.identity=vggface2"], "networks.identity_weights"),
+    ],
+)
+def test_errors_of_training_come_before_any_work(deca, tmp_path, source, arguments, message):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    few = ("--set", "world.people=8", "--set", "networks.perceptual=random", "--workers", 0)
+    code, printed = deca("train", source.format(tmp=tmp_path), tmp_path / "out", *few, *arguments)
+    assert code == 1
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "_train.json").exists()
 
 
 def test_yaml_settings(deca, photos, tmp_path):

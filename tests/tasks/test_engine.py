@@ -276,3 +276,22 @@ def test_killed_driver_goes_on_to_the_same_bytes(
     assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path, tmp_path / "calm")
     assert verify(plan.dest).ok
     assert json.loads((tmp_path / "out" / plan.commit_name(3)).read_text())["rows"] == 4
+
+
+def test_a_dead_node_ends_the_run(photos: Callable[..., Path], tmp_path: Path) -> None:
+    source = photos(6, {3: b"sleep"})
+    plan = open_or_build(tmp_path / "out", str(source), units=UnitsConfig(items_per_unit=2))
+    driver = drive(
+        "import subprocess, threading\nfrom tests.tasks.conftest import wait_for_file\nfrom pathlib import Path\n"
+        "def kill():\n"
+        f"    wait_for_file(Path({str(tmp_path)!r}, '3'))\n"
+        "    subprocess.run(['pkill', '-9', '-P', str(os.getpid()), '-f', 'raylet/raylet'])\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        f"worker = partial(HashWorker, '/nonexistent', {str(tmp_path)!r})\n"
+        f"run_units(load_plan({plan.dest!r}), worker, RayConfig(workers=1))\n",
+        RAY_ADDRESS="local",
+    )
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 1
+    assert "EngineError: Ray's node died" in output
+    assert status(plan.dest).committed == 1

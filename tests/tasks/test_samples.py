@@ -25,8 +25,8 @@ from deca_core.augment import PLAIN, Augmentation
 from deca_core.training import FaceBatch
 from schemas.samples import DataConfig
 from tasks.sample_order import BatchPlan, Blocks, Index, SamplesError
-from tasks.sample_sources import ShardSource
-from tasks.samples import FaceSamples, Samples, WorldSamples
+from tasks.sample_sources import ShardSource, WorldSource
+from tasks.samples import FaceSamples, Samples
 from tasks.storage import StorageError, Store, open_uri
 from tasks.versions import FacesError
 from tests.tasks.stored_faces import STEP, picture, publish
@@ -418,7 +418,7 @@ def head() -> AssetBundle:
 
 def test_world_is_a_source_like_faces(head: AssetBundle) -> None:
     plan = BatchPlan(subjects=2, pictures=2, seed=5)
-    samples = WorldSamples(head, plan, PLAIN, SMALL, people=3, images=2)
+    samples = Samples(WorldSource(head, 0, people=3, images=2), plan, PLAIN, SMALL)
     straight = run(samples, 4)
     before, after = (Samples(samples.source, plan, PLAIN, SMALL) for _ in range(2))
     first = run(before, 1)

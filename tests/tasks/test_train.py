@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
 from tasks.checkpoints import list_checkpoints
@@ -121,6 +122,10 @@ def test_an_explosion_ends_the_run_with_its_terms(tmp_path: Path, monkeypatch: p
     coarse = {"steps": 6, "subjects": 2, "images": 2, "lr": 1e30}
     with pytest.raises(TrainError, match=r"2 steps in a row without a finite gradient.*landmark.*smaller lr"):
         train(tmp_path, coarse=coarse, clip_norm=None)
+    [saved] = (tmp_path / "_failed").iterdir()
+    batch = load_file(saved)
+    assert batch["images"].shape == (4, 3, 224, 224)
+    assert batch["landmarks"].shape == (4, 68, 3)
 
 
 def test_seeds_of_steps_differ() -> None:

@@ -2,7 +2,7 @@
 
 Positions are frontal millimetres on the subject's left half; the other half is mirrored. They follow the definition of
 the 68 points, moved by a few millimetres towards the mean answer of dlib's predictor on renderings of this head (brows,
-lips, chin, contour), so that annotated and modelled landmarks mean the same place.
+nose, lips, chin, contour), so that annotated and modelled landmarks mean the same place.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from deca_core.assets.head.profile import base_surface, locate
 
 NUM_BINS, MAX_YAW = 79, 39  # one row of the contour for every degree -39..39
 
-# Contour from the ear (landmark 16) down to the chin (landmark 8): angle round the head in degrees and height in mm.
-CONTOUR = ((86.5, 2), (88, -17), (88, -36.5), (88, -54), (83, -73), (65.5, -91), (43, -106), (22, -117), (0, -120))
+# Contour from the ear (landmark 16) down to the chin (landmark 8): angle round the head in degrees and height in mm. It
+# runs a little inside the outline of a head seen from the front: that costs 2 mm there, but points further back would
+# swing up and down with every nod, which predictors follow only in part.
+CONTOUR = ((77, 3), (79, -17), (79, -36), (79, -54), (73, -71), (61, -91.5), (42, -106), (22, -117), (0, -120))
 # Level of the jaw's edge by angle round the head.
 JAW_EDGE = Pchip([0, 22, 43, 62, 76, 92], [0.149, 0.149, 0.157, 0.168, 0.190, 0.23])
-# What predictors do on a turned head, per 22 degrees of yaw and in the order of CONTOUR: mm up on the far and the near
+# What predictors do on a turned head, at 22 degrees of yaw and in the order of CONTOUR: mm up on the far and the near
 # side, degrees further back on the near side.
-FAR_RAISE = (-3, 0, 2, 5, 6.5, 6.5, 4, 2, 0)
-NEAR_RAISE = (-0.5, -2.5, -5.5, -8, -9, -8.5, -5, -2, 0)
-NEAR_BACK = (0, 2, 10, 11, 7, 1, 0, 0, 0)
+FAR_RAISE = (-4.5, 0, 2, 4.5, 6.5, 8, 5, 2, 0)
+NEAR_RAISE = (-0.5, -1.5, -4, -7, -10, -6, -3, -0.5, 0)
+NEAR_BACK = (9, 9, 15, 16, 9, 3, 1, 1, 0)
+FAR_INSIDE = 4.5  # degrees that the far contour stays inside the outline
 # How far towards the nose the far contour may slide, degrees: it stays outside of the eye.
 FARTHEST_FORWARD = (46, 38, 30, 24, 22, 22, 22)
 
@@ -108,12 +111,12 @@ def _inner_points() -> Array:
 
     # Landmark on the subject's left side: position. Its twin on the right side follows from TWINS.
     left = {
-        26: (52.0, brow(50)[1] - 2.0),
-        25: (43.5, brow(44)[1] + 1.0),
+        26: (53.0, brow(50)[1] - 2.0),
+        25: (44.5, brow(44)[1] + 1.0),
         24: (32.0, brow(32)[1] + 1.4),
         23: (20.3, brow(20.3)[1] + 1.3),
         22: (9.6, brow(9.6)[1]),
-        35: (12.5, -46.9),
+        35: (12.5, -47.6),
         34: (6.4, -49.8),
         42: tuple(lid(0.03, upper=False)),
         43: tuple(lid(0.31, upper=True)),
@@ -122,15 +125,15 @@ def _inner_points() -> Array:
         46: tuple(lid(0.63, upper=False)),
         47: tuple(lid(0.34, upper=False)),
         54: (half + 0.3, float(mouth_line(half))),
-        53: lip(16.0, True, -1.0),
+        53: (17.0, lip(16.0, True, -1.0)[1]),
         52: lip(7.1, True, -2.1),
         55: lip(16.5, False, 1.8),
         56: lip(7.7, False, 2.4),
-        64: seam(half - 4.2, True),
+        64: (half - 4.2, seam(half - 4.2, True)[1] - 2.0),
         63: seam(7.2, True),
         65: seam(7.2, False),
     }
-    middle = {27: 3.0, 28: -10.7, 29: -23.2, 30: -35.3, 33: -50.0}
+    middle = {27: 2.2, 28: -11.5, 29: -23.2, 30: -35.3, 33: -50.0}
     points = {index: (0.0, height) for index, height in middle.items()}
     points |= {51: lip(0, True, -3.1), 57: lip(0, False, 3.7), 62: seam(0, True), 66: seam(0, False)}
     for index, (x, y) in left.items():
@@ -149,9 +152,8 @@ def _contour_places() -> Array:
         heights = height + turn * (FAR_RAISE if far else NEAR_RAISE)[step]
         angles: Array = rest + turn * (0.0 if far else NEAR_BACK[step])
         if far and step < 7:
-            angles = _smooth(
-                angles + (_outline(yaws, (rest, FARTHEST_FORWARD[step]), heights) - angles) * smoothstep(0, 10, yaws)
-            )
+            outline = _outline(yaws, (rest, FARTHEST_FORWARD[step]), heights) - FAR_INSIDE
+            angles = _smooth(angles + (outline - angles) * smoothstep(0, 10, yaws))
         levels = JAW_EDGE(angles) if step >= 7 else _levels_at(angles, heights)
         places[:, landmark] = np.stack([(1 if far else -1) * np.radians(angles), levels], axis=-1)
     return places

@@ -1,0 +1,159 @@
+"""Commands that look at what lies in a DEST, look after it, or make head bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from deca_core.assets import import_flame, load_bundle, procedural_head
+from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
+from pipelines.stages import find_faces, planned_dataset
+from pipelines.summaries import megabytes, status_report, superseded
+from tasks.card import README, is_up_to_date, write_card
+from tasks.storage import Store
+from tasks.verify import Verification
+from tasks.verify import verify as verify_dataset
+from tasks.versions import FacesError, gc, verify_faces
+
+datasets = typer.Typer()
+assets = typer.Typer(no_args_is_help=True, help="Head models: import FLAME, write the procedural head, show a bundle.")
+
+
+@datasets.command()
+def status(
+    dest: Dest,
+    quarantine: Annotated[int, typer.Option(help="How many quarantined rows to list.")] = 10,
+) -> int:
+    """Where a dataset stands: units, rows, what is in quarantine and why; after ingest also the version of the faces.
+
+    Of a training run: stages, steps, checkpoints, validation.
+
+    Example: deca status out/ --quarantine 100
+    """
+    report = status_report(dest)
+    table = Table(show_header=False, box=None)
+    for name, value in report.lines():
+        table.add_row(name, value)
+    console.print(table)
+    rows = report.quarantine
+    for row in rows[:quarantine]:
+        face = "" if row.face_index is None else f" face {row.face_index}"
+        console.print(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}", markup=False, soft_wrap=True)
+    if len(rows) > quarantine:
+        console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
+    if rows:
+        console.print(f"Try them once more with: deca retry {Store(dest).uri}", markup=False, soft_wrap=True)
+    return COMPLETE if report.complete else PARTIAL
+
+
+@datasets.command()
+def verify(dest: Dest) -> int:
+    """Hash every committed file again; exit code 1 when one is missing, changed or doubled.
+
+    After ingest DEST holds annotations/ and faces/, and both are checked.
+
+    Example: deca verify s3://bucket/heads
+    """
+    found: dict[str, Verification] = {}
+    dataset, faces = planned_dataset(dest), find_faces(dest)
+    if dataset != faces:
+        found[dataset] = verify_dataset(dataset)
+    if faces is not None:
+        found[faces] = verify_faces(faces)
+    for place, checked in found.items():
+        for problem in checked.problems:
+            errors.print(f"[bold red]problem:[/] {problem}")
+        for leftover in checked.leftovers:
+            console.print(f"left over, never read: {leftover}", markup=False)
+        counts = f"{checked.files} files hashed, {checked.rows} rows, {len(checked.problems)} problems"
+        console.print(f"{place}: {counts}", markup=False, soft_wrap=True)
+    return COMPLETE if all(checked.ok for checked in found.values()) else FAILED
+
+
+@datasets.command("gc")
+def gc_command(
+    dest: Dest,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> int:
+    """Delete what only earlier versions of the faces need. Readers that opened one of those lose it.
+
+    Example: deca gc out/ --dry-run
+    """
+    faces = _faces(dest)
+    sizes = superseded(faces)
+    if not dry_run and not is_up_to_date(faces):
+        write_card(faces)  # its README names the files that `load_dataset` reads, and those must not go
+    names = list(sizes) if dry_run else gc(faces)
+    for name in sorted(names):
+        console.print(f"  {name}", markup=False, soft_wrap=True)
+    freed = megabytes(sum(sizes.get(name, 0) for name in names))
+    console.print(f"{'would delete' if dry_run else 'deleted'} {len(names)} files, {freed}, of {faces}", soft_wrap=True)
+    return COMPLETE
+
+
+@datasets.command()
+def report(dest: Dest) -> int:
+    """Draw the card of the faces: a page with charts and a sample, and the README.md that `load_dataset` reads.
+
+    Example: deca report out/faces
+    """
+    faces = _faces(dest)
+    console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
+    return COMPLETE
+
+
+def _faces(dest: str) -> str:
+    faces = find_faces(dest)
+    if faces is None:
+        raise FacesError(f"{dest} holds no faces. Make them with: deca ingest SRC {dest}")
+    return faces
+
+
+@assets.command("import")
+def assets_import(
+    source: Annotated[Path, typer.Argument(metavar="FLAME_FILES", help="Folder with the licensed files.")],
+    dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write.")],
+) -> int:
+    """Turn the licensed FLAME files into a bundle. Pickles are read without executing anything.
+
+    The folder holds generic_model.pkl, landmark_embedding.npy, head_template.obj, uv_face_mask.png,
+    uv_face_eye_mask.png, fixed_displacement_256.npy and, if you have it, FLAME_albedo_from_BFM.npz.
+
+    Example: deca assets import ~/flame bundle/
+    """
+    return _show(import_flame(source, dest), dest)
+
+
+@assets.command("head")
+def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write.")]) -> int:
+    """Write the procedural head as a bundle.
+
+    Example: deca assets head bundle/
+    """
+    bundle = procedural_head()
+    bundle.save(dest)
+    return _show(bundle, dest)
+
+
+@assets.command("show")
+def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]) -> int:
+    """Check a bundle and print what is in it.
+
+    Example: deca assets show bundle/
+    """
+    return _show(load_bundle(bundle), bundle)
+
+
+def _show(bundle: Any, folder: Path) -> int:
+    table = Table(show_header=False, box=None)
+    table.add_row("bundle", f"{bundle.name} ({bundle.source})")
+    table.add_row("folder", str(folder))
+    table.add_row("hash", bundle.hash)
+    table.add_row("albedo", "yes" if bundle.albedo_mean is not None else "none: renderings are grey")
+    for name, array in bundle.arrays().items():
+        table.add_row(name, f"{array.dtype} {array.shape}")
+    console.print(table)
+    return COMPLETE

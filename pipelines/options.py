@@ -1,0 +1,34 @@
+"""What the commands have in common: exit codes, consoles, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+COMPLETE, FAILED, PARTIAL = 0, 1, 2
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/<command>.md lists them).")
+]
+Settings = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting: ray.workers=4.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder. Without one the network is untrained.")]
+Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
+New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]
+Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
+
+
+def existing(resume: bool, new: bool, extend: bool = False) -> str | None:
+    """What to do with a DEST that holds a run already, None where nobody said."""
+    if resume + new + extend > 1:
+        raise typer.BadParameter("--resume, --extend and --new exclude one another")
+    return "resume" if resume else "extend" if extend else "new" if new else None
