@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from schemas.evaluate import EvaluateConfig
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
@@ -18,7 +19,7 @@ from tasks.storage import Store
 CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig)
+Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig)
 Stage = Callable[[Function], Function]
 OnProgress = Callable[[Progress], None]
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "unit"]
+Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
 STAGES: tuple[str, ...] = get_args(Stage)
 
 MESSAGE_LIMIT = 500  # characters of an error message that are kept: enough for a cause, not for a dump

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 SIZE = (3.6, 2.2)  # inches; the page scales them
 INK, FILL, GRID = "#3c4048", "#3d6fa8", "#d9dce1"
+CURVES_SIZE = (6.0, 3.6)
+LINES = ("#3d6fa8", "#c4572f", "#4b8b3b", "#8a5aa8", "#b08a1e", "#3b8f8f", "#8c4a4a", "#6b7280")
 BINS = (8, 60)  # fewest and most
 
 
@@ -52,8 +54,20 @@ def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = 
     return _svg(figure, label)
 
 
-def _axes(label: str) -> tuple[Figure, Any]:
-    figure = Figure(SIZE, layout="constrained")
+def curves(series: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, height: str) -> str:
+    """A line each, (x, y) by name, with a legend; labels of the axes."""
+    figure, axes = _axes(label, CURVES_SIZE)
+    for number, (name, (x, y)) in enumerate(series.items()):
+        axes.plot(x, y, color=LINES[number % len(LINES)], linewidth=1.4, label=name)
+    axes.set_ylabel(height, color=INK, fontsize=8)
+    axes.margins(x=0)
+    if series:
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+    return _svg(figure, label)
+
+
+def _axes(label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
+    figure = Figure(size, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(label, color=INK, fontsize=8)
     axes.tick_params(colors=INK, labelsize=7, length=2)

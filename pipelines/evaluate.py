@@ -1,0 +1,116 @@
+"""The evaluate flow: a benchmark and checkpoints in, figures out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+from pipelines.reconstruct import UNTRAINED
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from schemas.evaluate import MODEL, EvaluateConfig, EvaluateSummary
+from schemas.ledger import Item
+from tasks.annotators import load_annotator
+from tasks.draft import code_version
+from tasks.engine import RunSummary, run_units
+from tasks.evaluate import EvaluateWorker
+from tasks.evaluation_report import REPORT, figures, read_rows, write_report
+from tasks.methods import model_configs
+from tasks.models import bundle_at, is_trained, load_model, weights_hash
+from tasks.now import NowDataset
+from tasks.plan import Plan, open_or_build
+from tasks.verify import status
+from tasks.world_figures import face_vertices
+from tasks.world_truth import EvaluateError, WorldTruth
+
+logger = logging.getLogger("deca")
+
+
+def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> EvaluateSummary:
+    """A benchmark and checkpoints in, figures out; calling it again goes on where it stopped.
+
+    stage: wraps each stage, for an engine that watches them (Prefect).
+    """
+    config = stage(settle)(config, config.dest)
+    weights = stage(check_inputs)(config)
+    plan = stage(freeze_plan)(config, weights)
+    run = stage(measure_pictures)(plan, config, on_progress)
+    return stage(summarise)(plan, config, run)
+
+
+def check_inputs(config: EvaluateConfig) -> dict[str, str]:
+    """Load every network once before any work, and see that the truth is about the same head; hashes by name."""
+    bundle = bundle_at(config.bundle)
+    hashes = {"bundle": bundle.hash}
+    for name, own in model_configs(config).items():
+        hashes[name] = weights_hash(own)
+        load_model(own)
+        if not is_trained(own):
+            logger.warning("%s: %s", name, UNTRAINED)
+    if config.benchmark == "now":
+        return {**hashes, "truth": NowDataset(config.source, config.pictures, config.scan_units).list_hash}
+    truth = WorldTruth(config.source)
+    if truth.bundle != bundle.hash:
+        raise EvaluateError(
+            f"{config.source} was photographed over the head {truth.bundle[:12]}, this run measures over "
+            f"{bundle.name!r} ({bundle.hash[:12]}). Give the bundle that the world was made with"
+        )
+    annotators = load_annotator(config.annotate).versions if config.landmarks == "annotator" else {}
+    return {**hashes, "truth": truth.hash, **annotators}
+
+
+def freeze_plan(config: EvaluateConfig, weights: dict[str, str]) -> Plan:
+    """Number the benchmark's pictures and cut them into units, or open the plan that is already there."""
+    if config.existing in ("resume", "retry"):
+        return stored_plan(config.dest, config.existing, weights)
+    plan = open_or_build(
+        config.dest,
+        config.source,
+        config=config.plan_config(),
+        weights=weights,
+        units=config.units,
+        code=code_version(EvaluateWorker.__module__),
+        items=_pictures(config),
+        mode="new" if config.existing == "new" else "auto",
+    )
+    store_config(plan, config)
+    logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
+    return plan
+
+
+def _pictures(config: EvaluateConfig) -> Iterator[Item]:
+    if config.benchmark == "now":
+        return NowDataset(config.source, config.pictures, config.scan_units).items()
+    return WorldTruth(config.source).items()
+
+
+def measure_pictures(plan: Plan, config: EvaluateConfig, on_progress: OnProgress | None) -> RunSummary:
+    """Work the pending units on Ray."""
+    return run_units(plan, partial(EvaluateWorker, config), config.ray, on_progress)
+
+
+def summarise(plan: Plan, config: EvaluateConfig, run: RunSummary) -> EvaluateSummary:
+    """Draw the figures from all committed rows; page and numbers are written beside them."""
+    now, rows = status(plan.dest), read_rows(plan)
+    bundle = bundle_at(config.bundle)
+    summary = EvaluateSummary(
+        outcome="complete" if now.complete else "partial",
+        benchmark=config.benchmark,
+        source=now.source,
+        dest=now.dest,
+        pictures=now.items,
+        quarantined=now.quarantined,
+        pending_units=now.pending,
+        units_run=run.units_run,
+        units_skipped=run.units_skipped,
+        seconds=round(run.seconds, 2),
+        trained=is_trained(model_configs(config)[MODEL]),
+        weights=plan.record.weights,
+        fingerprint=now.fingerprint,
+        code=now.code,
+        methods=figures(rows, bundle.shape_basis[face_vertices(bundle)]),
+        report=plan.store.join(REPORT),
+    )
+    write_report(plan, summary, rows)
+    plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary
