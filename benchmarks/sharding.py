@@ -32,9 +32,10 @@ from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig, ShardConfig
 from schemas.ledger import Item
 from tasks import shuffle
-from tasks.engine import UnitOutput, connect, run_units
+from tasks.engine import UnitOutput, run_units
 from tasks.layout import index_faces
 from tasks.plan import committed_parts, open_or_build, read_commits
+from tasks.ray_cluster import connect
 from tasks.shard import publish
 from tasks.versions import current, read_assignments
 

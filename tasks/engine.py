@@ -8,8 +8,6 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 import os
 import platform
 import signal
@@ -29,9 +27,9 @@ from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile, Unit, qu
 from schemas.parquet import write_table
 from tasks.draft import code_version
 from tasks.plan import Plan, pending, publish_commit
+from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError, Store
 
-LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
 
@@ -78,10 +76,6 @@ class RunSummary:
     rows: int
     quarantined: dict[str, int]  # by stage
     seconds: float
-
-
-class EngineError(Exception):
-    """A run that cannot go on; what is committed stays."""
 
 
 class WorkerStartError(EngineError):
@@ -424,46 +418,6 @@ class _Crew:
         starting = len(self.flights) - in_flight
         if self.ledger.todo - len(self.ledger.commits) - in_flight > starting:
             self.hire()
-
-
-def connect(config: RayConfig) -> None:
-    """Join the cluster of RAY_ADDRESS or the config, else start one on this machine; an open connection is kept.
-
-    Raises EngineError where Ray does not answer in time.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ.setdefault(name, "0")
-    address = os.environ.get("RAY_ADDRESS") or config.address or "local"
-    try:
-        if address != "local":
-            ray.init(address=address, log_to_driver=False)
-            return
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:  # Ray raises bare exceptions where a process of its is late
-        raise _no_ray(address, error) from error
-
-
-def _no_ray(address: str, error: Exception) -> EngineError:
-    cause = (str(error).splitlines() or [""])[0]
-    if address == "local":
-        what, look = "Ray did not start on this machine", "Look at load and memory (uptime, free -g) and /tmp/ray"
-    else:
-        what, look = f"no Ray cluster at {address}", f"Look with: ray status --address {address}"
-    return EngineError(
-        f"{what}: {type(error).__name__}: {cause} {look}, then go on with the same command; ray.workers=0 does "
-        "without Ray"
-    )
 
 
 def _resources(config: RayConfig, cluster: dict[str, float]) -> tuple[float, float, int]:

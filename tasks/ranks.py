@@ -17,7 +17,7 @@ from typing import Any
 
 from schemas.engine import RayConfig
 from schemas.train import TrainRayConfig
-from tasks.engine import connect
+from tasks.ray_cluster import connect
 from tasks.storage import StorageError, Store, open_uri
 from tasks.train import OnProgress, StageJob, StageRun, TrainError, TrainProgress
 

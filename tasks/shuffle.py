@@ -23,9 +23,9 @@ from schemas.engine import RayConfig
 from schemas.faces import DATA
 from schemas.ledger import StoredFile
 from schemas.parquet import ROW_GROUP, open_writer
-from tasks.engine import connect
 from tasks.layout import ShardPlace
 from tasks.ranges import open_checked
+from tasks.ray_cluster import connect
 from tasks.storage import StorageError, Store, hash_file, storage_errors
 from tasks.versions import FacesError
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
-from tasks.engine import EngineError, Progress, RunInterrupted, WorkerStartError, connect, run_units
+from tasks.engine import Progress, RunInterrupted, WorkerStartError, run_units
 from tasks.plan import Plan, committed_parts, load_plan, open_or_build, pending, standing_quarantine
 from tasks.progress import TerminalProgress
+from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError, Store
 from tasks.verify import status, verify
 from tests.tasks.conftest import HashWorker, committed_bytes, fail_to_build, wait_for_file

@@ -1,0 +1,55 @@
+"""The Ray cluster of a run: joined where there is one, else started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+
+from schemas.engine import RayConfig
+
+LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
+
+
+class EngineError(Exception):
+    """A run that cannot go on; what is committed stays."""
+
+
+def connect(config: RayConfig) -> None:
+    """Join the cluster of RAY_ADDRESS or the config, else start one on this machine; an open connection is kept.
+
+    Raises EngineError where Ray does not answer in time.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")
+    address = os.environ.get("RAY_ADDRESS") or config.address or "local"
+    try:
+        if address != "local":
+            ray.init(address=address, log_to_driver=False)
+            return
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises bare exceptions where a process of its is late
+        raise _no_ray(address, error) from error
+
+
+def _no_ray(address: str, error: Exception) -> EngineError:
+    cause = (str(error).splitlines() or [""])[0]
+    if address == "local":
+        what, look = "Ray did not start on this machine", "Look at load and memory (uptime, free -g) and /tmp/ray"
+    else:
+        what, look = f"no Ray cluster at {address}", f"Look with: ray status --address {address}"
+    return EngineError(
+        f"{what}: {type(error).__name__}: {cause} {look}, then go on with the same command; ray.workers=0 does "
+        "without Ray"
+    )
