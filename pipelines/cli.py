@@ -14,11 +14,13 @@ from rich.table import Table
 from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
 from deca_core.encoder import BackboneError
+from deca_core.metrics import MetricError
 from deca_core.perceptual import PerceptualError
 from deca_core.recognition import RecognitionError
 from pipelines import ingest as ingest_flow
 from pipelines import reconstruct as reconstruct_flow
 from pipelines.cli_datasets import assets, datasets
+from pipelines.evaluate import evaluate
 from pipelines.options import (
     COMPLETE,
     FAILED,
@@ -44,6 +46,7 @@ from pipelines.summaries import summary_lines
 from pipelines.synth import synth
 from pipelines.train import train
 from schemas.annotate import Provider
+from schemas.evaluate import EvaluateConfig
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import PresetName, TrainConfig
@@ -60,6 +63,7 @@ from tasks.storage import StorageError
 from tasks.train import TrainError
 from tasks.train_inputs import TrainConfigError
 from tasks.versions import FacesError
+from tasks.world_truth import EvaluateError
 
 KNOWN_ERRORS = (
     AnnotatorError,
@@ -68,8 +72,10 @@ KNOWN_ERRORS = (
     CheckpointError,
     ConfigError,
     EngineError,
+    EvaluateError,
     FacesError,
     IdentityError,
+    MetricError,
     PerceptualError,
     PlanError,
     RecognitionError,
@@ -81,8 +87,14 @@ KNOWN_ERRORS = (
     TrainStateError,
 )
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
-UNIT_FLOWS: dict[str, Any] = {"ingest": IngestConfig, "reconstruct": ReconstructConfig, "synth": SynthConfig}
+UNIT_FLOWS: dict[str, Any] = {
+    "evaluate": EvaluateConfig,
+    "ingest": IngestConfig,
+    "reconstruct": ReconstructConfig,
+    "synth": SynthConfig,
+}
 FLOWS: dict[str, Any] = {
+    "evaluate": evaluate,
     "ingest": ingest_flow.ingest,
     "reconstruct": reconstruct_flow.reconstruct,
     "synth": synth,
@@ -255,6 +267,44 @@ def train_command(
         "existing": existing(resume, new),
     }
     return _run("train", resolve(TrainConfig, config, settings, options), prefect)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Archive of `deca synth`, or the NoW dataset.")],
+    dest: Dest,
+    benchmark: Annotated[
+        Literal["world", "now"] | None, typer.Option(help="world (default): the truth is known; now: scans.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    bundle: Bundle = None,
+    config: Config = None,
+    settings: Settings = [],  # noqa: B006
+    workers: Workers = None,
+    resume: Resume = False,
+    new: New = False,
+    prefect: Prefect = False,
+) -> int:
+    """How good a checkpoint is: rows of figures by picture, and a report. Goes on where it stopped.
+
+    Examples:
+
+      deca evaluate world/ figures/ --checkpoint trained/model
+
+      deca evaluate NoW/ figures/ --benchmark now --checkpoint trained/model
+
+      deca evaluate world/ figures/ --checkpoint trained/model --set compare.coarse=coarse/model
+    """
+    options = {
+        "source": source,
+        "dest": dest,
+        "benchmark": benchmark,
+        "checkpoint": checkpoint,
+        "bundle": bundle,
+        "ray.workers": workers,
+        "existing": existing(resume, new),
+    }
+    return _run("evaluate", resolve(EvaluateConfig, config, settings, options), prefect)
 
 
 @app.command("synth")

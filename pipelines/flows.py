@@ -14,6 +14,7 @@ from prefect.artifacts import update_progress_artifact as update_progress
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from pipelines.evaluate import evaluate as run_evaluate
 from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
 from pipelines.reconstruct import reconstruct as run_reconstruct
@@ -21,12 +22,14 @@ from pipelines.stages import annotations_of, faces_of
 from pipelines.summaries import summary_lines
 from pipelines.synth import synth as run_synth
 from pipelines.train import train as run_train
+from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig, SynthSummary
 from tasks.card import CARD, identity_sizes, quarantine_reasons
 from tasks.engine import Progress
+from tasks.evaluation_report import metric_table, scan_table
 from tasks.plan import load_plan
 from tasks.progress import standing
 from tasks.storage import Store
@@ -99,6 +102,15 @@ def _ingest_report(summary: IngestSummary) -> str:
     )
 
 
+@flow(name="evaluate")
+def evaluate(config: EvaluateConfig) -> Any:
+    """How good a checkpoint is: see `deca evaluate --help`. The call's result is the summary."""
+    summary = run_evaluate(config, on_progress=ProgressArtifact("evaluate-progress"), stage=as_task)
+    for key, table in (("evaluate-scan", scan_table), ("evaluate-metrics", metric_table)):
+        create_table_artifact(table(summary.methods), key=key, description=summary.report)
+    return _finish("evaluate", f"figures in {summary.dest}", summary)
+
+
 @flow(name="synth")
 def synth(config: SynthConfig) -> Any:
     """Photographs of procedural people with their truth: see `deca synth --help`. The call's result is the summary."""
@@ -124,7 +136,9 @@ def _train_report(summary: TrainSummary) -> str:
 
 
 def _finish(
-    name: str, description: str, summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary
+    name: str,
+    description: str,
+    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary,
 ) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
 from pipelines.train import MODEL, finished_stages, is_published, stored_plan
+from schemas.evaluate import EvaluateSummary, MethodFigures
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
@@ -23,7 +24,9 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def summary_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary) -> Lines:
+def summary_lines(
+    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary,
+) -> Lines:
     """The outcome of a run, and where to look next."""
     if isinstance(summary, TrainSummary):
         return _training_lines(summary)
@@ -40,7 +43,13 @@ def summary_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | T
     ]
 
 
-def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary) -> Lines:
+def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary) -> Lines:
+    if isinstance(summary, EvaluateSummary):
+        return [
+            ("pictures", str(summary.pictures)),
+            *((method.method, _figures(method)) for method in summary.methods),
+            ("report", summary.report),
+        ]
     if isinstance(summary, SynthSummary):
         return [
             ("photographs", f"{summary.images} of {summary.identities} people ({summary.images_per_second} a second)"),
@@ -65,6 +74,16 @@ def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary) -> Li
         ("version", f"{summary.version}, {'new' if summary.new_version else 'as before'}"),
         ("card", Store(faces).join(CARD)),
     ]
+
+
+def _figures(method: MethodFigures) -> str:
+    """The two figures that a person asks for first."""
+    found = []
+    if method.scan.median is not None:
+        found.append(f"face surface {method.scan.median:.2f} mm (median)")
+    if "nme" in method.metrics:
+        found.append(f"landmarks {method.metrics['nme'].mean:.3f} (NME)")
+    return ", ".join(found) or "nothing measured"
 
 
 def _training_lines(summary: TrainSummary) -> Lines:
