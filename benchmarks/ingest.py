@@ -79,8 +79,8 @@ class Watch:
     """Processor seconds of a process and all it starts, over time, read from outside."""
 
     def __init__(self, pid: int) -> None:
-        self.pid, self.spent = pid, dict[int, float]()
-        self.samples: list[tuple[float, float]] = [(time.monotonic(), 0.0)]
+        self.pid, self.spent, self.workers = pid, dict[int, float](), set[int]()
+        self.samples: list[tuple[float, float, float]] = [(time.monotonic(), 0.0, 0.0)]
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
@@ -88,21 +88,26 @@ class Watch:
     def _watch(self) -> None:
         while not self.done.wait(SAMPLE_SECONDS):
             for process in [self.pid, *descendants(self.pid)]:
+                folder = Path(f"/proc/{process}")
                 try:
-                    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    if (folder / "cmdline").read_bytes().startswith(b"ray::_Runner"):
+                        self.workers.add(process)
                 except (FileNotFoundError, ProcessLookupError):
                     continue
                 self.spent[process] = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-            self.samples.append((time.monotonic(), sum(self.spent.values())))
+            workers = sum(self.spent[process] for process in self.workers)
+            self.samples.append((time.monotonic(), sum(self.spent.values()), workers))
 
     def stop(self) -> None:
         self.done.set()
         self.thread.join()
 
-    def between(self, start: float, end: float) -> float:
-        """Processor seconds between two times of time.monotonic."""
-        times, spent = zip(*self.samples, strict=True)
-        return float(np.interp(end, times, spent) - np.interp(start, times, spent))
+    def between(self, start: float, end: float) -> tuple[float, float]:
+        """Processor seconds between two times of time.monotonic: (of all, of Ray's workers)."""
+        times, spent, workers = zip(*self.samples, strict=True)
+        total, mine = (np.interp(end, times, sums) - np.interp(start, times, sums) for sums in (spent, workers))
+        return float(total), float(mine)
 
 
 def run_flow(config: IngestConfig) -> Row:
@@ -117,9 +122,8 @@ def run_flow(config: IngestConfig) -> Row:
     if run.returncode:
         sys.exit(f"the flow failed: {config.source} to {config.dest}")
     row = json.loads(output.splitlines()[-1])
-    row["cpu"] = watch.between(0, time.monotonic())
     if row["working"]:
-        row["working_cpu"] = watch.between(*row["working"])
+        row["working_cpu"], row["workers_cpu"] = watch.between(*row["working"])
     return dict(row)
 
 
@@ -253,8 +257,10 @@ def speed(row: Row, loop: Row) -> Row:
         "bare_seconds": round(loop["seconds"], 1),
         "overhead_wall": round((end - start) / loop["seconds"], 3),
         "annotating_cpu": round(row["working_cpu"], 1),
+        "of_it_workers_cpu": round(row["workers_cpu"], 1),
         "bare_cpu": round(loop["cpu"], 1),
         "overhead_cpu": round(row["working_cpu"] / loop["cpu"], 3),
+        "overhead_workers_cpu": round(row["workers_cpu"] / loop["cpu"], 3),
         "milliseconds_a_face": round(1000 * loop["cpu"] / loop["faces"], 1),
         **share,  # of the processor seconds of the loop and of the stages after it
     }

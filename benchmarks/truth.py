@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from schemas.faces import CROP_SIZE
 from schemas.parquet import fixed_values
@@ -21,6 +22,7 @@ from tasks.plan import committed_parts
 
 SAME_FACE = 0.35  # overlap of the landmarks' boxes, above which a true face is found
 OUTER_CORNERS = [36, 45]
+TURNED = (15, 30, 45)  # degrees of yaw that part the classes in which recall is reported
 
 Points = NDArray[np.floating[Any]]
 
@@ -33,6 +35,7 @@ class Truth:
     people: list[str]
     landmarks: Points  # (N, 68, 2), pixel centres at whole coordinates, as annotations have them
     masks: list[bytes]  # PNG of the picture's size
+    yaw: NDArray[np.float64]  # (N,), degrees to either side
 
     def only(self, names: set[str]) -> Truth:
         rows = [row for row, name in enumerate(self.names) if name in names]
@@ -41,18 +44,20 @@ class Truth:
             [self.people[row] for row in rows],
             self.landmarks[rows],
             [self.masks[row] for row in rows],
+            self.yaw[rows],
         )
 
 
 def read_truth(world: str) -> Truth:
     """truth.parquet/ of an archive of `deca synth`, which counts pixels from the picture's corner."""
-    columns = ["path", "identity_id", "landmarks", "skin_mask"]
+    columns = ["path", "identity_id", "landmarks", "skin_mask", "pose"]
     table = pa.concat_tables(pq.read_table(part, columns=columns) for part in committed_parts(f"{world}/truth.parquet"))
     return Truth(
         [path.rpartition("/")[2] for path in table["path"].to_pylist()],
         table["identity_id"].to_pylist(),
         fixed_values(table, "landmarks") - 0.5,
         [mask["bytes"] for mask in table["skin_mask"].to_pylist()],
+        np.degrees(np.abs(Rotation.from_rotvec(fixed_values(table, "pose")[:, :3]).as_euler("YXZ")[:, 0])),
     )
 
 
@@ -63,6 +68,7 @@ def joined(*parts: Truth) -> Truth:
         [person for part in parts for person in part.people],
         np.concatenate([part.landmarks for part in parts]),
         [mask for part in parts for mask in part.masks],
+        np.concatenate([part.yaw for part in parts]),
     )
 
 
@@ -115,9 +121,18 @@ def _decode(png: bytes) -> NDArray[np.uint8]:
 
 def annotation_figures(found: Found, truth: Truth) -> dict[str, Any]:
     """How well faces, landmarks and skin are found."""
+    seen = np.zeros(len(truth.names), bool)
+    seen[found.true[found.true >= 0]] = True
+    turned = np.digitize(truth.yaw, TURNED)
+    by_yaw = {
+        f"recall_from_{first}_degrees": f"{seen[turned == place].mean():.3f} of {(turned == place).sum()}"
+        for place, first in enumerate((0, *TURNED))
+        if (turned == place).any()
+    }
     return {
         "pictures": len(truth.names),
-        "detection_recall": round(len(found.nme) / len(truth.names), 4),
+        "detection_recall": round(float(seen.mean()), 4),
+        **by_yaw,
         "false_faces": int((found.true < 0).sum()),
         "landmark_nme": round(float(found.nme.mean()), 4),
         "landmark_nme_median": round(float(np.median(found.nme)), 4),
