@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,14 +62,16 @@ def drive(script: str, **environment: str) -> subprocess.Popen[str]:
 def test_a_ray_that_does_not_answer_is_an_error_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(EngineError, match=r"no Ray cluster at nowhere:port: ValueError.*ray status.*ray\.workers=0"):
-        connect(RayConfig(address="nowhere:port"))
+    driver = drive("from tasks.engine import connect\nconnect(RayConfig())\n", RAY_ADDRESS="nowhere:port")
+    assert re.search(
+        r"EngineError: no Ray cluster at nowhere:port: ValueError.*ray status.*workers=0", driver.communicate()[0]
+    )
 
     def late(**settings: object) -> None:  # what ray.init raises after 30 s where a machine is overloaded
         raise Exception("The current node timed out during startup.\nMore of it.")
 
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(EngineError, match=r"did not start on this machine: .*timed out during startup\. Look at load"):
         connect(RayConfig(workers=1))
