@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.resume import kill_rank
 from schemas.train import TrainRayConfig
 from tasks.ranks import train_stage
 from tasks.train import TrainError, TrainProgress
@@ -19,19 +18,6 @@ SIX = {"steps": 6, "subjects": 2, "images": 2}
 ONE_CORE_EACH = TrainRayConfig(workers=2)
 
 
-def kill_a_rank() -> None:
-    """SIGKILL the process of a rank, as the kernel does when memory is short."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"RayTrainWorker" in title:
-            os.kill(int(folder.name), signal.SIGKILL)
-            return
-    raise AssertionError("no rank is running")
-
-
 @pytest.mark.timeout(600)
 def test_a_killed_rank_costs_nothing(ray_cluster: None, s3: S3Endpoint, tmp_path: Path) -> None:
     dest = s3.uri("trained")
@@ -40,7 +26,7 @@ def test_a_killed_rank_costs_nothing(ray_cluster: None, s3: S3Endpoint, tmp_path
     def kill_once(progress: TrainProgress) -> None:
         if not killed and progress.step >= 3:
             killed.append(progress.step)
-            kill_a_rank()
+            kill_rank()
 
     job = job_of(small_config(dest, coarse=SIX))
     last = train_stage(job, ONE_CORE_EACH, kill_once)
