@@ -19,6 +19,7 @@ from tasks.plan import PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
 from tasks.train import FAILED, METRICS, OnProgress, StageJob, Timing
+from tasks.train_board import BOARD
 from tasks.train_inputs import WORLD, first_model, input_hashes
 from tasks.train_report import CURVES, REPORT, draw_curves, draw_pictures
 from tasks.versions import open_faces
@@ -74,14 +75,8 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
         store.delete(TRAIN)
-        for folder in (
-            FOLDER,
-            METRICS,
-            STAGE_FOLDER,
-            REPORT,
-            FAILED,
-        ):  # the model stays until the new one takes its place
-            store.delete_folder(folder)
+        for folder in (FOLDER, METRICS, BOARD, STAGE_FOLDER, REPORT, FAILED):
+            store.delete_folder(folder)  # the model stays until the new one takes its place
         earlier = None
     if earlier is not None and earlier.fingerprint != plan.fingerprint:
         before, after = ({**flat_settings(p.config), **p.inputs} for p in (earlier, plan))

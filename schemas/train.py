@@ -181,6 +181,12 @@ class TrainConfig(BaseModel):
         preset = PRESETS.get(values.get("preset", "paper"), {})  # the field itself refuses an unknown name
         return _merged(preset, values)
 
+    @model_validator(mode="after")
+    def _has_steps(self) -> TrainConfig:
+        if not any(self.stage(name).steps for name in STAGES):
+            raise ValueError(f"nothing to train: {', '.join(f'{name}.steps' for name in STAGES)} are all 0")
+        return self
+
     def stage(self, name: StageName) -> StageConfig:
         config: StageConfig = getattr(self, name)
         return config

@@ -1,7 +1,7 @@
 """One stage of training on one rank: batches in, checkpoints out; the same state and seed give the same next step.
 
 Everything random in a step comes from `step_seed`, so a run that was killed goes on exactly where its last checkpoint
-stands. `tasks.ranks` runs this function on Ray Train or in this process.
+stands. `tasks.ranks` runs it on Ray Train or in this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,17 +37,23 @@ from tasks.checkpoints import (
     restore_optimizer,
 )
 from tasks.storage import Store
+from tasks.train_board import publish_events
 from tasks.train_inputs import arithmetic, first_model, make_step, training_samples, validation_samples
+from tasks.train_pictures import draw_sheet
 
 METRICS, FAILED = "metrics", "_failed"
-SKIPPED_IN_A_ROW = 20  # steps without a finite gradient before the run is stopped
+WILD_IN_A_ROW = (
+    20  # steps without a finite gradient, or with a loss far above the last ones', before the run is stopped
+)
+WILD = 10.0  # times the median loss of the last calm steps
+CALM = 100  # steps whose losses are remembered; a stage's first ones, whose loss falls from anywhere, cannot be wild
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
 logger = logging.getLogger("deca")
 
 
 class TrainError(Exception):
-    """Training that cannot go on: gradients that stay infinite, a checkpoint of other ranks."""
+    """Training that cannot go on: it diverges, or ranks keep dying."""
 
 
 @dataclass
@@ -126,7 +133,8 @@ class StageRun:
         self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.Adam(self.named.values(), lr=self.settings.lr)
         self.mean: Tensors = {}
-        self.done, self.skipped = 0, 0
+        self.done, self.wild = 0, 0
+        self.calm: deque[float] = deque(maxlen=CALM)  # losses
         self.batch: FaceBatch | None = None  # the last one, for study where training explodes
         self.data = training_samples(job.config, job.stage, rank, ranks)
         self.resume()
@@ -154,7 +162,8 @@ class StageRun:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
         timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
         if self.done == 0 and self.rank == 0:
-            metrics.append({"step": 0, "validation": self._validate()})
+            with self._mean_weights():
+                metrics.append({"step": 0, "validation": self._validate()})
         begun = time.perf_counter()
         while self.done < self.settings.steps:
             terms = self._optimise(batches)
@@ -202,8 +211,10 @@ class StageRun:
                 (output.loss / self.settings.accumulate).backward()
             parts.append({"total": output.loss.detach(), **output.terms})
         length = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip_norm or math.inf)
-        self._take_step(length, parts)
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]} | {"gradient": length}
+        self._take_step(length)
+        terms = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]} | {"gradient": length}
+        self._watch(terms)
+        return terms
 
     def _over_ranks(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Mean terms of all ranks: those of the whole batch."""
@@ -220,18 +231,29 @@ class StageRun:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _take_step(self, length: Tensor, parts: list[dict[str, Tensor]]) -> None:
-        if not bool(length.isfinite()):
-            self.skipped += 1
-            if self.skipped >= SKIPPED_IN_A_ROW:
-                terms = ", ".join(f"{name} {float(value):.4g}" for name, value in parts[-1].items())
-                raise TrainError(
-                    f"{self.stage}: {self.skipped} steps in a row without a finite gradient, the last one step "
-                    f"{self.done} ({terms}); its batch is {self._save_batch()}. Go on from the last checkpoint with "
-                    "--resume, or anew with a smaller lr"
-                )
+    def _watch(self, terms: dict[str, Tensor]) -> None:
+        """Raise TrainError where the last steps were all wild: no finite gradient, or a loss that exploded."""
+        loss = float(terms["total"])
+        finite = math.isfinite(loss) and math.isfinite(float(terms["gradient"]))
+        if finite and (len(self.calm) < CALM or loss <= WILD * float(np.median(self.calm))):
+            self.wild = 0
+            self.calm.append(loss)
             return
-        self.skipped = 0
+        self.wild += 1
+        if self.wild < WILD_IN_A_ROW:
+            return
+        said = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        usual = f"usually {np.median(self.calm):.4g}" if self.calm else "from the first step on"
+        raise TrainError(
+            f"{self.stage} diverges: {self.wild} steps in a row without a finite gradient or with a loss more than "
+            f"{WILD:.0f} times the median, {usual}. Step {self.done}: {said}; its batch is {self._save_batch()}. Go on "
+            "from the last checkpoint with --resume, or anew with a smaller lr"
+        )
+
+    def _take_step(self, length: Tensor) -> None:
+        """Adam's step and the running mean's; none where the gradient is not finite."""
+        if not bool(length.isfinite()):
+            return
         self.optimizer.step()
         if self.mean and self.config.ema is not None:
             # A young mean forgets faster, or it would remember the first weights through a short run.
@@ -252,8 +274,11 @@ class StageRun:
     def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:
         """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""
         if self.rank == 0:
-            validation = self._validate()
+            with self._mean_weights():
+                validation = self._validate()
+                sheet = draw_sheet(self.model, self.config, self.stage) if self.config.validation_batches else None
             rows = [*metrics, {"step": self.done, "validation": validation}]
+            publish_events(self.store, self.stage, self.done, rows, sheet)
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.write(f"{METRICS}/{self.stage}/{self.done:08d}.jsonl", lines.encode())
             state = TrainState(
@@ -270,15 +295,12 @@ class StageRun:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean terms of the loss over the same validation batches, with the mean weights, nothing swapped.
+        """Mean terms of the loss over the same validation batches, nothing swapped.
 
         And `nme`: how far the landmarks of E_c are from the labels, over the size of the face.
         """
         if not self.config.validation_batches:
             return {}
-        trained = {name: value.detach().clone() for name, value in self.named.items()}
-        self._put(self.mean or trained)
-        self.step.eval()
         found: list[dict[str, float]] = []
         for batch in itertools.islice(validation_samples(self.config, self.stage), self.config.validation_batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -287,9 +309,19 @@ class StageRun:
             error = normalized_mean_error(batch.landmarks[..., :2], points).mean()
             terms = {"total": output.loss, "nme": error, **output.terms}
             found.append({name: float(value) for name, value in terms.items()})
-        self._put(trained)
         means = {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}
         return {name: value for name, value in means.items() if math.isfinite(value)}  # JSON knows no other
+
+    @contextlib.contextmanager
+    def _mean_weights(self) -> Iterator[None]:
+        """The running mean in place of the trained weights, in eval mode, for as long as the block lasts."""
+        self.step.eval()
+        trained = {name: value.detach().clone() for name, value in self.named.items()}
+        self._put(self.mean or trained)
+        try:
+            yield
+        finally:
+            self._put(trained)
 
     @torch.no_grad()
     def _put(self, values: Tensors) -> None:

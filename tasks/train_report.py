@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from deca_core import DECA
-from deca_core.training import FaceBatch
 from schemas.train import STAGES, StageName, TrainConfig
 from tasks.checkpoints import list_checkpoints, read_state
-from tasks.report import assemble, grey_map, to_bytes, with_points
 from tasks.storage import Store
 from tasks.train import METRICS
-from tasks.train_inputs import first_model, validation_samples
+from tasks.train_inputs import first_model
+from tasks.train_pictures import draw_sheet
 
 REPORT = "_report"
 CURVES, PICTURES = f"{REPORT}/curves.png", REPORT + "/pictures-{stage}.png"
-PANELS = ("picture", "landmarks", "rendering", "shape", "detail", "displacement")
-ROWS = 6  # faces on a sheet
 
 
 def read_metrics(store: Store, stage: StageName) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
@@ -69,42 +61,8 @@ def draw_pictures(config: TrainConfig) -> None:
             continue
         state = read_state(store, records[-1])
         model.load_state_dict({**state.weights, **state.mean})
-        strips = [strip for batch in _faces(config, stage) for strip in _strips(model.eval(), batch)]
-        note = "" if stage == "detail" else "before the detail stage: detail and displacement are untrained"
-        buffer = io.BytesIO()
-        Image.fromarray(assemble(strips[:ROWS], PANELS, note)).save(buffer, "PNG")
-        store.write(PICTURES.format(stage=stage), buffer.getvalue())
-
-
-def _faces(config: TrainConfig, stage: StageName) -> Iterator[FaceBatch]:
-    shown = 0
-    for batch in validation_samples(config, stage):
-        yield batch
-        shown += len(batch)
-        if shown >= ROWS:
-            return
-
-
-@torch.inference_mode()
-def _strips(model: DECA, batch: FaceBatch) -> list[list[NDArray[np.uint8]]]:
-    """The panels of every face of a batch, (224,224,3) each."""
-    codes = model.encode(batch.images)
-    out = model.decode(codes)
-    pictures = model.render(codes, out)
-    inside = pictures.alpha * (pictures.alpha > 0)
-    rendered = batch.images * (1 - inside) + pictures.detail_images.clamp(0, 1) * inside
-    strips: list[list[NDArray[np.uint8]]] = []
-    for index in range(len(batch)):
-        face: NDArray[Any] = to_bytes(batch.images[index].numpy())
-        points = (out.landmarks2d[index].numpy() + 1) * (face.shape[0] / 2)
-        strips.append(
-            [
-                face,
-                with_points(face, points),
-                to_bytes(rendered[index].numpy()),
-                to_bytes(pictures.shape[index].numpy()),
-                to_bytes(pictures.shaded_detail[index].numpy()),
-                grey_map(out.displacement[index, 0].numpy()),
-            ]
-        )
-    return strips
+        sheet = draw_sheet(model.eval(), config, stage)
+        if sheet is not None:
+            buffer = io.BytesIO()
+            Image.fromarray(sheet).save(buffer, "PNG")
+            store.write(PICTURES.format(stage=stage), buffer.getvalue())

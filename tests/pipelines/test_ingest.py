@@ -110,7 +110,7 @@ def test_foreign_readers_open_the_shards(done, reader, tmp_path):
         import duckdb
 
         query = "select identity_id, count(*), min(octet_length(crop.bytes)) from read_parquet(?) group by 1 order by 1"
-        rows = duckdb.execute(query, [uris]).fetchall()
+        rows = duckdb.connect().execute(query, [uris]).fetchall()
         assert [row[:2] for row in rows] == [(name, 2) for name in sorted(PEOPLE)]
         assert all(row[2] > 1000 for row in rows)
     else:

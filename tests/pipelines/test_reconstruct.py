@@ -129,7 +129,7 @@ def test_foreign_readers_open_the_parts(done, reader, tmp_path):
         import duckdb
 
         query = "select count(*), min(len(displacement)), min(len(shape)) from read_parquet(?)"
-        assert duckdb.execute(query, [parts]).fetchone() == (4, 65536, 100)
+        assert duckdb.connect().execute(query, [parts]).fetchone() == (4, 65536, 100)
     else:
         import datasets
 

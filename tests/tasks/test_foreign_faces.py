@@ -89,7 +89,8 @@ def test_every_column_has_its_feature() -> None:
 def test_duckdb(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     import duckdb
 
-    rows = duckdb.sql(
+    database = duckdb.connect()
+    rows = database.sql(
         f"select face_id, octet_length(crop.bytes), landmarks, skin_mask is null, split from read_parquet({shards!r})"
     ).fetchall()
     assert len(rows) == len(truth)
@@ -98,7 +99,7 @@ def test_duckdb(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
         assert size == len(expected["crop"]["bytes"])
         assert close(landmarks, expected["landmarks"])
         assert (no_mask, split) == (expected["skin_mask"] is None, expected["split"])
-    counts = duckdb.sql(f"select identity_id, count(*) from read_parquet({shards!r}) group by all").fetchall()
+    counts = database.sql(f"select identity_id, count(*) from read_parquet({shards!r}) group by all").fetchall()
     assert sum(count for _, count in counts) == len(truth)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import pickle
 import resource
 import time
 from collections import Counter
@@ -185,9 +184,8 @@ def test_dataloader_workers_keep_the_order(faces: str) -> None:
     straight = list(samples_of(faces))
     samples = samples_of(faces, SMALL.model_copy(update={"threads": 1}))
     samples.seek(0, 3)
-    loader = DataLoader(samples, batch_size=None, num_workers=2, timeout=60)
+    loader = DataLoader(samples, batch_size=None, num_workers=2, timeout=60, multiprocessing_context="spawn")
     assert all_same(list(loader), straight[3:])
-    assert same(next(iter(pickle.loads(pickle.dumps(samples)))), straight[3])  # noqa: S301  as a spawned worker gets it
 
 
 # --- few pictures, heavy identities -----------------------------------------------------------------------------------

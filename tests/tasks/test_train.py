@@ -21,7 +21,7 @@ from tasks.checkpoints import list_checkpoints
 from tasks.storage import Store
 from tasks.train import StageRun, TrainError, TrainProgress, learning_rate, step_seed
 from tasks.train_inputs import TrainConfigError, arithmetic, stage_weights, training_samples
-from tests.tasks.training import assert_equal_states, job_of, last_state, small_config
+from tests.tasks.training import OFF, assert_equal_states, job_of, last_state, small_config
 
 TWENTY = {"steps": 20, "subjects": 2, "images": 2}
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,14 +118,46 @@ def test_checkpoints_are_pruned_and_judged(tmp_path: Path) -> None:
 
 
 def test_an_explosion_ends_the_run_with_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.train.SKIPPED_IN_A_ROW", 2)
+    monkeypatch.setattr("tasks.train.WILD_IN_A_ROW", 2)
     coarse = {"steps": 6, "subjects": 2, "images": 2, "lr": 1e30}
-    with pytest.raises(TrainError, match=r"2 steps in a row without a finite gradient.*landmark.*smaller lr"):
+    with pytest.raises(TrainError, match=r"coarse diverges: 2 steps in a row without a finite .*landmark.*smaller lr"):
         train(tmp_path, coarse=coarse, clip_norm=None)
     [saved] = (tmp_path / "_failed").iterdir()
     batch = load_file(saved)
     assert batch["images"].shape == (4, 3, 224, 224)
     assert batch["landmarks"].shape == (4, 68, 3)
+
+
+def test_a_loss_that_climbs_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = StageRun(job_of(small_config(tmp_path)))
+    monkeypatch.setattr(run, "_save_batch", lambda: "kept")
+
+    def watch(*losses: float) -> None:
+        for loss in losses:
+            run._watch({"total": torch.tensor(loss), "gradient": torch.tensor(1.0)})
+
+    watch(*[50.0] * 30, *[1.0] * 100)  # a stage's first losses may fall from anywhere
+    watch(*[20.0] * 19, 9.0, *[20.0] * 19)
+    with pytest.raises(TrainError, match=r"20 steps in a row .* more than 10 times the median, usually 1\. .*total 20"):
+        watch(20.0)
+
+
+def test_checkpoints_come_with_events_for_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, validation_batches=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard/coarse"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/landmark")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation/nme")] == [0, 2, 4]
+    assert [event.step for event in events.Images("faces")] == [2, 4]
+    names = sorted(path.name for path in (tmp_path / "tensorboard/coarse").iterdir())
+    assert names == ["events.out.tfevents.00000002", "events.out.tfevents.00000004"]
+
+
+def test_a_run_without_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing to train: pretrain\.steps, coarse\.steps, detail\.steps are all 0"):
+        small_config(tmp_path, coarse=OFF)
 
 
 def test_seeds_of_steps_differ() -> None:
