@@ -48,6 +48,8 @@ class StageConfig(BaseModel):
     warmup: int = Field(default=0, ge=0)
     # Parts that a batch is cut into, one after the other, where it does not fit into memory.
     accumulate: int = Field(default=1, ge=1)
+    # As the run's `precision`, for this stage alone. None: the run's.
+    precision: Literal["auto", "fp32", "bf16"] | None = None
 
     @model_validator(mode="after")
     def _whole_parts(self) -> StageConfig:
