@@ -28,6 +28,7 @@ class Metric(NamedTuple):
 METRICS: tuple[Metric, ...] = (
     Metric("nme", "Landmarks, by the distance of the outer eye corners", "NME"),
     Metric("nme_box", "Landmarks, by the size of their box", "NME"),
+    Metric("lids", "Gaps between the eyelids, by the distance of the outer eye corners", "NME"),
     Metric("pose_deg", "Head pose", "°"),
     Metric("jaw_deg", "Jaw pose", "°"),
     Metric("expression_mm", "Expression and jaw, on the true head", "mm"),
@@ -37,6 +38,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("light", "Light, relative RMS of the shading", "of 1"),
     Metric("displacement_corr", "Displacement, correlation", "r", "more"),
     Metric("displacement_mm", "Displacement, RMS difference", "mm"),
+    Metric("displacement_strength", "Displacement, |1 - RMS / true RMS|", "of 1"),
+    Metric("hidden_mm", "Displacement where the picture does not show it, RMS difference", "mm"),
     Metric("normal_deg", "Normals of the detailed face", "°"),
     Metric("psnr_db", "Rendering against the picture, on visible skin", "dB", "more"),
     Metric("transfer_vertex_mm", "Transfer: vertices of the face", "mm"),

@@ -37,6 +37,7 @@ COMMANDS = [
     "ingest",
     "reconstruct",
     "train",
+    "evaluate",
     "plan",
     "status",
     "retry",
