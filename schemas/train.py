@@ -63,10 +63,12 @@ class NetworksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; random: a ResNet with seeded
-    # random weights, for machines without any. auto: vggface2 where weights are given, else random, said aloud.
-    identity: Literal["auto", "vggface2", "arcface", "random"] = "auto"
-    # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle) or the ArcFace file; any fsspec URI.
+    # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
+    # dependency; random: a ResNet with seeded random weights, which tells no people apart. auto: vggface2 where weights
+    # are given, else dlib.
+    identity: Literal["auto", "vggface2", "arcface", "dlib", "random"] = "auto"
+    # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle), the ArcFace file, or in place of the
+    # dependency's another copy of dlib's .dat; any fsspec URI.
     identity_weights: str | None = None
     # auto: VGG19 from `perceptual_weights` where given, else torchvision's if it can be had, else seeded random.
     perceptual: Literal["auto", "vgg19", "random"] = "auto"
@@ -104,8 +106,8 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "pretrain": {"steps": 800, "subjects": 16, "images": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 20},
         "coarse": {"steps": 500, "subjects": 4, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
         "detail": {"steps": 200, "subjects": 2, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 10},
-        # Without weights its network teaches nothing and takes more than half of a coarse step; with weights of
-        # `networks.identity_weights` set it to the recipe's 0.2.
+        # Left out to save time: dlib's network makes a coarse step longer by two fifths, a ResNet50 by far more. The
+        # recipe's weight is 0.2.
         "weights": {"coarse": {"identity": 0.0}},
         "mrf_size": 64,
         "ema": 0.99,
