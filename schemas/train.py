@@ -64,8 +64,8 @@ class NetworksConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
-    # dependency; random: a ResNet with seeded random weights, which tells no people apart. auto: vggface2 where weights
-    # are given, else dlib.
+    # dependency; random: a ResNet with seeded random weights, which compares colours, not people. auto: vggface2 where
+    # weights are given, else dlib.
     identity: Literal["auto", "vggface2", "arcface", "dlib", "random"] = "auto"
     # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle), the ArcFace file, or in place of the
     # dependency's another copy of dlib's .dat; any fsspec URI.

@@ -101,7 +101,7 @@ def identity_network(config: NetworksConfig) -> Recognition:
     if kind == "dlib":
         return load_dlib(None if weights is None else local_file(weights))
     if kind == "random":
-        logger.warning("identity loss: a network with RANDOM weights judges; it tells no people apart")
+        logger.warning("identity loss: a network with RANDOM weights judges; it compares colours, not people")
         return random_recognition(NETWORK_SEED)
     if weights is None:
         raise TrainConfigError(f"networks.identity is {kind}, which needs networks.identity_weights")
