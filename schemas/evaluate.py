@@ -62,7 +62,7 @@ class EvaluateConfig(BaseModel):
     dest: str
     # What the source is. world: everything about the pictures is known; now: scans of real people.
     benchmark: Literal["world", "now"] = "world"
-    # Checkpoint folder. None: an untrained network, which measures nothing but the pipeline.
+    # Checkpoint folder, or "untrained". None: the weights that come with the package, as in `reconstruct`.
     checkpoint: str | None = None
     # More checkpoint folders by name: rows of the same table (baselines, ablations).
     compare: dict[str, str] = {}

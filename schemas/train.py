@@ -92,6 +92,7 @@ class TrainRayConfig(BaseModel):
 
 
 PresetName = Literal["paper", "small"]
+FALLING = {"schedule": "cosine", "warmup": 20}
 # Settings by the name of a preset; whatever else is given wins over them, setting by setting.
 PRESETS: dict[PresetName, dict[str, Any]] = {
     # The release's batches and steps: days of a GPU.
@@ -100,15 +101,19 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "coarse": {"steps": 200_000, "subjects": 8, "images": 2},
         "detail": {"steps": 250_000, "subjects": 6, "images": 3},
     },
-    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end.
+    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end. fp32 where bf16 would be
+    # slower: a CPU has no fast bf16 for depthwise convolutions; the detail stage has few of them.
     "small": {
         "backbone": "mobilenet_v3_small",
-        "pretrain": {"steps": 800, "subjects": 16, "images": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 20},
-        "coarse": {"steps": 500, "subjects": 4, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
-        "detail": {"steps": 200, "subjects": 2, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 10},
-        # Left out to save time: dlib's network makes a coarse step longer by two fifths, a ResNet50 by far more. The
-        # recipe's weight is 0.2.
-        "weights": {"coarse": {"identity": 0.0}},
+        "pretrain": {"steps": 800, "subjects": 32, "images": 1, "lr": 1.5e-3, **FALLING, "precision": "fp32"},
+        "coarse": {"steps": 300, "subjects": 4, "images": 2, "lr": 5e-4, **FALLING, "precision": "fp32"},
+        "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 5e-4, **FALLING},
+        # The priors of a face grow with the batch, which is a sum; a short training needs them weak. Identity is left
+        # out to save time: dlib's network makes a coarse step longer by two fifths, a ResNet50 by far more.
+        "weights": {
+            "pretrain": {"shape": 2e-5, "exp": 2e-5},
+            "coarse": {"shape": 2e-5, "exp": 2e-5, "identity": 0.0},
+        },
         "mrf_size": 64,
         "ema": 0.99,
         "checkpoint_every": 100,

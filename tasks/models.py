@@ -15,7 +15,7 @@ from deca_core import DECA
 from deca_core import checkpoint as checkpoints
 from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
-from schemas.reconstruct import ReconstructConfig
+from schemas.reconstruct import UNTRAINED, ReconstructConfig
 from tasks.storage import Store, is_local
 
 
@@ -28,27 +28,34 @@ def bundle_at(uri: str | None) -> AssetBundle:
 
 def weights_hash(config: ReconstructConfig) -> str:
     """What the `checkpoint` column says: the checkpoint's hash, or "untrained-<seed>". Raises CheckpointError."""
-    if config.checkpoint is None:
-        return f"untrained-{config.seed}"
-    return checkpoints.checkpoint_hash(checkpoint_folder(config.checkpoint))
+    folder = _weights_folder(config)
+    return f"untrained-{config.seed}" if folder is None else checkpoints.checkpoint_hash(folder)
 
 
 def is_trained(config: ReconstructConfig) -> bool:
     """Whether the weights come from training, as their checkpoint says."""
-    if config.checkpoint is None:
+    folder = _weights_folder(config)
+    if folder is None:
         return False
-    meta = json.loads((checkpoint_folder(config.checkpoint) / checkpoints.META_FILE).read_text())
+    meta = json.loads((folder / checkpoints.META_FILE).read_text())
     return meta["info"].get("trained") != "no"
 
 
 def load_model(config: ReconstructConfig) -> DECA:
     """The model in eval mode. Raises CheckpointError when the checkpoint is damaged or made for another bundle."""
-    bundle = bundle_at(config.bundle)
-    if config.checkpoint is not None:
-        return checkpoints.load_checkpoint(checkpoint_folder(config.checkpoint), bundle=bundle)
+    bundle, folder = bundle_at(config.bundle), _weights_folder(config)
+    if folder is not None:
+        return checkpoints.load_checkpoint(folder, bundle=bundle)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return DECA(bundle)
+
+
+def _weights_folder(config: ReconstructConfig) -> Path | None:
+    """The folder of a run's checkpoint; None: its network is untrained."""
+    if config.checkpoint is not None:
+        return None if config.checkpoint == UNTRAINED else checkpoint_folder(config.checkpoint)
+    return checkpoints.SHIPPED if config.bundle is None else None
 
 
 def checkpoint_folder(uri: str) -> Path:
