@@ -2,7 +2,7 @@
 
     python -m benchmarks.shipped trained/model deca_core/weights
 
-Prints the size, and how far codes, vertices and displacement move against the float32 weights, over random photographs
+The card beside them stays. Prints the size, and how far codes, vertices and displacement move against the float32 weights, over random photographs
 of the world.
 """
 
@@ -17,6 +17,7 @@ from benchmarks.overfit import world_batch
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import WEIGHTS_FILE, load_checkpoint, save_shipped
 
+CARD = "README.md"
 PEOPLE, IMAGES, SEED = 8, 2, 9
 
 
@@ -26,9 +27,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="deca_core/weights")
     options = parser.parse_args()
     bundle = procedural_head()
-    save_shipped(options.trained, options.folder, bundle)
+    card = options.folder / CARD
+    words = card.read_text() if card.exists() else None
+    save_shipped(options.trained, options.folder, bundle)  # in place of the whole folder
+    if words is not None:
+        card.write_text(words)
     full, half = load_checkpoint(options.trained, bundle), load_checkpoint(options.folder, bundle)
-    images = world_batch(bundle, PEOPLE, IMAGES, SEED).images
+    images = world_batch(bundle, CARD = "README.md"
+PEOPLE, IMAGES, SEED).images
     with torch.inference_mode():
         codes = [model.encode(images) for model in (full, half)]
         heads = [model.decode(own) for model, own in zip((full, half), codes, strict=True)]
