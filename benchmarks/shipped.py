@@ -2,8 +2,8 @@
 
     python -m benchmarks.shipped trained/model deca_core/weights
 
-The card beside them stays. Prints the size, and how far codes, vertices and displacement move against the float32 weights, over random photographs
-of the world.
+The card beside them stays. Prints the size, and how far codes, vertices and displacement move against the float32
+weights, over random photographs of the world.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def main() -> None:
     if words is not None:
         card.write_text(words)
     full, half = load_checkpoint(options.trained, bundle), load_checkpoint(options.folder, bundle)
-    images = world_batch(bundle, CARD = "README.md"
-PEOPLE, IMAGES, SEED).images
+    images = world_batch(bundle, PEOPLE, IMAGES, SEED).images
     with torch.inference_mode():
         codes = [model.encode(images) for model in (full, half)]
         heads = [model.decode(own) for model, own in zip((full, half), codes, strict=True)]

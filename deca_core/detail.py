@@ -32,9 +32,8 @@ class DetailDecoder(nn.Module):
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         last = nn.Conv2d(16, 1, 3, padding=1)
-        with torch.no_grad():  # starts all but flat: random weights would give a face half a millimetre of noise
-            last.weight.mul_(START)
-            last.bias.mul_(START)
+        for value in last.parameters():  # all but flat: random weights would dent a face by half a millimetre
+            value.data.mul_(START)
         self.conv_blocks = nn.Sequential(*blocks, last, nn.Tanh())
 
     def forward(self, condition: Tensor) -> Tensor:
