@@ -90,13 +90,13 @@ KNOWN_ERRORS = (
 )
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
 UNIT_FLOWS: dict[str, Any] = {
-    "ablate": ablate,
     "evaluate": EvaluateConfig,
     "ingest": IngestConfig,
     "reconstruct": ReconstructConfig,
     "synth": SynthConfig,
 }
 FLOWS: dict[str, Any] = {
+    "ablate": ablate,
     "evaluate": evaluate,
     "ingest": ingest_flow.ingest,
     "reconstruct": reconstruct_flow.reconstruct,
