@@ -136,11 +136,6 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
             f"{stage}.subjects {settings.subjects} cannot be cut into {settings.accumulate} parts for each of {ranks} "
             f"ranks. Ask for a multiple of {settings.accumulate * ranks}"
         )
-    if subjects * settings.images == 1 and config.batch_norm != "eval":
-        raise TrainConfigError(
-            f"{stage}: batches of one picture leave batch norm nothing to average; ask for more {stage}.subjects, or "
-            "batch_norm=eval"
-        )
     seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
     if config.source != WORLD:

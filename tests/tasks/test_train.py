@@ -200,12 +200,6 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
         training_samples(small_config(tmp_path), "coarse", 0, 3)
 
 
-def test_batches_of_one_picture_are_refused(tmp_path: Path) -> None:
-    alone = {"steps": 4, "subjects": 1, "images": 1}
-    with pytest.raises(TrainConfigError, match=r"coarse: batches of one picture .*batch_norm=eval"):
-        training_samples(small_config(tmp_path, coarse=alone), "coarse")
-
-
 def test_arithmetic_is_what_is_asked_for() -> None:
     cpu = torch.device("cpu")
     assert (arithmetic("fp32", cpu), arithmetic("bf16", cpu)) == ("fp32", "bf16")
