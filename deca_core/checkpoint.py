@@ -23,6 +23,8 @@ from deca_core.model import DECA
 SCHEMA_VERSION = 1
 WEIGHTS_FILE, META_FILE = "model.safetensors", "checkpoint.json"
 
+# The small weights that come with the package, for the procedural head; its README.md says what they are.
+SHIPPED = Path(__file__).parent / "weights"
 RELEASED_HEAD = "FLAME"
 
 
@@ -37,6 +39,17 @@ def save_checkpoint(model: DECA, folder: str | Path) -> Path:
     """
     head: dict[str, str | None] = {"name": model.bundle.name, "hash": model.bundle.hash}
     return _write(Path(folder), model.state_dict(), model.backbone, head, model.info)
+
+
+def save_shipped(source: str | Path, folder: str | Path, bundle: AssetBundle) -> Path:
+    """A trained checkpoint as the package carries it: float16, half the bytes; returns the folder.
+
+    The head is recorded by name only: it is made by arithmetic whose last bits differ between processors, and so does
+    its hash. Raises CheckpointError like `load_checkpoint`.
+    """
+    model = load_checkpoint(source, bundle)
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    return _write(Path(folder), weights, model.backbone, {"name": bundle.name, "hash": None}, model.info)
 
 
 def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:

@@ -9,6 +9,7 @@ from deca_core.codes import NUM_DETAIL
 
 MAX_DISPLACEMENT = 0.01  # metres: F_d ends in tanh * 0.01
 NUM_CONDITION = 3 + 50 + NUM_DETAIL  # jaw, expression, detail code
+START = 0.01  # share of the usual random numbers that the last layer of F_d starts with
 # The dense grid has no triangles at its rim: x in [2, w - 3), y in [5, h - 6).
 RIM_LEFT, RIM_RIGHT, RIM_TOP, RIM_BOTTOM = 2, 3, 5, 6
 
@@ -30,7 +31,10 @@ class DetailDecoder(nn.Module):
                 nn.BatchNorm2d(outputs, eps=0.8),  # sic: the release passes 0.8 as eps
                 nn.LeakyReLU(0.2, inplace=True),
             ]
-        self.conv_blocks = nn.Sequential(*blocks, nn.Conv2d(16, 1, 3, padding=1), nn.Tanh())
+        last = nn.Conv2d(16, 1, 3, padding=1)
+        for value in last.parameters():  # all but flat: random weights would dent a face by half a millimetre
+            value.data.mul_(START)
+        self.conv_blocks = nn.Sequential(*blocks, last, nn.Tanh())
 
     def forward(self, condition: Tensor) -> Tensor:
         seed = self.l1(condition).unflatten(1, (128, 8, 8))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deca_core.appearance import SH_CONSTANTS
 from deca_core.flame import rotation_matrix
+from deca_core.losses.landmarks import EYELIDS
 
 Float = NDArray[np.float64]
 
@@ -242,8 +243,19 @@ def interocular_error(target: Tensor, points: Tensor) -> Tensor:
 
     The custom for frontal faces (300-W); in profile the corners meet and it means nothing.
     """
-    eyes = (target[:, EYE_CORNERS_68[0]] - target[:, EYE_CORNERS_68[1]]).norm(dim=-1)
-    return (target - points).norm(dim=-1).mean(1) / eyes
+    return (target - points).norm(dim=-1).mean(1) / _eye_span(target)
+
+
+def lid_error(target: Tensor, points: Tensor) -> Tensor:
+    """How far the gaps between upper and lower lids are off: mean over the four pairs of eq. 6, over the distance of
+    the true outer eye corners, (B,68,2) each -> (B,)."""
+    upper, lower = (list(side) for side in zip(*EYELIDS, strict=True))
+    gaps, true = ((face[:, upper] - face[:, lower]).norm(dim=-1) for face in (points, target))
+    return (gaps - true).abs().mean(1) / _eye_span(target)
+
+
+def _eye_span(landmarks: Tensor) -> Tensor:
+    return (landmarks[:, EYE_CORNERS_68[0]] - landmarks[:, EYE_CORNERS_68[1]]).norm(dim=-1)
 
 
 def rotation_error(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -276,6 +288,12 @@ def correlation(a: NDArray, b: NDArray, mask: NDArray) -> float:
     return float((x * y).sum() / scale) if scale > 0 else np.nan
 
 
+def strength_error(map_: NDArray, truth: NDArray, mask: NDArray) -> float:
+    """|1 - RMS / true RMS| inside a mask: 0 as strong as the truth, 1 for a flat map; NaN where the truth is flat."""
+    own, true = (rms_difference(values, np.zeros_like(values), mask) for values in (map_, truth))
+    return abs(1 - own / true) if true > 0 else np.nan
+
+
 def rms_difference(a: NDArray, b: NDArray, mask: NDArray) -> float:
     """Root of the mean squared difference of two maps inside a mask."""
     return float(np.sqrt(np.square(np.asarray(a, np.float64)[mask] - np.asarray(b, np.float64)[mask]).mean()))
@@ -292,6 +310,15 @@ def psnr(a: NDArray, b: NDArray, mask: NDArray) -> float:
     return float(-20 * np.log10(max(rms_difference(a.transpose(1, 2, 0), b.transpose(1, 2, 0), mask), 1e-10)))
 
 
+def shape_points(shapes: NDArray, basis: NDArray) -> Float:
+    """Coordinates (N,K) of shape codes (N,K) about their mean: their Euclidean distance is the RMS over the vertices of
+    the neutral heads' difference, in the unit of the basis (V,3,K)."""
+    flat = np.asarray(basis, np.float64).reshape(-1, shapes.shape[1])
+    values, vectors = np.linalg.eigh(flat.T @ flat / len(basis))
+    points = np.asarray(shapes, np.float64) @ (vectors * np.sqrt(values.clip(min=0)))
+    return points - points.mean(axis=0)
+
+
 def shape_spread(shapes: NDArray, people: Sequence[str], basis: NDArray) -> tuple[float, float]:
     """How far apart shapes of one person lie, and shapes of two people: (within, between), in the basis' unit.
 
@@ -299,11 +326,7 @@ def shape_spread(shapes: NDArray, people: Sequence[str], basis: NDArray) -> tupl
     of the neutral heads' difference; each answer is the RMS over all pairs of pictures of one person, or of different
     people. NaN where there is no such pair.
     """
-    flat = np.asarray(basis, np.float64).reshape(-1, shapes.shape[1])
-    # Codes to coordinates whose Euclidean distance is the RMS over vertices.
-    values, vectors = np.linalg.eigh(flat.T @ flat / len(basis))
-    points = np.asarray(shapes, np.float64) @ (vectors * np.sqrt(values.clip(min=0)))
-    points -= points.mean(axis=0)
+    points = shape_points(shapes, basis)
     _, who, count = np.unique(np.asarray(people), return_inverse=True, return_counts=True)
     own = np.zeros((len(count), points.shape[1]))
     np.add.at(own, who, points)

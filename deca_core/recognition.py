@@ -87,7 +87,7 @@ def load_vggface2(path: str | Path) -> VGGFace2:
     The classifier `fc.*` is left out. Raises RecognitionError naming the file and what is missing or wrong.
     """
     source = Path(path)
-    _check_file(source, "resnet50_ft_weight.pkl of the VGGFace2 release in PyTorch")
+    require_file(source, "resnet50_ft_weight.pkl of the VGGFace2 release in PyTorch")
     try:
         content = load_pickle(source)
     except BundleError as error:
@@ -119,7 +119,7 @@ def load_arcface(folder: str | Path) -> ArcFace:
     from facexlib.recognition.arcface_arch import Backbone
 
     source = Path(folder) / ARCFACE_FILE
-    _check_file(source, f"{ARCFACE_FILE} of facexlib's releases")
+    require_file(source, f"{ARCFACE_FILE} of facexlib's releases")
     network = Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
     try:
         network.load_state_dict(torch.load(source, map_location="cpu", weights_only=True))
@@ -129,7 +129,7 @@ def load_arcface(folder: str | Path) -> ArcFace:
 
 
 def random_recognition(seed: int = 0) -> VGGFace2:
-    """A ResNet50 that has learned nothing, the same for the same seed: for machines without weights.
+    """A ResNet50 that has learned nothing, the same for the same seed: where the answer does not matter.
 
     It compares colours and coarse structure, not people; its name says so.
     """
@@ -138,9 +138,10 @@ def random_recognition(seed: int = 0) -> VGGFace2:
         return VGGFace2(f"random-resnet50-seed{seed}")
 
 
-def _check_file(path: Path, what: str) -> None:
+def require_file(path: Path, what: str) -> None:
+    """Raises RecognitionError saying what file is missing."""
     if not path.is_file():
-        raise RecognitionError(f"{path}: no such file; expected {what}. Without weights choose the random network")
+        raise RecognitionError(f"{path}: no such file; expected {what}. Without it choose dlib's network")
 
 
 def _digest(path: Path) -> str:

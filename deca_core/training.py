@@ -103,7 +103,7 @@ class CoarseStep(nn.Module):
             terms = _coarse_terms(weights, codes, _tiled(batch.landmarks, codes), points)
             if not (weights.photometric or weights.identity):
                 return _total(terms)
-            images, masks = _tiled(batch.images, codes), _tiled(batch.masks, codes)
+            images, masks = _tiled(batch.images, codes), _tiled(_shown(batch, weights), codes)
             albedo = self.model.albedo(codes[: len(batch)])  # the same in both halves
             rendering, face, pasted = self._render(codes, head.vertices, _tiled(albedo, codes), images)
             if weights.photometric:
@@ -207,7 +207,8 @@ class DetailStep(nn.Module):
         projected = project(vertices, codes.cam)[..., :2]
         attributes = torch.cat([vertices, vertex_normals(vertices, model.faces), projected], dim=-1)
         positions, normals, grid = model.atlas(attributes).split([3, 3, 2], dim=1)
-        picture, mask = sample_uv(torch.cat([batch.images, batch.masks], dim=1), grid).split([3, 1], dim=1)
+        shown = _shown(batch, self.weights)
+        picture, mask = sample_uv(torch.cat([batch.images, shown], dim=1), grid).split([3, 1], dim=1)
         facing = normals[:, 2:] > FACING  # in image space, where z points away: z < -0.05
         return CoarseSurface(positions, normals, model.albedo(codes), picture, mask * facing * model.mask)
 
@@ -270,6 +271,11 @@ def _coarse_codes(vectors: Tensor) -> Codes:
     """The coarse encoder's answer (B,236) as codes, with detail codes of 0."""
     vectors = full_precision(vectors)
     return Codes.from_vectors(vectors, vectors.new_zeros(len(vectors), NUM_DETAIL))
+
+
+def _shown(batch: FaceBatch, weights: CoarseWeights | DetailWeights) -> Tensor:
+    """Pixels (B,1,224,224) that count as skin of the face: those of the mask, or all of the picture without it."""
+    return batch.masks if weights.skin_mask else torch.ones_like(batch.masks)
 
 
 def _swap_order(batch: FaceBatch, generator: torch.Generator | None) -> Tensor | None:

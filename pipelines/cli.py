@@ -19,6 +19,7 @@ from deca_core.perceptual import PerceptualError
 from deca_core.recognition import RecognitionError
 from pipelines import ingest as ingest_flow
 from pipelines import reconstruct as reconstruct_flow
+from pipelines.ablate import ablate
 from pipelines.cli_datasets import assets, datasets
 from pipelines.evaluate import evaluate
 from pipelines.options import (
@@ -45,6 +46,7 @@ from pipelines.stages import planned_dataset, stored_config
 from pipelines.summaries import summary_lines
 from pipelines.synth import synth
 from pipelines.train import train
+from schemas.ablate import AblateConfig
 from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
 from schemas.ingest import IngestConfig
@@ -94,6 +96,7 @@ UNIT_FLOWS: dict[str, Any] = {
     "synth": SynthConfig,
 }
 FLOWS: dict[str, Any] = {
+    "ablate": ablate,
     "evaluate": evaluate,
     "ingest": ingest_flow.ingest,
     "reconstruct": reconstruct_flow.reconstruct,
@@ -313,6 +316,12 @@ def evaluate_command(
         Literal["world", "now"] | None, typer.Option(help="world (default): the truth is known; now: scans.")
     ] = None,
     checkpoint: Checkpoint = None,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Train the recipe without each of its losses, and compare.")
+    ] = False,
+    faces: Annotated[
+        str | None, typer.Option(help="What --ablations trains on: as SRC of `deca train`, or the word: world.")
+    ] = None,
     bundle: Bundle = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006
@@ -330,16 +339,23 @@ def evaluate_command(
       deca evaluate NoW/ figures/ --benchmark now --checkpoint trained/model
 
       deca evaluate world/ figures/ --checkpoint trained/model --set compare.coarse=coarse/model
+
+      deca evaluate world/ ablations/ --ablations --faces people/ --set seeds=[0,1,2]
     """
-    options = {
+    options: dict[str, Any] = {
         "source": source,
         "dest": dest,
-        "benchmark": benchmark,
-        "checkpoint": checkpoint,
         "bundle": bundle,
-        "ray.workers": workers,
         "existing": existing(resume, new),
     }
+    if ablations:
+        if checkpoint or benchmark == "now":
+            raise typer.BadParameter("--ablations measures models of its own, in a world: no --checkpoint, no NoW")
+        options |= {"faces": faces, "evaluate.ray.workers": workers}
+        return _run("ablate", resolve(AblateConfig, config, settings, options), prefect)
+    if faces:
+        raise typer.BadParameter("--faces goes with --ablations")
+    options |= {"benchmark": benchmark, "checkpoint": checkpoint, "ray.workers": workers}
     return _run("evaluate", resolve(EvaluateConfig, config, settings, options), prefect)
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 
+from deca_core.assets import AssetBundle
 from pipelines.reconstruct import UNTRAINED
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.evaluate import MODEL, EvaluateConfig, EvaluateSummary
@@ -49,14 +50,20 @@ def check_inputs(config: EvaluateConfig) -> dict[str, str]:
             logger.warning("%s: %s", name, UNTRAINED)
     if config.benchmark == "now":
         return {**hashes, "truth": NowDataset(config.source, config.pictures, config.scan_units).list_hash}
-    truth = WorldTruth(config.source)
-    if truth.bundle != bundle.hash:
-        raise EvaluateError(
-            f"{config.source} was photographed over the head {truth.bundle[:12]}, this run measures over "
-            f"{bundle.name!r} ({bundle.hash[:12]}). Give the bundle that the world was made with"
-        )
+    truth = open_truth(config.source, bundle)
     annotators = load_annotator(config.annotate).versions if config.landmarks == "annotator" else {}
     return {**hashes, "truth": truth.hash, **annotators}
+
+
+def open_truth(source: str, bundle: AssetBundle) -> WorldTruth:
+    """A world's truth, which is about this head. Raises EvaluateError."""
+    truth = WorldTruth(source)
+    if truth.bundle != bundle.hash:
+        raise EvaluateError(
+            f"{source} was photographed over the head {truth.bundle[:12]}, this run measures over "
+            f"{bundle.name!r} ({bundle.hash[:12]}). Give the bundle that the world was made with"
+        )
+    return truth
 
 
 def freeze_plan(config: EvaluateConfig, weights: dict[str, str]) -> Plan:

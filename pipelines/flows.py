@@ -14,6 +14,7 @@ from prefect.artifacts import update_progress_artifact as update_progress
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from pipelines.ablate import ablate as run_ablate
 from pipelines.evaluate import evaluate as run_evaluate
 from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
@@ -22,11 +23,13 @@ from pipelines.stages import annotations_of, faces_of
 from pipelines.summaries import summary_lines
 from pipelines.synth import synth as run_synth
 from pipelines.train import train as run_train
+from schemas.ablate import AblateConfig, AblateSummary
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig, SynthSummary
+from tasks.ablation_report import ablation_table, models_table
 from tasks.card import CARD, identity_sizes, quarantine_reasons
 from tasks.engine import Progress
 from tasks.evaluation_report import metric_table, scan_table
@@ -111,6 +114,15 @@ def evaluate(config: EvaluateConfig) -> Any:
     return _finish("evaluate", f"figures in {summary.dest}", summary)
 
 
+@flow(name="evaluate")
+def ablate(config: AblateConfig) -> Any:
+    """What every loss is worth: see `deca evaluate --help`. The call's result is the summary."""
+    summary = run_ablate(config, on_progress=ProgressArtifact("ablations-progress"), stage=as_task)
+    for key, table in (("ablations", ablation_table), ("ablations-models", models_table)):
+        create_table_artifact(table(summary), key=key, description=summary.report)
+    return _finish("ablations", f"models and figures in {summary.dest}", summary)
+
+
 @flow(name="synth")
 def synth(config: SynthConfig) -> Any:
     """Photographs of procedural people with their truth: see `deca synth --help`. The call's result is the summary."""
@@ -138,7 +150,7 @@ def _train_report(summary: TrainSummary) -> str:
 def _finish(
     name: str,
     description: str,
-    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary,
+    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary | AblateSummary,
 ) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]

@@ -19,7 +19,9 @@ Config = Annotated[
 ]
 Settings = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting: ray.workers=4.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint folder. Without one the network is untrained.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Checkpoint folder; default: the package's own small weights; or: untrained.")
+]
 Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]

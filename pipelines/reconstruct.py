@@ -45,8 +45,7 @@ def check_models(config: ReconstructConfig) -> dict[str, str]:
     """Load everything that the workers will need once, before any work; the hashes of what takes part, by name."""
     bundle = bundle_at(config.bundle)
     weights = {"bundle": bundle.hash, "checkpoint": weights_hash(config), **load_annotator(config.annotate).versions}
-    if config.checkpoint is not None:
-        load_model(config)
+    load_model(config)
     if not is_trained(config):
         logger.warning(UNTRAINED)
     return weights

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
 from pipelines.train import MODEL, finished_stages, is_published, stored_plan
+from schemas.ablate import AblateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
 from schemas.world import SynthSummary
+from tasks.ablation_report import FULL, MARKDOWN, ablation_table
 from tasks.card import CARD
 from tasks.checkpoints import list_checkpoints
 from tasks.plan import standing_quarantine
@@ -25,11 +27,13 @@ def megabytes(size: int) -> str:
 
 
 def summary_lines(
-    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary,
+    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary | AblateSummary,
 ) -> Lines:
     """The outcome of a run, and where to look next."""
     if isinstance(summary, TrainSummary):
         return _training_lines(summary)
+    if isinstance(summary, AblateSummary):
+        return _ablation_lines(summary)
     dest = summary.truth if isinstance(summary, SynthSummary) else summary.dest
     quarantined = ", ".join(f"{count} at {stage}" for stage, count in summary.quarantined.items()) or "none"
     units = f"{summary.units_run} run, {summary.units_skipped} done before, {summary.pending_units} pending"
@@ -74,6 +78,23 @@ def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | Eval
         ("version", f"{summary.version}, {'new' if summary.new_version else 'as before'}"),
         ("card", Store(faces).join(CARD)),
     ]
+
+
+def _ablation_lines(summary: AblateSummary) -> Lines:
+    trained = f"{len(summary.trained)} models in {sum(summary.trained.values()):.0f} s" if summary.trained else "before"
+    return [
+        ("outcome", summary.outcome),
+        ("trained", trained),
+        *((row["variant"], _comparison(row)) for row in ablation_table(summary)),
+        *((variant, f"not trained: {reason}") for variant, reason in summary.left_out.items()),
+        ("report", summary.report),
+        ("tables", Store(summary.dest).join(MARKDOWN)),
+    ]
+
+
+def _comparison(row: dict[str, str]) -> str:
+    verdict, change = row["the variant is"], row["difference, 95 %"]
+    return f"{row['figure'].split()[0]} {row[FULL]} -> {row['without']}, {change}: {verdict}"
 
 
 def _figures(method: MethodFigures) -> str:

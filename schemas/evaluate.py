@@ -31,6 +31,7 @@ class Metric(NamedTuple):
 METRICS: tuple[Metric, ...] = (
     Metric("nme", "Landmarks, by the distance of the outer eye corners", "NME"),
     Metric("nme_box", "Landmarks, by the size of their box", "NME"),
+    Metric("lids", "Gaps between the eyelids, by the distance of the outer eye corners", "NME"),
     Metric("pose_deg", "Head pose", "°"),
     Metric("jaw_deg", "Jaw pose", "°"),
     Metric("expression_mm", "Expression and jaw, on the true head", "mm"),
@@ -40,6 +41,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("light", "Light, relative RMS of the shading", "of 1"),
     Metric("displacement_corr", "Displacement, correlation", "r", "more"),
     Metric("displacement_mm", "Displacement, RMS difference", "mm"),
+    Metric("displacement_strength", "Displacement, |1 - RMS / true RMS|", "of 1"),
+    Metric("hidden_mm", "Displacement where the picture does not show it, RMS difference", "mm"),
     Metric("normal_deg", "Normals of the detailed face", "°"),
     Metric("psnr_db", "Rendering against the picture, on visible skin", "dB", "more"),
     Metric("transfer_vertex_mm", "Transfer: vertices of the face", "mm"),
@@ -62,7 +65,7 @@ class EvaluateConfig(BaseModel):
     dest: str
     # What the source is. world: everything about the pictures is known; now: scans of real people.
     benchmark: Literal["world", "now"] = "world"
-    # Checkpoint folder. None: an untrained network, which measures nothing but the pipeline.
+    # Checkpoint folder, or "untrained". None: the weights that come with the package, as in `reconstruct`.
     checkpoint: str | None = None
     # More checkpoint folders by name: rows of the same table (baselines, ablations).
     compare: dict[str, str] = {}

@@ -14,6 +14,7 @@ from schemas.engine import RayConfig, SourceConfig, UnitsConfig
 from schemas.parquet import fixed_field
 
 SCHEMA_VERSION = 1
+UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
 LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
 
@@ -30,7 +31,8 @@ class ReconstructConfig(BaseModel):
     # Where codes come from. network: a checkpoint's encoders. landmarks: fitted to the 68 landmarks of each face, which
     # tell nothing of albedo and detail: those codes are zero, and of the displacement the bundle's fixed one is left.
     codes: Literal["network", "landmarks"] = "network"
-    # Checkpoint folder (any fsspec URI). None: an untrained network, said in log, metadata and report.
+    # Checkpoint folder (any fsspec URI), or "untrained": random weights, said in log, metadata and report. None: the
+    # small weights that come with the package, which are for the procedural head; on another bundle, untrained.
     checkpoint: str | None = None
     # Bundle folder. None: the procedural head that comes with the package.
     bundle: str | None = None

@@ -48,6 +48,8 @@ class StageConfig(BaseModel):
     warmup: int = Field(default=0, ge=0)
     # Parts that a batch is cut into, one after the other, where it does not fit into memory.
     accumulate: int = Field(default=1, ge=1)
+    # As the run's `precision`, for this stage alone. None: the run's.
+    precision: Literal["auto", "fp32", "bf16"] | None = None
 
     @model_validator(mode="after")
     def _whole_parts(self) -> StageConfig:
@@ -61,10 +63,12 @@ class NetworksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; random: a ResNet with seeded
-    # random weights, for machines without any. auto: vggface2 where weights are given, else random, said aloud.
-    identity: Literal["auto", "vggface2", "arcface", "random"] = "auto"
-    # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle) or the ArcFace file; any fsspec URI.
+    # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
+    # dependency; random: a ResNet with seeded random weights, which compares colours, not people. auto: vggface2 where
+    # weights are given, else dlib.
+    identity: Literal["auto", "vggface2", "arcface", "dlib", "random"] = "auto"
+    # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle), the ArcFace file, or in place of the
+    # dependency's another copy of dlib's .dat; any fsspec URI.
     identity_weights: str | None = None
     # auto: VGG19 from `perceptual_weights` where given, else torchvision's if it can be had, else seeded random.
     perceptual: Literal["auto", "vgg19", "random"] = "auto"
@@ -88,6 +92,7 @@ class TrainRayConfig(BaseModel):
 
 
 PresetName = Literal["paper", "small"]
+FALLING = {"schedule": "cosine", "warmup": 20}
 # Settings by the name of a preset; whatever else is given wins over them, setting by setting.
 PRESETS: dict[PresetName, dict[str, Any]] = {
     # The release's batches and steps: days of a GPU.
@@ -96,15 +101,19 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "coarse": {"steps": 200_000, "subjects": 8, "images": 2},
         "detail": {"steps": 250_000, "subjects": 6, "images": 3},
     },
-    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end.
+    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end. fp32 where bf16 would be
+    # slower: a CPU has no fast bf16 for depthwise convolutions; the detail stage has few of them.
     "small": {
         "backbone": "mobilenet_v3_small",
-        "pretrain": {"steps": 800, "subjects": 16, "images": 1, "lr": 1e-3, "schedule": "cosine", "warmup": 20},
-        "coarse": {"steps": 500, "subjects": 4, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 20},
-        "detail": {"steps": 200, "subjects": 2, "images": 2, "lr": 5e-4, "schedule": "cosine", "warmup": 10},
-        # Without weights its network teaches nothing and takes more than half of a coarse step; with weights of
-        # `networks.identity_weights` set it to the recipe's 0.2.
-        "weights": {"coarse": {"identity": 0.0}},
+        "pretrain": {"steps": 800, "subjects": 32, "images": 1, "lr": 1.5e-3, **FALLING, "precision": "fp32"},
+        "coarse": {"steps": 300, "subjects": 4, "images": 2, "lr": 5e-4, **FALLING, "precision": "fp32"},
+        "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 5e-4, **FALLING},
+        # The priors of a face grow with the batch, which is a sum; a short training needs them weak. Identity is left
+        # out to save time: dlib's network makes a coarse step longer by two fifths, a ResNet50 by far more.
+        "weights": {
+            "pretrain": {"shape": 2e-5, "exp": 2e-5},
+            "coarse": {"shape": 2e-5, "exp": 2e-5, "identity": 0.0},
+        },
         "mrf_size": 64,
         "ema": 0.99,
         "checkpoint_every": 100,

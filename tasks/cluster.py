@@ -34,7 +34,7 @@ from scipy.sparse.csgraph import connected_components
 # Chosen for precision first, on the embedded world (5 pictures a person, and 1 to 5) and on drawn people with 1 to 300.
 SCALE_NEIGHBOURS = 12
 LIMIT = 1.05
-SURE = 2 / 3
+SURE = 1 / 2
 COHESION = 0.8
 TIGHTEN = 0.97 ** np.arange(100)  # limits tried in turn, as shares of LIMIT: steps of 3 % down to a twentieth
 

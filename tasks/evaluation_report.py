@@ -26,7 +26,7 @@ REPORT = "_report/report.html"
 CURVE_LIMIT = 7.0  # millimetres: where the paper's curves end
 MM = 1000.0
 
-_templates = Environment(
+templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=StrictUndefined,
@@ -154,7 +154,7 @@ def _spread(figure: Figure | None) -> str:
 def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) -> str:
     """Draw report.html, which loads nothing from elsewhere; returns its URI."""
     names = [method.method for method in summary.methods]
-    page = _templates.get_template("evaluation.html.j2").render(
+    page = templates.get_template("evaluation.html.j2").render(
         summary=summary,
         curves=[
             (title, Markup(_curve(rows, column, names)))  # matplotlib escapes the names

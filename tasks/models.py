@@ -16,7 +16,7 @@ from deca_core import DECA, Codes
 from deca_core import checkpoint as checkpoints
 from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
-from schemas.reconstruct import LANDMARK_FIT, ReconstructConfig
+from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
 from tasks.storage import Store, is_local
 
 
@@ -45,18 +45,18 @@ def weights_hash(config: ReconstructConfig) -> str:
     """
     if config.codes == "landmarks":
         return LANDMARK_FIT
-    if config.checkpoint is None:
-        return f"untrained-{config.seed}"
-    return checkpoints.checkpoint_hash(checkpoint_folder(config.checkpoint))
+    folder = _weights_folder(config)
+    return f"untrained-{config.seed}" if folder is None else checkpoints.checkpoint_hash(folder)
 
 
 def is_trained(config: ReconstructConfig) -> bool:
     """Whether the weights come from training, as their checkpoint says; true where no weights take part."""
     if config.codes == "landmarks":
         return True
-    if config.checkpoint is None:
+    folder = _weights_folder(config)
+    if folder is None:
         return False
-    meta = json.loads((checkpoint_folder(config.checkpoint) / checkpoints.META_FILE).read_text())
+    meta = json.loads((folder / checkpoints.META_FILE).read_text())
     return meta["info"].get("trained") != "no"
 
 
@@ -65,11 +65,19 @@ def load_model(config: ReconstructConfig) -> DECA:
     bundle = bundle_at(config.bundle)
     if config.codes == "landmarks":
         return GeometryModel(bundle)
-    if config.checkpoint is not None:
-        return checkpoints.load_checkpoint(checkpoint_folder(config.checkpoint), bundle=bundle)
+    folder = _weights_folder(config)
+    if folder is not None:
+        return checkpoints.load_checkpoint(folder, bundle=bundle)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return DECA(bundle)
+
+
+def _weights_folder(config: ReconstructConfig) -> Path | None:
+    """The folder of a run's checkpoint; None: its network is untrained."""
+    if config.checkpoint is not None:
+        return None if config.checkpoint == UNTRAINED else checkpoint_folder(config.checkpoint)
+    return checkpoints.SHIPPED if config.bundle is None else None
 
 
 def checkpoint_folder(uri: str) -> Path:

@@ -122,7 +122,7 @@ class StageRun:
         self.job, self.config, self.stage, self.rank, self.ranks = job, job.config, job.stage, rank, ranks
         self.settings, self.store = job.config.stage(job.stage), Store(job.dest)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = arithmetic(job.config.precision, self.device)
+        self.precision = arithmetic(self.settings.precision or job.config.precision, self.device)
         self.model = first_model(job.config)
         self.step: nn.Module = make_step(job.config, job.stage, self.model, ranks)
         self.step.to(self.device)

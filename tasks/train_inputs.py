@@ -12,6 +12,7 @@ import torch
 from deca_core import DECA
 from deca_core.augment import PLAIN, Augmentation
 from deca_core.checkpoint import checkpoint_hash, load_checkpoint
+from deca_core.dlib_recognition import load_dlib
 from deca_core.losses import CoarseWeights, DetailWeights, recipe
 from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
@@ -96,9 +97,11 @@ def identity_network(config: NetworksConfig) -> Recognition:
     """The network of the identity loss. Raises RecognitionError or StorageError where its weights are missing."""
     kind, weights = config.identity, config.identity_weights
     if kind == "auto":
-        kind = "random" if weights is None else "vggface2"
+        kind = "dlib" if weights is None else "vggface2"
+    if kind == "dlib":
+        return load_dlib(None if weights is None else local_file(weights))
     if kind == "random":
-        logger.warning("identity loss: a network with RANDOM weights judges; give networks.identity_weights")
+        logger.warning("identity loss: a network with RANDOM weights judges; it compares colours, not people")
         return random_recognition(NETWORK_SEED)
     if weights is None:
         raise TrainConfigError(f"networks.identity is {kind}, which needs networks.identity_weights")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deca_core import DECA, Codes, Reconstruction
 from deca_core.assets import AssetBundle
-from deca_core.camera import to_pixels
+from deca_core.camera import project, to_pixels
 from deca_core.crop import warp
 from deca_core.flame import FLAME
 from deca_core.metrics import (
@@ -22,6 +22,7 @@ from deca_core.metrics import (
     aligned_distance,
     correlation,
     interocular_error,
+    lid_error,
     light_error,
     normal_error,
     normalized_mean_error,
@@ -29,8 +30,11 @@ from deca_core.metrics import (
     rms_difference,
     rotation_error,
     scan_distances,
+    strength_error,
 )
 from deca_core.raster import rasterize
+from deca_core.render import sample_uv, vertex_normals
+from deca_core.training import FACING
 from deca_core.world import Person, WrinkleModel
 from tasks.methods import FaceCrop
 from tasks.world_truth import TrueFace
@@ -90,6 +94,7 @@ class WorldFigures:
         return {
             "nme": float(interocular_error(landmarks, points)),
             "nme_box": float(normalized_mean_error(landmarks, points)),
+            "lids": float(lid_error(landmarks, points)),
             "pose_deg": float(rotation_error(codes.pose[0, :3], true.pose[0, :3])),
             "jaw_deg": float(rotation_error(codes.pose[0, 3:], true.pose[0, 3:])),
             "expression_mm": float(np.linalg.norm(moved - self._at_rest(true), axis=1).mean()),
@@ -102,15 +107,28 @@ class WorldFigures:
         codes = predicted.codes
         rendering = self.model.render(codes, out)
         albedo = (self.model.albedo(codes) - self.model.albedo(truth.codes))[0].abs().numpy()
+        hidden = self._hidden(truth)
         skin = (warp(truth.skin_mask, crop.transform)[0] > 0.5) & (rendering.alpha[0, 0].numpy() > 0)
         return {
             "albedo": float(albedo[:, self.mask].mean()),
             "light": float(light_error(codes.light, truth.codes.light)),
             "displacement_corr": correlation(predicted.z, truth.displacement, self.mask),
             "displacement_mm": MM * rms_difference(predicted.z, truth.displacement, self.mask),
+            "displacement_strength": strength_error(predicted.z, truth.displacement, self.mask),
+            "hidden_mm": MM * rms_difference(predicted.z, truth.displacement, hidden) if hidden.any() else math.nan,
             "normal_deg": normal_error(self.model.detail_normals(out)[0].numpy(), truth.normals, self.mask),
             "psnr_db": psnr(rendering.detail_images[0].numpy(), crop.image, skin) if skin.any() else math.nan,
         }
+
+    def _hidden(self, truth: TrueFace) -> NDArray[np.bool_]:
+        """Texels of the face that the picture does not show: turned away, or behind what is no skin of the face."""
+        vertices = torch.from_numpy(truth.vertices)[None]
+        projected = project(vertices, truth.codes.cam)[..., :2]
+        attributes = torch.cat([vertex_normals(vertices, self.model.faces), projected], dim=-1)
+        normals, grid = self.model.atlas(attributes).split([3, 2], dim=1)
+        skin = torch.from_numpy(truth.skin_mask[..., 0]).float()[None, None] / 255
+        shown = (sample_uv(skin, grid) > 0.5) & (normals[:, 2:] > FACING)  # as training sees it
+        return self.mask & ~shown[0, 0].numpy()
 
     def _transfer(self, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace) -> dict[str, float]:
         """The driver's expression on this head, against the head and the wrinkles that the world gives this person."""

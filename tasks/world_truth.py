@@ -82,9 +82,14 @@ class WorldTruth:
         """Hash of the head that was photographed."""
         return self.plan.record.weights["bundle"]
 
+    @property
+    def seed(self) -> int:
+        """Seed of the world."""
+        return int(self.plan.record.source.rpartition("/")[2])
+
     def person(self, identity: str) -> Person:
         """Who an identity of this world is."""
-        return person(int(self.plan.record.source.rpartition("/")[2]), int(identity))
+        return person(self.seed, int(identity))
 
     def driver(self, index: int) -> int | None:
         """The picture whose expression is put on the face of picture `index`: of the next person; None if alone."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import secrets
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +16,7 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+AZURITE = Path(__file__).resolve().parent / "node_modules" / ".bin" / "azurite-blob"
 
 # Before Ray or Prefect are imported anywhere.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -68,6 +74,47 @@ def s3() -> Iterator[S3Endpoint]:
     server.stop()
     for name, value in before.items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty container of Azurite, Azure's blob protocol; the connection string stands in the environment."""
+    if not AZURITE.exists():
+        pytest.skip(f"{AZURITE} is not installed. Run: make node (needs npm)")
+    from azure.storage.blob import BlobServiceClient
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = base64.b64encode(secrets.token_bytes(64)).decode()
+    command = [str(AZURITE), "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort", str(port)]
+    folder = tmp_path_factory.mktemp("azurite")
+    server = subprocess.Popen(command, cwd=folder, env={**os.environ, "AZURITE_ACCOUNTS": f"photos:{key}"})
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName=photos;AccountKey={key};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/photos;"
+    )
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    try:
+        _wait_for(port)
+        BlobServiceClient.from_connection_string(connection).create_container("archive")
+        yield "az://archive"
+    finally:
+        patch.undo()
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(port: int) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"Azurite does not listen on port {port}")
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,8 @@ class CoarseWeights:
     shape_consistency: bool = True
     # The paper renders with light (eq. 2). The release compares the bare albedo with the picture.
     lit: bool = True
+    # Pictures are compared where they show skin of the face; False: wherever the head's face is, hair and hands too.
+    skin_mask: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class DetailWeights:
     mrf_size: int = 256
     # Eq. 15: the losses also hold for the batch with detail codes exchanged inside each subject.
     detail_consistency: bool = True
+    # Texels are compared that face the camera and show skin; False: all that face the camera inside of the picture.
+    skin_mask: bool = True
 
 
 @dataclass(frozen=True)

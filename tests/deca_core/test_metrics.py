@@ -19,6 +19,7 @@ from deca_core.metrics import (
     face_sphere,
     fit_similarity,
     interocular_error,
+    lid_error,
     light_error,
     normal_error,
     normalized_mean_error,
@@ -28,6 +29,7 @@ from deca_core.metrics import (
     rotation_error,
     scan_distances,
     shape_spread,
+    strength_error,
     to_millimetres,
 )
 
@@ -270,6 +272,20 @@ def test_landmark_error_is_relative_to_the_eyes():
     assert interocular_error(truth, truth + torch.tensor([3.0, 4.0])).tolist() == pytest.approx([5 / 50])
 
 
+def test_lids_are_judged_by_their_gaps():
+    truth = torch.zeros(1, 68, 2)
+    truth[0, 36], truth[0, 45] = torch.tensor([10.0, 0.0]), torch.tensor([60.0, 0.0])
+    upper, lower = [37, 38, 43, 44], [41, 40, 47, 46]
+    truth[0, lower] = torch.tensor([0.0, 6.0])  # open by 6
+    assert lid_error(truth, truth + 7).tolist() == [0]  # wherever the eyes are
+    shut = truth.clone()
+    shut[0, lower] = shut[0, upper]
+    assert lid_error(truth, shut).tolist() == pytest.approx([6 / 50])
+    one = truth.clone()
+    one[0, 41] = torch.tensor([0.0, 8.0])  # one pair of four, two too wide
+    assert lid_error(truth, one).tolist() == pytest.approx([0.5 / 50])
+
+
 @pytest.mark.parametrize("degrees", [0.0, 1e-3, 30.0, 179.9])
 def test_rotation_error_is_the_angle_between(degrees):
     first = Rotation.random(random_state=1)
@@ -296,6 +312,9 @@ def test_maps_are_compared_inside_the_mask():
     assert correlation(a, 3 * a + 1 + 100 * ~mask, mask) == pytest.approx(1.0)
     assert np.isnan(correlation(a, np.zeros_like(a), mask))
     assert rms_difference(a, a + 2 + 100 * ~mask, mask) == pytest.approx(2.0)
+    assert strength_error(-0.25 * a + 100 * ~mask, a, mask) == pytest.approx(0.75)
+    assert strength_error(1.5 * a, a, mask) == pytest.approx(0.5)
+    assert np.isnan(strength_error(a, np.zeros_like(a), mask))
     pictures = rng.uniform(size=(2, 3, 40, 40))
     assert psnr(pictures[0], pictures[0] + 0.1 + 5 * ~mask, mask) == pytest.approx(20.0)
 

@@ -132,6 +132,35 @@ def test_truth_explains_the_picture(model, shots):
         assert terms(CoarseStep(model, weights)(batch))["photometric"] > 1.1 * right["photometric"]
 
 
+def masked(batch: FaceBatch, value: float) -> FaceBatch:
+    return dataclasses.replace(batch, masks=torch.full_like(batch.masks, value))
+
+
+def test_without_the_skin_mask_the_picture_counts_wherever_the_head_is(model, shots):
+    """As if everything were skin, whatever the mask says; hair and hands before the face make it worse."""
+    batch = shots[0]
+    with_mask = dataclasses.replace(NO_CODES, photometric=1)
+    without = CoarseStep(model, dataclasses.replace(with_mask, skin_mask=False))
+    everywhere = terms(CoarseStep(model, with_mask)(masked(batch, 1)))["photometric"]
+    assert terms(CoarseStep(model, with_mask)(masked(batch, 0)))["photometric"] == 0
+    assert terms(without(masked(batch, 0)))["photometric"] == everywhere
+    assert everywhere > terms(CoarseStep(model, with_mask)(batch))["photometric"]
+
+
+def test_without_the_skin_mask_texels_need_only_face_the_camera(model, shots):
+    batch, truth = shots
+    far = truth.replace(cam=truth.cam * torch.tensor([2.0, 1.0, 1.0]))  # so near that the picture cuts the face
+    step = DetailStep(model, dataclasses.replace(DetailWeights(), mrf=0, skin_mask=False))
+    surface = step._surface(masked(batch, 0), far)
+    grid = project(surface.positions.flatten(2).transpose(1, 2), far.cam)[..., :2]
+    inside = (grid.abs() < 1 - 1 / 112).all(-1).view(len(batch), 1, 256, 256)
+    outside = (grid.abs() > 1 + 1 / 112).any(-1).view(len(batch), 1, 256, 256)
+    facing = (surface.normals[:, 2:] > 0.05) & (model.mask > 0.99)
+    assert (facing & outside).any()
+    assert (surface.visibility[facing & inside] > 0.99).all()
+    assert (surface.visibility[~(surface.normals[:, 2:] > 0.05) | outside] == 0).all()
+
+
 def test_facing_texels(golden):
     """Camera-facing is judged in world space: the projected mesh's normals have the opposite z."""
     answer = golden("render.npz")

@@ -19,6 +19,7 @@ from pipelines.stages import stored_config
 from schemas.ingest import IngestConfig
 from tasks.identities import IdentityError
 from tasks.plan import PlanConflict, read_commits, standing_quarantine
+from tasks.storage import Store
 from tasks.verify import verify
 from tasks.versions import current, open_faces, verify_faces
 from tests.pipelines.conftest import astronaut, encoded
@@ -342,18 +343,19 @@ def test_kill_of_worker_and_driver_then_the_same_bytes(tmp_path):
     assert outcome.equal
 
 
-def test_from_and_to_s3(done, s3):
-    import fsspec
-
-    bucket = fsspec.filesystem("s3")
+@pytest.mark.parametrize("storage", ["s3", "azure"])
+def test_from_and_to_buckets(done, storage, request):
+    endpoint = request.getfixturevalue(storage)
+    bucket = endpoint.uri("ingest") if storage == "s3" else f"{endpoint}/ingest"
+    photos = Store(f"{bucket}/in")
     for path in (done.parent / "photos").rglob("*.jpg"):
-        bucket.pipe_file(s3.uri(f"ingest/in/{path.parent.name}/{path.name}"), path.read_bytes())
-    dest = s3.uri("ingest/out")
-    summary = ingest(config(s3.uri("ingest/in"), dest))
+        photos.write(f"{path.parent.name}/{path.name}", path.read_bytes())
+    dest = f"{bucket}/out"
+    summary = ingest(config(photos.uri, dest))
     assert (summary.outcome, summary.faces, summary.identities) == ("complete", 8, 4)
     assert verify_faces(f"{dest}/faces").ok
-    assert bucket.cat_file(f"{dest}/faces/README.md").startswith(b"---\n")
-    again = ingest(config(s3.uri("ingest/in"), dest))
+    assert Store(dest).read("faces/README.md").startswith(b"---\n")
+    again = ingest(config(photos.uri, dest))
     assert (again.units_run, again.new_version) == (0, False)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from deca_core.checkpoint import SHIPPED, checkpoint_hash
 from pipelines.reconstruct import reconstruct
 from pipelines.stages import stored_config
 from schemas.parquet import fixed_values
@@ -59,12 +60,12 @@ def test_rows_of_a_small_archive(done):
     displacement = fixed_values(table, "displacement")
     assert displacement.shape == (4, 256, 256)
     assert np.abs(displacement).max() <= 0.01
-    assert set(table["checkpoint"].to_pylist()) == {"untrained-0"}
+    assert set(table["checkpoint"].to_pylist()) == {checkpoint_hash(SHIPPED)}
     landmarks = fixed_values(table, "landmarks")[0]
     assert 60 < landmarks[:, 0].mean() < 160  # the face is in the middle of the picture of 220 pixels
     assert (done / "_report" / "contact_sheet.png").is_file()
     summary = json.loads((done / "_report" / "summary.json").read_text())
-    assert summary["trained"] is False
+    assert summary["trained"] is True
     assert summary["faces"] == 4
 
 
@@ -228,13 +229,14 @@ def test_prefect_flow_leaves_artifacts(photos, tmp_path, prefect_harness):
 
     from pipelines import flows
 
-    state = flows.reconstruct(config(photos, tmp_path / "out"), return_state=True)
+    untrained = config(photos, tmp_path / "out", checkpoint="untrained")
+    state = flows.reconstruct(untrained, return_state=True)
     assert state.is_completed()
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: artifact for artifact in client.read_latest_artifacts()}
     assert artifacts["reconstruct-progress"].data == 100
     assert {"reconstruct-summary", "reconstruct-untrained"} <= set(artifacts)
-    again = flows.reconstruct(config(photos, tmp_path / "out"))
+    again = flows.reconstruct(untrained)
     assert (again.units_run, again.faces) == (0, 4)
 
 

@@ -16,6 +16,7 @@ from deca_core import DECA, Codes
 from deca_core.assets import AssetBundle, procedural_head
 from deca_core.camera import to_pixels
 from deca_core.checkpoint import save_checkpoint
+from deca_core.flame import rotation_matrix
 from deca_core.metrics import MetricError
 from pipelines.evaluate import check_inputs, freeze_plan
 from pipelines.synth import synth
@@ -122,14 +123,17 @@ def test_the_truth_has_no_error(judged):
     limits = {
         "nme": 1e-3,  # float32 and the crop's rounding
         "nme_box": 1e-3,
+        "lids": 0.005,  # gaze, which no code holds, moves the lids a little
         "pose_deg": 1e-3,
         "jaw_deg": 1e-3,
         "expression_mm": 1e-3,
         "shape_mm": 1e-3,
-        "vertex_mm": 0.02,  # gaze, which no code holds, moves the lids a little
+        "vertex_mm": 0.02,  # gaze again
         "albedo": 1e-6,
         "light": 1e-6,
         "displacement_mm": 1e-3,  # 16 bits over 4 mm
+        "displacement_strength": 1e-3,
+        "hidden_mm": 1e-3,
         "normal_deg": 1.0,  # 8 bits a coordinate
         "transfer_vertex_mm": 1e-3,
         "transfer_mm": 1e-6,
@@ -184,6 +188,37 @@ def test_a_rendering_without_light_is_worse(judged):
     lit = rows_of(judged, Truthful(judged[0]))["psnr_db"]
     dark = rows_of(judged, Truthful(judged[0], lambda codes: codes.replace(light=codes.light * 0)))["psnr_db"]
     assert (lit > dark + 3).all()
+
+
+def test_what_turns_away_is_hidden(judged, bundle):
+    figures, truth = judged[0].benchmark.figures, judged[0].benchmark.truth
+    resting = figures.model.atlas(torch.from_numpy(bundle.v_template)[None])[0]
+    turns = []
+    for face in truth.faces(range(6)):
+        hidden = figures._hidden(face)
+        assert not hidden[~figures.mask].any()
+        # The head's own left (x > 0) comes forward where the turned x axis points at the camera.
+        forward = float(rotation_matrix(face.codes.pose[:, :3])[0, 2, 0])
+        left, right = (hidden[figures.mask & (side.numpy() > 0)].mean() for side in (resting[0], -resting[0]))
+        if abs(forward) > 0.1:
+            turns.append(((right - left) * np.sign(forward), right, left))
+    assert len(turns) >= 3
+    assert min(turn[0] for turn in turns) > 0.05, turns
+
+
+def test_an_error_where_nothing_is_seen_is_hidden(judged):
+    worker, units = judged
+    method = Truthful(worker)
+    face = next(iter(worker.benchmark.truth.faces([units[0][0].index])))
+    hidden = torch.from_numpy(worker.benchmark.figures._hidden(face))
+    exact = method.detail
+    method.detail = lambda codes: exact(codes) + 0.001 * hidden  # a millimetre
+    worker.methods = [method]
+    row = worker.process(units[0][:1]).table.to_pylist()[0]
+    share = float(hidden.sum() / worker.benchmark.figures.mask.sum())
+    assert 0.05 < share < 0.95
+    assert row["hidden_mm"] == pytest.approx(1.0, abs=1e-3)
+    assert row["displacement_mm"] == pytest.approx(np.sqrt(share), rel=1e-3)
 
 
 def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, tmp_path):

@@ -187,6 +187,8 @@ def test_learning_rate_rises_and_falls(tmp_path: Path) -> None:
 def test_own_weights_replace_the_recipes(tmp_path: Path) -> None:
     weights = stage_weights(small_config(tmp_path, weights={"coarse": {"photometric": 0.5}}), "coarse")
     assert (weights.photometric, weights.landmark) == (0.5, 1.0)
+    for stage in ("coarse", "detail"):
+        assert stage_weights(small_config(tmp_path, weights={stage: {"skin_mask": 0}}), stage).skin_mask is False
     with pytest.raises(TrainConfigError, match=r"weights\.coarse: no loss named photo; there are .*photometric"):
         stage_weights(small_config(tmp_path, weights={"coarse": {"photo": 0.5}}), "coarse")
 

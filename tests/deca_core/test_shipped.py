@@ -1,0 +1,48 @@
+"""The weights that come with the package: small, trained, and for the head as it is now."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deca_core import DECA
+from deca_core.assets import procedural_head
+from deca_core.camera import IMAGE_SIZE
+from deca_core.checkpoint import SHIPPED, WEIGHTS_FILE, load_checkpoint
+from deca_core.crop import crop_transform, square_from_landmarks, warp
+from deca_core.metrics import normalized_mean_error
+from deca_core.training import predicted_landmarks
+from deca_core.world import World
+
+
+@pytest.fixture(scope="module")
+def model() -> DECA:
+    return load_checkpoint(SHIPPED, procedural_head())
+
+
+def test_they_are_small_and_say_where_they_come_from(model: DECA) -> None:
+    assert (SHIPPED / WEIGHTS_FILE).stat().st_size <= 16e6
+    assert model.info["trained"] == "yes"
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+    card = (SHIPPED / "README.md").read_text()
+    assert model.info["run"][:12] in card
+
+
+def test_they_find_landmarks_of_people_they_never_saw(model: DECA) -> None:
+    """A head whose vertices or landmarks move leaves the weights behind: train them anew."""
+    world = World(model.bundle)
+    images, landmarks = [], []
+    for index in range(8):
+        person = world.person(2718, index)
+        taken = world.photograph(person, world.shot(person, 0), 320)
+        transform = crop_transform(square_from_landmarks(taken.landmarks))
+        images.append(warp(taken.image, transform))
+        landmarks.append((taken.landmarks @ transform[:, :2].T + transform[:, 2]) * (2 / IMAGE_SIZE) - 1)
+    pictures, true = (torch.from_numpy(np.stack(values)).float() for values in (images, landmarks))
+    untrained = DECA(model.bundle, model.backbone)
+    with torch.inference_mode():
+        found, mean_face = (
+            normalized_mean_error(true, predicted_landmarks(own, pictures)).median() for own in (model, untrained)
+        )
+    assert found < 0.5 * mean_face

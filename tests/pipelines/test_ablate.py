@@ -1,0 +1,317 @@
+"""The ablations from a world to their tables: what is trained from where, going on, refusing, growing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+
+from deca_core.assets import procedural_head
+from deca_core.checkpoint import WEIGHTS_FILE
+from pipelines import cli
+from pipelines.ablate import MODELS, ablate, changed_stages, plan_runs
+from pipelines.synth import synth
+from pipelines.train import MODEL, train
+from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
+from schemas.parquet import fixed_array, fixed_field
+from schemas.world import SynthConfig
+from tasks.ablation_report import FULL, MeasuredRows, ablation_table, compare, models_table
+from tasks.plan import PlanError, committed_parts
+from tasks.storage import Store
+from tasks.world_truth import EvaluateError
+from tests.tasks.training import small_config
+
+TAKEN = ("detail_consistency", "identity", "eye_closure", "skin_mask")
+STEPS = {
+    "pretrain": {"steps": 1, "subjects": 2, "images": 1},
+    "coarse": {"steps": 1, "subjects": 1, "images": 2},
+    "detail": {"steps": 1, "subjects": 1, "images": 2},
+}
+PART_OF_RUN = {"source", "dest", "bundle", "existing", "seed", "version"}
+
+
+def settings(source: Path, dest: Path, **changes: Any) -> AblateConfig:
+    """Two people, a step a stage; the identity loss has weight 0."""
+    training = small_config("unused", **STEPS).model_dump(mode="json", exclude=PART_OF_RUN)
+    training["world"]["seed"] = 3
+    values = {"source": str(source), "dest": str(dest), "faces": "world", "train": training, "variants": TAKEN}
+    return AblateConfig.model_validate({**values, "evaluate": {"ray": {"workers": 0}}, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people, two pictures of each; tests only read it."""
+    dest: Path = tmp_path_factory.mktemp("world")
+    world = {"identities": 2, "images_per_identity": 2, "size": 128, "seed": 8, "max_yaw": 20.0}
+    synth(SynthConfig.model_validate({**world, "dest": str(dest), "ray": {"workers": 0}}))
+    return dest
+
+
+@pytest.fixture(scope="module")
+def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AblateSummary]:
+    """Finished ablations; tests only read them, or go on with them."""
+    dest: Path = tmp_path_factory.mktemp("ablations")
+    return dest, ablate(settings(archive, dest))
+
+
+def model_of(dest: Path, name: str) -> bytes:
+    return (dest / MODELS / "seed-0" / name / MODEL / WEIGHTS_FILE).read_bytes()
+
+
+def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
+    dest, summary = done
+    assert (summary.outcome, summary.people, summary.pictures) == ("complete", 2, 4)
+    assert list(summary.left_out) == ["without identity loss"]
+    rows = [(row.variant, row.figure) for row in summary.comparisons]
+    assert rows == [
+        (VARIANTS[name].label, figure) for name in TAKEN if name != "identity" for figure in VARIANTS[name].figures
+    ]
+    assert {row.verdict for row in summary.comparisons} == {"too few people"}
+    models = {model.model: model.figures for model in summary.models}
+    assert list(models)[:3] == ["pretrain only", "coarse only", FULL]
+    assert "mean face" in models
+    # Without a detail stage there is no displacement to judge; the landmarks are the coarse stage's.
+    assert "displacement_corr" not in models["coarse only"]
+    assert models["coarse only"]["nme"] == models[FULL]["nme"] != models["pretrain only"]["nme"]
+    assert models["without detail consistency"]["nme"] == models[FULL]["nme"]
+    assert models["without detail consistency"]["transfer_mm"] != models[FULL]["transfer_mm"]
+    [eyes] = [row for row in summary.comparisons if row.figure == "lids"]
+    assert (eyes.full, eyes.ablated) == (models[FULL]["lids"], models["without eye closure"]["lids"])
+    stored = AblateSummary.model_validate_json((dest / "_report/ablations.json").read_text())
+    assert stored == summary
+    for suffix in ("md", "html"):
+        text = (dest / f"_report/ablations.{suffix}").read_text()
+        assert f"{eyes.ablated[0]:.4f}" in text
+        assert "without identity loss, the full recipe has no such loss" in text
+        assert "RANDOM weights: random-vgg19" in text
+        assert "nan" not in text
+    head, rule, *lines = (dest / "_report/ablations.md").read_text().split("\n\n")[1].splitlines()
+    assert head.count("|") == rule.count("|") == lines[0].count("|")
+    assert len(lines) == len(rows)
+
+
+def test_the_full_recipe_is_one_training(done: tuple[Path, AblateSummary], tmp_path: Path) -> None:
+    """Its stages, each a run from the model of the one before, give what one run of `deca train` gives."""
+    world = settings(Path("unused"), tmp_path).training(0).world
+    train(small_config(tmp_path, world=world.model_dump(), **STEPS))
+    assert (tmp_path / MODEL / WEIGHTS_FILE).read_bytes() == model_of(done[0], "detail")
+
+
+def test_a_variant_parts_from_the_full_recipe_where_its_loss_begins(archive: Path, tmp_path: Path) -> None:
+    config = settings(archive, tmp_path, seeds=[0, 4])
+    runs, _ = plan_runs(config)
+    assert [run.seed for run in runs] == [0] * 6 + [4] * 6
+    by_name = {run.name: run for run in runs}
+    trunk = [by_name[f"{label}, seed 4"] for label in ("pretrain only", "coarse only", FULL)]
+    detail, eyes, skin = (
+        by_name[f"without {what}, seed 4"] for what in ("detail consistency", "eye closure", "skin mask")
+    )
+    assert [run.config.start for run in trunk] == [None, trunk[0].model, trunk[1].model]
+    assert [run.config.start for run in (detail, eyes, skin)] == [trunk[1].model, None, trunk[0].model]
+    assert [
+        [name for name in STEPS if run.config.stage(name).steps]  # type: ignore[arg-type]
+        for run in (detail, eyes, skin)
+    ] == [["detail"], ["pretrain", "coarse"], ["coarse", "detail"]]
+    assert {run.config.seed for run in trunk} == {4}
+    # The settings' own weights stay.
+    assert eyes.config.weights == {"pretrain": {"eye_closure": 0}, "coarse": {"identity": 0, "eye_closure": 0}}
+
+
+def test_every_variant_takes_something_away() -> None:
+    """From the paper's recipe with all its losses."""
+    config = AblateConfig(source="world/", faces="world", dest="out", train={"weights": {"coarse": {"identity": 0.2}}})
+    for name, variant in VARIANTS.items():
+        assert changed_stages(config.training(0), variant.without) == list(variant.without), name
+
+
+def test_again_nothing_is_trained_and_the_report_is_drawn_anew(
+    done: tuple[Path, AblateSummary], archive: Path, prefect_harness: None
+) -> None:
+    """As a flow this time, which leaves its tables as artifacts."""
+    from prefect.client.orchestration import get_client
+
+    from pipelines import flows
+
+    dest, summary = done
+    shutil.rmtree(dest / "_report")
+    state = flows.ablate(settings(archive, dest), return_state=True)
+    assert state.is_completed()
+    again = state.result()
+    assert again.trained == {}
+    assert again.comparisons == summary.comparisons
+    assert again.models == summary.models
+    assert (dest / "_report/ablations.html").is_file()
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: json.loads(artifact.data) for artifact in client.read_latest_artifacts()}
+    assert artifacts["ablations"] == ablation_table(summary)
+    assert artifacts["ablations-models"] == models_table(summary)
+
+
+def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, AblateSummary], archive: Path) -> None:
+    dest, summary = done
+    name = "without-skin-mask"
+    lost = dest / MODELS / "seed-0" / name
+    before = model_of(dest, name)
+    for part in (MODEL, "checkpoints/detail"):
+        shutil.rmtree(lost / part)
+    (lost / "_stages/detail.json").unlink()
+    again = ablate(settings(archive, dest))
+    assert list(again.trained) == ["without skin mask, seed 0"]
+    assert model_of(dest, name) == before
+    assert again.models == summary.models
+
+
+def test_another_variant_uses_what_is_there_and_is_measured_with_the_rest(
+    done: tuple[Path, AblateSummary], archive: Path
+) -> None:
+    dest, summary = done
+    other = ablate(settings(archive, dest, variants=["symmetry"]))
+    assert list(other.trained) == ["without symmetry, seed 0"]
+    assert [row.figure for row in other.comparisons] == ["hidden_mm"]
+    methods = set(pq.read_table(committed_parts(other.evaluation))["method"].to_pylist())
+    assert methods > {"model", "pretrain only, seed 0", "coarse only, seed 0", "without symmetry, seed 0"}
+    assert "without skin mask, seed 0" not in methods
+    nme = [model.figures["nme"] for found in (other, summary) for model in found.models if model.model == FULL]
+    assert nme[0] == nme[1]
+
+
+def test_other_training_is_refused_and_named(done: tuple[Path, AblateSummary], archive: Path) -> None:
+    other = settings(archive, done[0])
+    other = other.model_copy(update={"train": {**other.train, "mrf_size": 64, "weights": {}}})
+    with pytest.raises(PlanError, match=r"mrf_size 32 -> 64; weights\.coarse\.identity 0\.0 -> None.*--resume.*--new"):
+        ablate(other)
+    with pytest.raises(PlanError, match="no ablations to resume"):
+        ablate(settings(archive, done[0] / "nothing", existing="resume"))
+
+
+def test_people_of_the_training_are_no_test(archive: Path, tmp_path: Path) -> None:
+    config = settings(archive, tmp_path)
+    same = {**config.train, "world": {**config.train["world"], "seed": 8}}
+    with pytest.raises(EvaluateError, match=r"shows 2 of the people.*train\.world\.seed=9"):
+        plan_runs(config.model_copy(update={"train": same}))
+    with pytest.raises(EvaluateError, match="deca synth"):
+        plan_runs(config.model_copy(update={"source": str(tmp_path)}))
+    assert not Store(str(tmp_path)).list("")
+
+
+def test_settings_that_the_ablations_settle_are_refused() -> None:
+    places = {"source": "world/", "faces": "people/", "dest": "out/"}
+    for wrong, said in (
+        ({"train": {"seed": 3}}, r"train\.seed: the ablations settle that"),
+        ({"evaluate": {"compare": {}}}, r"evaluate\.compare: the ablations settle that"),
+        ({"train": {"coarse": {"stepz": 1}}}, "stepz"),
+        ({"seeds": [1, 1]}, "named twice"),
+        ({"variants": ["everything"]}, "variants"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            AblateConfig.model_validate({**places, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ablations"], "faces: Field required"),
+        (["--ablations", "--faces", "world", "--checkpoint", "ckpt"], "no --checkpoint"),
+        (["--faces", "world"], "goes with --ablations"),
+        (["--ablations", "--faces", "world"], "no archive of the embedded world"),
+    ],
+)
+def test_the_command(words: list[str], said: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("sys.argv", ["deca", "evaluate", str(tmp_path), str(tmp_path / "out"), *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.FAILED
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_deployment_runs_the_flow() -> None:
+    import yaml
+
+    from pipelines import flows
+
+    deployments = yaml.safe_load(Path(flows.__file__).parents[1].joinpath("prefect.yaml").read_text())["deployments"]
+    [mine] = [entry for entry in deployments if entry["name"] == "ablations"]
+    function = getattr(flows, mine["entrypoint"].partition(":")[2])
+    assert (function.name, function.fn.__annotations__["config"]) == ("evaluate", "AblateConfig")
+
+
+# --- verdicts, on made-up rows ---
+
+
+def made_up(people: int, differences: dict[str, float], noise: float = 0.05) -> MeasuredRows:
+    """Two pictures of each person; `lids` is the person's own error, the method's difference, and a little noise."""
+    rng = np.random.default_rng(5)
+    names = [f"{person:03d}" for person in range(people) for _ in range(2)]
+    own = np.repeat(rng.uniform(0, 10, people), 2)
+    basis = procedural_head().shape_basis[:50]
+    parts = []
+    for method, difference in differences.items():
+        lids = own + difference + noise * rng.normal(size=len(own))
+        scan = [[value, value + 1, value + 2] for value in lids]
+        columns = {"method": [method] * len(own), "identity_id": names, "lids": pa.array(lids, pa.float32())}
+        shape = np.repeat(rng.normal(size=(people, 100)), 2, axis=0) + difference * rng.normal(size=(len(own), 100))
+        field = fixed_field("shape", (100,))
+        table = pa.table({**columns, "scan_mm": pa.array(scan, pa.list_(pa.float32()))})
+        parts.append(table.append_column(field, fixed_array(field, shape.astype(np.float32))))
+    return MeasuredRows(pa.concat_tables(parts), basis)
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(0.2, "worse"), (0.0, "no difference"), (-0.2, "better")])
+def test_a_verdict_needs_an_interval_without_zero(difference: float, verdict: str) -> None:
+    rows = made_up(40, {"full": 1.0, "less": 1.0 + difference})
+    found = compare(rows, "without", "lids", [("full", "less")])
+    assert found.verdict == verdict
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < difference < found.high
+    assert found.high - found.low < 0.1  # paired: the spread of people, ten, is in none of it
+    pooled = [value for row in rows["full"]["scan_mm"].to_pylist() for value in row]
+    assert compare(rows, "without", "scan_median", [("full", "less")]).full[0] == np.quantile(
+        pooled, 0.5, method="lower"
+    )
+
+
+def test_pictures_without_a_figure_count_for_nobody() -> None:
+    rows = made_up(12, {"full": 1.0, "less": 2.0}, noise=0.0)
+    table = rows._rows
+    values = table["lids"].to_pylist()
+    values[0], values[24 + 5] = None, None  # one of the full recipe's, another of the variant's
+    rows._rows = table.set_column(table.schema.get_field_index("lids"), "lids", pa.array(values, pa.float32()))
+    found = compare(rows, "without", "lids", [("full", "less")])
+    kept = [values[row] for row in range(24) if row not in (0, 5)]
+    assert found.full == pytest.approx([np.mean(kept)])
+    assert found.ablated[0] - found.full[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_shapes_that_differ_more_within_a_person_are_worse() -> None:
+    rows = made_up(30, {"full": 0.3, "less": 0.6})
+    found = compare(rows, "without", "shape_ratio", [("full", "less")])
+    assert found.verdict == "worse"
+    assert found.full[0] < found.ablated[0] < 1
+
+
+def test_seeds_are_one_row_and_too_few_people_no_verdict() -> None:
+    rows = made_up(30, {"full a": 1.0, "full b": 1.1, "less a": 1.5, "less b": 0.9})
+    found = compare(rows, "without", "lids", [("full a", "less a"), ("full b", "less b")])
+    assert (len(found.full), len(found.ablated)) == (2, 2)
+    assert found.verdict == "no difference"  # one seed says worse, the other better
+    few = compare(made_up(9, {"full": 1.0, "less": 5.0}), "without", "lids", [("full", "less")])
+    assert (few.verdict, few.low, few.high) == ("too few people", None, None)
