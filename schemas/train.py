@@ -188,7 +188,7 @@ class TrainConfig(BaseModel):
         if not isinstance(values, Mapping):
             return values
         preset = PRESETS.get(values.get("preset", "paper"), {})  # the field itself refuses an unknown name
-        return _merged(preset, values)
+        return merged(preset, values)
 
     @model_validator(mode="after")
     def _has_steps(self) -> TrainConfig:
@@ -206,13 +206,13 @@ class TrainConfig(BaseModel):
         return self.model_dump(mode="json", exclude=names)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Both, group by group; what `over` says wins."""
-    merged = {**base, **over}
+    both = {**base, **over}
     for name in base.keys() & over.keys():
         if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):
-            merged[name] = _merged(base[name], over[name])
-    return merged
+            both[name] = merged(base[name], over[name])
+    return both
 
 
 class TrainPlan(BaseModel):
