@@ -25,3 +25,8 @@ def project(points: Tensor, cam: Tensor) -> Tensor:
 def to_pixels(normalised: Tensor, size: int = IMAGE_SIZE) -> Tensor:
     """Image coordinates in [-1, 1] to pixels of a square picture: p = (l + 1) size / 2."""
     return (normalised + 1) * (size / 2)
+
+
+def from_pixels(pixels: Tensor, size: int = IMAGE_SIZE) -> Tensor:
+    """Inverse of `to_pixels`."""
+    return pixels * (2 / size) - 1

@@ -29,6 +29,27 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
     return torch.eye(3, dtype=skew.dtype, device=skew.device) + sine * skew + cosine * skew @ skew
 
 
+def axis_angle(rotation: Tensor) -> Tensor:
+    """Inverse of `rotation_matrix`, angles 0 to pi: (...,3,3) -> (...,3) radians.
+
+    The unit quaternion is the eigenvector of the largest eigenvalue of a matrix that is linear in the rotation, at
+    every angle. Source: Bar-Itzhack 2000.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (row.unbind(-1) for row in rotation.unbind(-2))
+    rows = [
+        [xx - yy - zz, xy + yx, xz + zx, zy - yz],
+        [xy + yx, yy - xx - zz, yz + zy, xz - zx],
+        [xz + zx, yz + zy, zz - xx - yy, yx - xy],
+        [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+    ]
+    _, vectors = torch.linalg.eigh(torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2))
+    axis, cosine = vectors[..., :3, -1], vectors[..., 3:, -1]
+    axis = torch.where(cosine < 0, -axis, axis)
+    sine = axis.norm(dim=-1, keepdim=True)
+    half = torch.atan2(sine, cosine.abs())
+    return axis * 2 / torch.sinc(half / torch.pi)  # the axis has the length sin(half)
+
+
 def blend_shapes(template: Tensor, basis: Tensor, coefficients: Tensor) -> Tensor:
     """Template plus linear offsets: (V,3), (V,3,K), (B,K) -> (B,V,3)."""
     return template + torch.einsum("vck,bk->bvc", basis, coefficients)

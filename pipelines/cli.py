@@ -176,6 +176,42 @@ def reconstruct_command(
     return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
 
+@app.command("fit")
+def fit_command(
+    source: Source,
+    dest: Dest,
+    provider: Annotated[Provider | None, typer.Option(help="Who finds and marks faces. Default dlib.")] = None,
+    bundle: Bundle = None,
+    config: Config = None,
+    settings: Settings = [],  # noqa: B006
+    workers: Workers = None,
+    resume: Resume = False,
+    extend: Extend = False,
+    new: New = False,
+    prefect: Prefect = False,
+) -> int:
+    """Photos in, codes fitted to the 68 landmarks out: reconstruct without a network, detail and albedo.
+
+    Examples:
+
+      deca fit photos/ out/
+
+      deca fit photos/ out/ --provider sidecar
+
+      deca fit s3://bucket/archive.tar s3://bucket/fits --set annotate.landmarks=face_alignment
+    """
+    options = {
+        "source": source,
+        "dest": dest,
+        "codes": "landmarks",
+        "annotate.provider": provider,
+        "bundle": bundle,
+        "ray.workers": workers,
+        "existing": existing(resume, new, extend),
+    }
+    return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
+
+
 @app.command("ingest")
 def ingest_command(
     source: Source,

@@ -1,4 +1,4 @@
-"""The reconstruct flow: photos in, codes and displacement maps out."""
+"""The reconstruct flow: photos in, codes and displacement maps out. `deca fit` is the same without a network."""
 
 from __future__ import annotations
 

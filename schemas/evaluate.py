@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -13,7 +13,10 @@ from schemas.parquet import fixed_field
 
 SCHEMA_VERSION = 1
 
-MODEL, MEAN_FACE = "model", "mean face"  # the rows' methods, beside those of `compare`
+# The rows' methods, beside those of `compare`.
+Baseline = Literal["mean face", "landmark fit"]
+MODEL, MEAN_FACE, LANDMARK_FIT = "model", "mean face", "landmark fit"
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class Metric(NamedTuple):
@@ -66,6 +69,9 @@ class EvaluateConfig(BaseModel):
     checkpoint: str | None = None
     # More checkpoint folders by name: rows of the same table (baselines, ablations).
     compare: dict[str, str] = {}
+    # Rows of the same table that need no network. The landmark fit takes the landmarks that a face is cropped by: NoW,
+    # which brings boxes, goes without it.
+    baselines: tuple[Baseline, ...] = BASELINES
     # Bundle folder. None: the procedural head. A world must have been photographed over the same one.
     bundle: str | None = None
     # Seed of an untrained network's weights.
@@ -90,13 +96,13 @@ class EvaluateConfig(BaseModel):
     @field_validator("compare")
     @classmethod
     def _own_names(cls, value: dict[str, str]) -> dict[str, str]:
-        if taken := {MODEL, MEAN_FACE} & set(value):
+        if taken := {MODEL, *BASELINES} & set(value):
             raise ValueError(f"compare: the name {min(taken)!r} is taken, choose another")
         return value
 
     def plan_config(self) -> dict[str, Any]:
         """The settings that influence results, beside `units`. Checkpoints and truth enter a plan by hash."""
-        kept = {"benchmark", "landmarks", "annotate", "pictures", "scan_units", "batch_size"}
+        kept = {"benchmark", "landmarks", "annotate", "pictures", "scan_units", "batch_size", "baselines"}
         return {"flow": "evaluate", **self.model_dump(mode="json", include=kept)}
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
@@ -16,6 +16,7 @@ from schemas.parquet import fixed_field
 SCHEMA_VERSION = 1
 UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
+LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
 
 
 class ReconstructConfig(BaseModel):
@@ -27,6 +28,9 @@ class ReconstructConfig(BaseModel):
     source: str
     # Folder or bucket prefix that the dataset is written to; any fsspec URI.
     dest: str
+    # Where codes come from. network: a checkpoint's encoders. landmarks: fitted to the 68 landmarks of each face, which
+    # tell nothing of albedo and detail: those codes are zero, and of the displacement the bundle's fixed one is left.
+    codes: Literal["network", "landmarks"] = "network"
     # Checkpoint folder (any fsspec URI), or "untrained": random weights, said in log, metadata and report. None: the
     # small weights that come with the package, which are for the procedural head; on another bundle, untrained.
     checkpoint: str | None = None
@@ -49,12 +53,18 @@ class ReconstructConfig(BaseModel):
     units: UnitsConfig = UnitsConfig()
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> ReconstructConfig:
+        if self.codes == "landmarks" and self.checkpoint is not None:
+            raise ValueError("codes=landmarks asks no network: leave the checkpoint out, or codes")
+        return self
+
     def plan_config(self) -> dict[str, Any]:
         """The settings that influence results, beside `inputs` and `units`, which a plan knows by itself.
 
         Models and the seed enter a plan by hash.
         """
-        return {"flow": "reconstruct", **self.model_dump(mode="json", include={"annotate", "batch_size"})}
+        return {"flow": "reconstruct", **self.model_dump(mode="json", include={"annotate", "batch_size", "codes"})}
 
 
 class ReconstructSummary(BaseModel):
@@ -75,8 +85,8 @@ class ReconstructSummary(BaseModel):
     faces_run: int
     seconds: float
     faces_per_second: float
-    trained: bool
-    checkpoint: str  # hash, or "untrained-<seed>"
+    trained: bool  # false: the codes come from random weights and mean nothing
+    checkpoint: str  # as in the rows
     bundle: str  # hash
     fingerprint: str
     code: str
@@ -116,7 +126,7 @@ def reconstruction_schema(displacement_limit: float) -> pa.Schema:
                 scale=2 * displacement_limit / LEVELS,
                 offset=-displacement_limit,
             ),
-            pa.field("checkpoint", pa.string(), nullable=False),  # hash of the weights, or "untrained-<seed>"
+            pa.field("checkpoint", pa.string(), nullable=False),  # hash, "untrained-<seed>" or "landmark-fit"
         ],
         metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "reconstructions"},
     )

@@ -19,7 +19,7 @@ from tasks.engine import UnitOutput
 from tasks.faces import FaceFinder, record_batch
 from tasks.images import decode_image
 from tasks.methods import FaceCrop, Method, load_methods
-from tasks.models import bundle_at
+from tasks.models import GeometryModel, bundle_at
 from tasks.now import NowDataset, NowPicture
 from tasks.plan import load_plan
 from tasks.read import MAX_BYTES, read_items
@@ -27,7 +27,6 @@ from tasks.world_figures import Prediction, WorldFigures, neutral_distances
 from tasks.world_truth import TrueFace, WorldTruth
 
 Row = dict[str, Any]
-GEOMETRY_BACKBONE = "mobilenet_v3_small"  # of the model that only decodes: its networks are never asked
 
 
 class EncodeError(Exception):
@@ -39,7 +38,7 @@ class EvaluateWorker:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.geometry = DECA(bundle_at(config.bundle), backbone=GEOMETRY_BACKBONE)
+        self.geometry = GeometryModel(bundle_at(config.bundle))
         self.methods: list[Method] = load_methods(config, self.geometry)
         kind = WorldBenchmark if config.benchmark == "world" else NowBenchmark
         self.benchmark: WorldBenchmark | NowBenchmark = kind(config, self.geometry)
@@ -135,7 +134,7 @@ class WorldBenchmark:
             except Exception as error:  # whatever a face does to a library, it costs that face only
                 quarantine.append(Quarantined.of(item, "crop", error))
                 continue
-            yield FaceCrop(item, transform, crop, self._known[item.index].landmarks)
+            yield FaceCrop(item, transform, crop, self._known[item.index].landmarks, landmarks)
 
     def _found(
         self, items: Sequence[Item], quarantine: list[Quarantined]
@@ -172,7 +171,7 @@ class NowBenchmark:
             except Exception as error:  # as in the world
                 quarantine.append(Quarantined.of(item, "crop", error))
                 continue
-            yield FaceCrop(item, transform, crop, None)
+            yield FaceCrop(item, transform, crop, None, None)
 
     def companions(self, crops: Sequence[FaceCrop]) -> Iterator[FaceCrop]:
         """None: nobody's expression is known."""

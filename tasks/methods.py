@@ -1,4 +1,4 @@
-"""What is evaluated: networks by checkpoint, and the mean face as the baseline that every method must beat."""
+"""What is evaluated: networks by checkpoint, and what needs none: the mean face and the fit to landmarks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from deca_core import DECA, Codes
 from deca_core.appearance import SH_CONSTANTS
-from deca_core.camera import IMAGE_SIZE
+from deca_core.camera import from_pixels
+from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.metrics import fit_similarity
-from schemas.evaluate import MEAN_FACE, MODEL, EvaluateConfig
+from schemas.evaluate import LANDMARK_FIT, MEAN_FACE, MODEL, EvaluateConfig
 from schemas.ledger import Item
 from schemas.reconstruct import ReconstructConfig
 from tasks.models import load_model
@@ -29,10 +30,15 @@ class FaceCrop:
     transform: NDArray[np.float64]  # (2, 3) pixels of the picture to pixels of the crop
     image: NDArray[np.float32]  # (3, 224, 224)
     landmarks: NDArray[np.float32] | None  # (68, 2) pixels of the picture: the truth, where it is known
+    found: NDArray[np.float32] | None  # (68, 2) the same, or an annotator's: what the face was cropped by
 
     def from_picture(self, points: NDArray) -> NDArray[np.float64]:
         """Pixels of the picture (N,2) to pixels of the crop."""
         return np.asarray(points, np.float64) @ self.transform[:, :2].T + self.transform[:, 2]
+
+    def normalised(self, points: NDArray) -> Tensor:
+        """Pixels of the picture (N,2) to the crop as [-1, 1], float64."""
+        return from_pixels(torch.from_numpy(self.from_picture(points)))
 
     def to_picture(self, points: NDArray) -> NDArray[np.float64]:
         """Pixels of the crop (N,2) to pixels of the picture."""
@@ -94,7 +100,7 @@ class MeanFace:
 
     def _placed(self, crop: FaceCrop, landmarks: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         """Pose (6,) and camera (3,): a roll, a scale and a shift."""
-        target = (crop.from_picture(landmarks) * (2 / IMAGE_SIZE) - 1) * [1, -1]  # y up
+        target = crop.normalised(landmarks).numpy() * [1, -1]  # y up
         found = fit_similarity(self._points(torch.zeros(1, 6)), target)
         pose = torch.zeros(1, 6)
         pose[0, 2] = float(np.arctan2(found.rotation[1, 0], found.rotation[0, 0]))
@@ -104,6 +110,26 @@ class MeanFace:
     def _points(self, pose: Tensor) -> NDArray[np.float32]:
         zero = Codes.zeros()
         return self.flame(zero.shape, zero.exp, pose).landmarks2d[0, :, :2].numpy()
+
+
+class LandmarkFit:
+    """Codes fitted to the landmarks that the face was cropped by: no detail, evenly lit, mean albedo."""
+
+    name = LANDMARK_FIT
+
+    def __init__(self, model: DECA, batch_size: int) -> None:
+        self.head, self.batch_size = LandmarkHead.of(model.flame), batch_size
+
+    def encode(self, crops: Sequence[FaceCrop]) -> Codes:
+        points = []
+        for crop in crops:
+            assert crop.found is not None  # `load_methods` leaves this method out where faces are cropped by boxes
+            points.append(crop.normalised(crop.found))
+        batches = torch.stack(points).split(self.batch_size)
+        return Codes.cat([fit_landmarks(self.head, batch) for batch in batches])
+
+    def detail(self, codes: Codes) -> Tensor:
+        return torch.zeros(len(codes), 1, 256, 256)
 
 
 def model_configs(config: EvaluateConfig) -> dict[str, ReconstructConfig]:
@@ -118,9 +144,15 @@ def model_configs(config: EvaluateConfig) -> dict[str, ReconstructConfig]:
 
 
 def load_methods(config: EvaluateConfig, geometry: DECA) -> list[Method]:
-    """Every method of a run, the mean face last. Raises CheckpointError.
+    """Every method of a run, the baselines last. Raises CheckpointError.
 
     geometry: a model on the same bundle, whose networks do not matter.
     """
-    networks = [Network(name, load_model(own), config.batch_size) for name, own in model_configs(config).items()]
-    return [*networks, MeanFace(geometry)]
+    methods: list[Method] = [
+        Network(name, load_model(own), config.batch_size) for name, own in model_configs(config).items()
+    ]
+    if MEAN_FACE in config.baselines:
+        methods.append(MeanFace(geometry))
+    if LANDMARK_FIT in config.baselines and config.benchmark == "world":
+        methods.append(LandmarkFit(geometry, config.batch_size))
+    return methods

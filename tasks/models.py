@@ -10,13 +10,25 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from deca_core import DECA
+from deca_core import DECA, Codes
 from deca_core import checkpoint as checkpoints
 from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
-from schemas.reconstruct import UNTRAINED, ReconstructConfig
+from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
 from tasks.storage import Store, is_local
+
+
+class GeometryModel(DECA):
+    """A model for codes that no network made: its encoders are never asked, and its displacement z is 0."""
+
+    def __init__(self, bundle: AssetBundle) -> None:
+        super().__init__(bundle, backbone="mobilenet_v3_small")  # the smallest to build
+
+    def detail(self, codes: Codes) -> Tensor:
+        """No displacement, (B,1,256,256)."""
+        return codes.detail.new_zeros(len(codes), 1, 256, 256)
 
 
 def bundle_at(uri: str | None) -> AssetBundle:
@@ -33,13 +45,20 @@ def _embedded_head() -> AssetBundle:
 
 
 def weights_hash(config: ReconstructConfig) -> str:
-    """What the `checkpoint` column says: the checkpoint's hash, or "untrained-<seed>". Raises CheckpointError."""
+    """What the `checkpoint` column says: the checkpoint's hash, "untrained-<seed>" or "landmark-fit".
+
+    Raises CheckpointError.
+    """
+    if config.codes == "landmarks":
+        return LANDMARK_FIT
     folder = _weights_folder(config)
     return f"untrained-{config.seed}" if folder is None else checkpoints.checkpoint_hash(folder)
 
 
 def is_trained(config: ReconstructConfig) -> bool:
-    """Whether the weights come from training, as their checkpoint says."""
+    """Whether the weights come from training, as their checkpoint says; true where no weights take part."""
+    if config.codes == "landmarks":
+        return True
     folder = _weights_folder(config)
     if folder is None:
         return False
@@ -49,7 +68,10 @@ def is_trained(config: ReconstructConfig) -> bool:
 
 def load_model(config: ReconstructConfig) -> DECA:
     """The model in eval mode. Raises CheckpointError when the checkpoint is damaged or made for another bundle."""
-    bundle, folder = bundle_at(config.bundle), _weights_folder(config)
+    bundle = bundle_at(config.bundle)
+    if config.codes == "landmarks":
+        return GeometryModel(bundle)
+    folder = _weights_folder(config)
     if folder is not None:
         return checkpoints.load_checkpoint(folder, bundle=bundle)
     with torch.random.fork_rng(devices=[]):

@@ -11,9 +11,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from deca_core.camera import from_pixels
 from deca_core.codes import Codes
 from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.detail import MAX_DISPLACEMENT
+from deca_core.fitting import LandmarkHead, fit_landmarks
 from schemas.ledger import Item, Quarantined
 from schemas.reconstruct import ReconstructConfig, quantise, reconstruction_schema
 from tasks.annotators import load_annotator
@@ -43,6 +45,7 @@ class ReconstructWorker:
         self.finder = FaceFinder(load_annotator(config.annotate), config.annotate, config.inputs.max_bytes)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(config).to(self.device)
+        self.landmark_head = LandmarkHead.of(self.model.flame) if config.codes == "landmarks" else None
         self.checkpoint = weights_hash(config)
         self.limit = MAX_DISPLACEMENT + float(np.abs(self.model.bundle.fixed_displacement).max())
         self.schema = reconstruction_schema(self.limit)
@@ -74,17 +77,22 @@ class ReconstructWorker:
 
     @torch.inference_mode()
     def _encode(self, faces: list[CroppedFace], quarantine: list[Quarantined]) -> pa.RecordBatch:
-        images = torch.from_numpy(np.stack([one.crop for one in faces])).to(self.device)
-        codes = self.model.encode(images)
+        codes = self._codes(faces)
         displacement = self.model.displacement(codes)
         finite = torch.stack([value.flatten(1).isfinite().all(1) for _, value in codes.items()]).all(0)
         finite &= displacement.flatten(1).isfinite().all(1)
         for one, good in zip(faces, finite.tolist(), strict=True):
             if not good:
-                error = EncodeError("the networks' output is not finite; is the checkpoint sound? Run: deca verify")
+                error = EncodeError("the codes are not finite; is the checkpoint sound? Run: deca verify")
                 quarantine.append(Quarantined.of(one.face.item, "encode", error, face_index=one.face.index))
         kept = [one for one, good in zip(faces, finite.tolist(), strict=True) if good]
         return self._rows(kept, codes[finite].to("cpu"), displacement[finite, 0].cpu().numpy())
+
+    def _codes(self, faces: list[CroppedFace]) -> Codes:
+        if self.landmark_head is None:
+            return self.model.encode(torch.from_numpy(np.stack([one.crop for one in faces])).to(self.device))
+        points = [one.face.landmarks @ one.transform[:, :2].T + one.transform[:, 2] for one in faces]
+        return fit_landmarks(self.landmark_head, from_pixels(torch.from_numpy(np.stack(points)).to(self.device)))
 
     def _rows(self, faces: list[CroppedFace], codes: Codes, displacement: NDArray[np.float32]) -> pa.RecordBatch:
         columns: dict[str, Any] = columns_of([one.face for one in faces]) | {

@@ -21,7 +21,7 @@ from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.images import decode_image
-from tasks.models import load_model
+from tasks.models import is_trained, load_model
 from tasks.plan import Plan, read_commits
 from tasks.read import read_items
 from tasks.storage import Store
@@ -50,7 +50,7 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
     strips = [_strip(model, sample, config) for sample in _samples(plan, config.contact_sheet_rows)]
     if not strips:
         return None
-    note = "" if model.info.get("trained") != "no" else "UNTRAINED NETWORK: shape, detail and displacement mean nothing"
+    note = "" if is_trained(config) else "UNTRAINED NETWORK: shape, detail and displacement mean nothing"
     sheet = assemble(strips, COLUMNS, note)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")

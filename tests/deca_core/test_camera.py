@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deca_core.camera import project, to_pixels
+from deca_core.camera import from_pixels, project, to_pixels
 from deca_core.render import vertex_normals
 from tests.deca_core.conftest import assert_close
 
@@ -18,6 +18,7 @@ def test_golden_projection_and_normals(mini, golden):
 
 def test_pixels_of_the_image_corners():
     assert to_pixels(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 112, 224]
+    assert from_pixels(torch.tensor([0.0, 112.0, 224.0])).tolist() == [-1, 0, 1]
 
 
 def test_gradcheck():

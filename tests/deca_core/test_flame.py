@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deca_core.flame import FLAME, contour_bin, rotation_matrix
+from deca_core.flame import FLAME, axis_angle, contour_bin, rotation_matrix
 from tests.deca_core.conftest import assert_close
 
 
@@ -42,9 +42,18 @@ def test_agrees_with_smplx(mini):
 
 
 def test_rotation_matrix_against_matrix_exponential():
-    axis_angle = torch.tensor([[0, 0, 0], [1e-5, 0, 0], [0.3, -0.2, 0.9], [3.1, 0.1, 0]], dtype=torch.float64)
-    generators = torch.linalg.cross(axis_angle[:, None], torch.eye(3, dtype=torch.float64)[None]).mT
-    torch.testing.assert_close(rotation_matrix(axis_angle), torch.linalg.matrix_exp(generators), atol=1e-9, rtol=0)
+    turns = torch.tensor([[0, 0, 0], [1e-5, 0, 0], [0.3, -0.2, 0.9], [3.1, 0.1, 0]], dtype=torch.float64)
+    generators = torch.linalg.cross(turns[:, None], torch.eye(3, dtype=torch.float64)[None]).mT
+    torch.testing.assert_close(rotation_matrix(turns), torch.linalg.matrix_exp(generators), atol=1e-9, rtol=0)
+
+
+def test_axis_angle_against_scipy():
+    from scipy.spatial.transform import Rotation
+
+    turns = Rotation.random(50, rng=3).as_rotvec()
+    turns[:4] = [[0, 0, 0], [1e-9, 0, 0], [0, 3.141592, 0], [-1.8, 1.8, 1.8]]  # at rest, nearly so, nearly half a turn
+    found = axis_angle(torch.from_numpy(Rotation.from_rotvec(turns).as_matrix()))
+    np.testing.assert_allclose(found.numpy(), turns, atol=1e-7)
 
 
 def test_rotation_gradient_is_finite_at_rest():

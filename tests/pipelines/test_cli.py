@@ -5,13 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deca_core import DECA
+from deca_core import DECA, Codes
 from deca_core.assets import procedural_head
+from deca_core.camera import from_pixels
 from deca_core.checkpoint import save_checkpoint
+from deca_core.metrics import normalized_mean_error, rotation_error
 from pipelines import cli
+from pipelines.synth import synth
+from schemas.parquet import fixed_values
+from schemas.world import SynthConfig
+from tasks.models import GeometryModel
+from tasks.plan import committed_parts
+from tasks.world_truth import WorldTruth
 
 
 @pytest.fixture
@@ -36,6 +46,7 @@ COMMANDS = [
     "synth",
     "ingest",
     "reconstruct",
+    "fit",
     "train",
     "evaluate",
     "plan",
@@ -80,6 +91,54 @@ def test_a_run_from_plan_to_retry(deca, trouble, tmp_path):
     code, printed = deca("verify", out)
     assert code == 1
     assert part.name in printed
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory) -> Path:
+    """Photographs of a small world, the true landmarks beside them and the truth in truth.parquet/."""
+    world = tmp_path_factory.mktemp("world")
+    settings = {"identities": 2, "images_per_identity": 2, "size": 160, "seed": 4, "max_yaw": 40.0}
+    synth(SynthConfig.model_validate({**settings, "dest": str(world), "ray": {"workers": 0}}))
+    truth = WorldTruth(str(world))
+    for path, face in zip(truth.paths, truth.faces(range(4)), strict=True):
+        np.save((world / path).with_suffix(".npy"), face.landmarks)
+    return world
+
+
+def test_a_fit_needs_no_network(deca, marked, tmp_path):
+    out = tmp_path / "out"
+    command = ("fit", marked / "photos", out, "--provider", "sidecar", "--workers", 0)
+    code, printed = deca(*command)
+    assert code == 0, printed
+    assert "UNTRAINED" not in printed
+    assert (out / "_report" / "contact_sheet.png").is_file()
+    table = pq.read_table(committed_parts(str(out)))
+    truth = WorldTruth(str(marked))
+    number = {str(marked / path): index for index, path in enumerate(truth.paths)}
+    faces = list(truth.faces([number[uri] for uri in table["source_uri"].to_pylist()]))
+    assert set(table["checkpoint"].to_pylist()) == {"landmark-fit"}
+    assert len(faces) == 4
+    codes = Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name, _ in Codes.zeros().items()})
+    transform = torch.from_numpy(fixed_values(table, "crop_transform").copy())
+    points = torch.from_numpy(np.stack([face.landmarks for face in faces]))
+    target = from_pixels(points @ transform[..., :2].mT + transform[..., 2][:, None])
+    seen = GeometryModel(procedural_head()).decode(codes).landmarks2d
+    assert normalized_mean_error(target, seen).max() < 0.005
+    assert rotation_error(codes.pose[:, :3], torch.cat([face.codes.pose for face in faces])[:, :3]).max() < 4
+    assert not any(getattr(codes, name).any() for name in ("tex", "detail"))
+    expected = procedural_head().fixed_displacement
+    step = float(table.schema.field("displacement").metadata[b"scale"])
+    assert np.abs(fixed_values(table, "displacement") - expected).max() <= step
+
+    code, printed = deca(*command)
+    assert code == 0
+    assert "0 run, 1 done before" in printed
+    code, printed = deca("reconstruct", *command[1:3], "--workers", 0, "--set", "annotate.provider=sidecar")
+    assert code == 1
+    assert "codes" in printed
+    code, printed = deca(*command, "--set", "checkpoint=ckpt")
+    assert code == 1
+    assert "codes=landmarks asks no network" in printed
 
 
 def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):

@@ -54,9 +54,9 @@ def test_rows_figures_and_page(done):
     dest, summary = done
     assert (summary.outcome, summary.pictures, summary.trained) == ("complete", 4, False)
     table = pq.read_table(committed_parts(str(dest)))
-    assert table["method"].to_pylist() == ["model", "mean face"] * 4
-    model, mean = summary.methods
-    pooled = np.concatenate([row for row in table["scan_mm"].to_pylist()[0::2]])
+    assert table["method"].to_pylist() == ["model", "mean face", "landmark fit"] * 4
+    model, mean, fit = summary.methods
+    pooled = np.concatenate([row for row in table["scan_mm"].to_pylist()[0::3]])
     assert model.scan.median == pytest.approx(float(np.median(pooled)), rel=1e-6)
     assert (mean.pictures, mean.shape_within_mm, mean.shape_ratio) == (4, 0.0, None)
     assert mean.metrics["psnr_db"].pictures == 4
@@ -66,6 +66,7 @@ def test_rows_figures_and_page(done):
     assert page.count("<svg") == 2
     assert "UNTRAINED NETWORK" in page
     assert f"{mean.scan.median:.3f}" in page
+    assert f"{fit.scan.median:.3f}" in page
     assert "NaN" not in page
     outside = re.sub(r'xmlns(:xlink)?="[^"]*"|PUBLIC "[^>]*', "", page)
     assert not re.search(r'(src|href)="(?!#|data:)', outside)
@@ -78,6 +79,8 @@ def test_again_there_is_nothing_to_do_and_another_question_is_refused(done, arch
     assert again.methods == summary.methods
     with pytest.raises(PlanConflict, match="landmarks"):
         run(archive, dest, checkpoint, landmarks="annotator")
+    with pytest.raises(PlanConflict, match="baselines"):
+        run(archive, dest, checkpoint, baselines=["mean face"])
 
 
 def test_a_lost_picture_is_named_and_comes_back_with_a_retry(archive, checkpoint, done, tmp_path):

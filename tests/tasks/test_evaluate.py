@@ -14,12 +14,13 @@ from torch import Tensor
 
 from deca_core import DECA, Codes
 from deca_core.assets import AssetBundle, procedural_head
+from deca_core.camera import to_pixels
 from deca_core.checkpoint import save_checkpoint
 from deca_core.flame import rotation_matrix
 from deca_core.metrics import MetricError
 from pipelines.evaluate import check_inputs, freeze_plan
 from pipelines.synth import synth
-from schemas.evaluate import MEAN_FACE, METRICS, EvaluateConfig
+from schemas.evaluate import LANDMARK_FIT, MEAN_FACE, METRICS, EvaluateConfig
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
@@ -220,20 +221,47 @@ def test_an_error_where_nothing_is_seen_is_hidden(judged):
     assert row["displacement_mm"] == pytest.approx(np.sqrt(share), rel=1e-3)
 
 
-def test_network_and_mean_face_give_every_figure(judged, checkpoint, archive, tmp_path):
+def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, compare={"other": checkpoint}))
     output = worker.process(units[0])
     table = output.table
-    assert table["method"].to_pylist() == ["model", "other", MEAN_FACE] * 2
-    flat = {"displacement_corr", "transfer_corr", "transfer_static_corr"}  # of the mean face's flat map
+    assert table["method"].to_pylist() == ["model", "other", MEAN_FACE, LANDMARK_FIT] * 2
+    flat = {"displacement_corr", "transfer_corr", "transfer_static_corr"}  # of the baselines' flat maps
     for metric in METRICS:
         known = [value is not None for value in table[metric.name].to_pylist()]
-        assert known == [True, True, metric.name not in flat] * 2, metric.name
+        assert known == [True, True, metric.name not in flat, metric.name not in flat] * 2, metric.name
     assert table.slice(0, 1).drop(["method"]).to_pydict() == table.slice(1, 1).drop(["method"]).to_pydict()
     mean = table.slice(2, 1).to_pydict()
     assert mean["nme_box"][0] < 0.15  # it lies on the face
     assert mean["scan_mm"][0]
     assert (fixed_values(table, "shape")[2] == 0).all()
+
+
+def test_a_fit_to_the_true_landmarks_beats_the_mean_face(judged, archive, checkpoint, bundle, tmp_path):
+    worker, units = planned(config(archive, tmp_path, checkpoint))
+    worker.methods = worker.methods[1:]
+    table = worker.process([item for unit in units for item in unit]).table
+    mean, fit = figures(table, bundle.shape_basis)
+    assert (mean.method, fit.method) == (MEAN_FACE, LANDMARK_FIT)
+    assert fit.metrics["nme"].mean < 0.005
+    assert fit.metrics["pose_deg"].mean < 2
+    for better in ("shape_mm", "vertex_mm", "expression_mm"):
+        assert fit.metrics[better].mean < 0.8 * mean.metrics[better].mean, better
+    assert fit.scan.median < 0.8 * mean.scan.median
+    for same in ("albedo", "light", "displacement_mm", "transfer_coarse_mm"):
+        assert fit.metrics[same] == mean.metrics[same], same
+
+
+def test_baselines_are_chosen(archive, checkpoint, tmp_path):
+    def methods(name: str, **changes: object) -> list[str]:
+        return [method.name for method in planned(config(archive, tmp_path / name, checkpoint, **changes))[0].methods]
+
+    assert methods("one", baselines=[LANDMARK_FIT]) == ["model", LANDMARK_FIT]
+    assert methods("none", baselines=[]) == ["model"]
+    with pytest.raises(ValueError, match="mean face"):
+        config(archive, tmp_path, checkpoint, baselines=["median face"])
+    with pytest.raises(ValueError, match="is taken"):
+        config(archive, tmp_path, checkpoint, compare={LANDMARK_FIT: checkpoint})
 
 
 def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
@@ -295,7 +323,7 @@ def test_codes_that_are_not_finite_cost_the_picture_with_all_methods(judged):
     assert output.table["face_id"].to_pylist() == ["000000-001"] * 2
 
 
-def test_an_annotators_landmarks_only_choose_the_crop(archive, checkpoint, tmp_path):
+def test_an_annotators_landmarks_choose_the_crop_and_are_fitted(archive, checkpoint, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, landmarks="annotator"))
     quarantine: list = []
     items = [item for unit in units for item in unit]
@@ -303,9 +331,16 @@ def test_an_annotators_landmarks_only_choose_the_crop(archive, checkpoint, tmp_p
     assert len(crops) + len(quarantine) == 6
     assert len(crops) >= 3
     truth = WorldTruth(archive)
-    for crop in crops:
+    fits = worker.methods[-1].encode(crops)
+    for row, crop in enumerate(crops):
         [face] = truth.faces([crop.item.index])
         assert (crop.landmarks == face.landmarks).all()
+        # What is fitted is what the annotator found, not the truth.
+        points = to_pixels(worker.geometry.decode(fits[row : row + 1]).landmarks2d)[0].numpy()
+        off, beside = (
+            np.linalg.norm(points - crop.from_picture(to), axis=1).mean() for to in (crop.found, face.landmarks)
+        )
+        assert off < 0.5 * beside
         inside = crop.from_picture(face.landmarks)
         assert ((inside > -30) & (inside < 254)).all()
 
@@ -399,6 +434,7 @@ def test_now(model, bundle, checkpoint, tmp_path):
     output = worker.process(items)
     assert not output.quarantine
     told, mean = figures(output.table, bundle.shape_basis)
+    assert mean.method == MEAN_FACE  # the last: boxes are nothing to fit to
     assert told.scan.mean < 0.05
     assert told.scan_metrical.mean < 0.05
     assert mean.scan.mean > 10 * told.scan.mean
