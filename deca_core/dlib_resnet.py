@@ -1,7 +1,7 @@
-"""The residual network of dlib's face recognition (D. King 2017): 29 convolutions, trained on three million photographs.
+"""The residual network of dlib's face recognition (D. King 2017): 29 convolutions, trained on three million faces.
 
-All of it judges identity (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders, which then know
-faces of real people before they have seen a picture of the run, as the paper's begin with a trained ResNet50.
+All of it judges identity (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders, which then
+know faces of real people before they have seen a picture of the run, as the paper's begin with a trained ResNet50.
 """
 
 from __future__ import annotations

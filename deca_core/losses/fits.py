@@ -12,6 +12,8 @@ FITTED = ("shape", "exp", "pose")  # what landmarks tell and cropping does not c
 NUM_FITTED = sum(COARSE_LENGTHS[name] for name in FITTED)  # 156
 LEVER = 0.1  # metres: a rotation by an angle a moves vertices by about a * LEVER
 CENTIMETRES = 100.0
+# Squared distances below this, m^2, are no distance: the root keeps a finite slope.
+NO_DISTANCE = 1e-10
 
 
 def fitted_vector(codes: Codes) -> Tensor:
@@ -25,17 +27,23 @@ def gram(basis: Tensor) -> Tensor:
 
 
 def fit_distance(codes: Codes, fits: Tensor, shape_gram: Tensor, exp_gram: Tensor) -> Tensor:
-    """Mean squared vertex displacement, cm^2, by shape, expression and pose between codes and fits (B,156).
+    """How far vertices move between codes and fits (B,156), cm: root mean squares by shape, expression, pose, summed.
 
-    A loss on landmarks has hardly a slope along changes of the head that the picture does not show, and none of them
-    is like the other: a network that starts at the mean face puts there whatever reduces its error first. What fits
-    the landmarks under the priors, found for every picture by itself, settles it (fits as labels: Kolotouros et al.
-    2019, SPIN). Rows of `fits` that are NaN have no fit and do not count; 0 where none has.
+    A loss on landmarks has hardly a slope along changes of the head that the picture does not show: a network that
+    starts at the mean face puts there whatever reduces its error first. What fits the landmarks under the priors,
+    found for every picture by itself, settles it (fits as labels: Kolotouros et al. 2019, SPIN). Rows of `fits` that
+    are NaN have no fit and do not count; 0 where none has.
     """
     known = fits.isfinite().all(1)
     target = torch.where(known[:, None], fits, 0)
     shape, exp, pose = (full_precision(fitted_vector(codes)) - target).split(
         [COARSE_LENGTHS[name] for name in FITTED], dim=1
     )
-    squares = (shape @ shape_gram * shape).sum(1) + (exp @ exp_gram * exp).sum(1) + (LEVER * pose).square().sum(1)
-    return CENTIMETRES**2 * (known * squares).sum() / known.sum().clamp(min=1)
+    squares = torch.stack([(shape @ shape_gram * shape).sum(1), (exp @ exp_gram * exp).sum(1), _moved(pose)])
+    distances = (squares + NO_DISTANCE).sqrt().sum(0)
+    return CENTIMETRES * (known * distances).sum() / known.sum().clamp(min=1)
+
+
+def _moved(pose: Tensor) -> Tensor:
+    """Squared displacement (B,) by differences of rotation (B,6), m^2."""
+    return (LEVER * pose).square().sum(1)

@@ -18,6 +18,9 @@ class CoarseWeights:
     eye_closure: float = 1.0
     # Not among the paper's losses; the release has it at 0.5 and closes mouths better.
     lip_distance: float = 0.0
+    # Distance from the fit to the landmarks. Not the paper's, which trains for days: with it a short training learns
+    # shape from the first steps on.
+    fit: float = 0.0
     photometric: float = 2.0
     # Identity carries shape that landmarks cannot show; a small share, because it pulls at details of the picture too.
     identity: float = 0.2
