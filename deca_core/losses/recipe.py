@@ -18,9 +18,6 @@ class CoarseWeights:
     eye_closure: float = 1.0
     # Not among the paper's losses; the release has it at 0.5 and closes mouths better.
     lip_distance: float = 0.0
-    # Distance from the fit to the landmarks. Not the paper's, which trains for days: with it a short training learns
-    # shape from the first steps on.
-    fit: float = 0.0
     photometric: float = 2.0
     # Identity carries shape that landmarks cannot show; a small share, because it pulls at details of the picture too.
     identity: float = 0.2
@@ -30,6 +27,9 @@ class CoarseWeights:
     tex: float = 1e-4
     # Without it the light explains the colour of the skin, and the albedo stays grey.
     light: float = 1.0
+    # Distance from the fit to the landmarks. Not the paper's, which trains for days: with it a short training learns
+    # shape from the first steps on.
+    fit: float = 0.0
     # Eq. 8: the losses also hold for the batch with shape codes exchanged inside each subject.
     shape_consistency: bool = True
     # The paper renders with light (eq. 2). The release compares the bare albedo with the picture.
