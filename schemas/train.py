@@ -139,7 +139,7 @@ class TrainConfig(BaseModel):
     data: DataConfig = DataConfig()
     # Head bundle folder. None: the procedural head.
     bundle: str | None = None
-    # resnet50 as in the paper, or any torchvision classifier by name.
+    # resnet50 as in the paper; dlib, whose trained weights come with a dependency; or any torchvision classifier by name.
     backbone: str = "resnet50"
     # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
     start: str | None = None
