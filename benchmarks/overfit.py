@@ -19,6 +19,8 @@ from torch import nn
 from deca_core import DECA
 from deca_core.assets import procedural_head
 from deca_core.assets.bundle import AssetBundle
+from deca_core.dlib_recognition import load_dlib
+from deca_core.dlib_resnet import DlibBackbone
 from deca_core.losses import Recipe, recipe
 from deca_core.perceptual import random_vgg19
 from deca_core.raster import rasterize
@@ -146,6 +148,9 @@ def main() -> None:
     bundle = procedural_head()
     batch = world_batch(bundle, arguments.people, arguments.images)
     model = DECA(bundle, arguments.backbone)
+    for encoder in (model.E_flame.encoder, model.E_detail.encoder):
+        if isinstance(encoder, DlibBackbone):
+            encoder.start_from(load_dlib().resnet, batch.images)
     steps, rates = (arguments.coarse_steps, arguments.detail_steps), (arguments.rate, arguments.rate)
     fits, decibels = overfit(model, batch, weights, steps, rates)
     for stage, count, result in zip(("coarse", "detail"), steps, fits, strict=True):

@@ -1,7 +1,7 @@
 """How fast batches of faces are made: `python -m benchmarks.samples --faces 1024 --threads 1 2`.
 
 A local faces/ is written from photographs of the embedded world, each repeated under other names. The same stored faces
-are then decoded bare, decoded and augmented in a plain loop, and drawn through FaceSamples, an epoch at a time with the
+are then decoded bare, decoded and augmented in a plain loop, and drawn through Samples, an epoch at a time with the
 reading of its shards. Every figure is the median of rounds that take turns, so that a busy machine slows all alike.
 """
 
@@ -27,8 +27,8 @@ from schemas.parquet import write_table
 from schemas.samples import DataConfig
 from tasks.sample_batches import decode_face
 from tasks.sample_order import BatchPlan
-from tasks.sample_sources import EncodedFace, WorldSource
-from tasks.samples import FaceSamples
+from tasks.sample_sources import EncodedFace, ShardSource, WorldSource
+from tasks.samples import Samples
 from tasks.storage import Store
 
 PICTURES = 8  # of a person
@@ -110,7 +110,7 @@ def measure(faces: int, threads: list[int], rounds: int) -> dict[str, Any]:
         write_faces(uri, faces, stored)
         plan = BatchPlan(subjects=8, pictures=4)
         for count in threads:
-            samples = FaceSamples(uri, "train", plan, settings, DataConfig(threads=count))
+            samples = Samples(ShardSource(uri, "train"), plan, settings, DataConfig(threads=count))
             ways[f"loader, {count} threads"] = lambda samples=samples: sum(map(len, samples))  # type: ignore[misc]
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds + 1):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deca_core.dlib_resnet import DlibResNet, Residual
 from deca_core.losses.precision import full_precision
 from deca_core.recognition import RecognitionError, require_file
 
@@ -25,40 +26,17 @@ DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 CHIP = 150  # pixels on a side of the pictures that the network was trained on
 # The square of the 224 px crop that comes nearest to dlib's own chip, in pixels: from row and column, side.
 TOP, LEFT, SIDE = 16, 25, 174
-# Channels of the residual blocks, and whether a block halves the resolution.
-BLOCKS = (
-    *[(32, False)] * 3,
-    (64, True),
-    *[(64, False)] * 3,
-    (128, True),
-    *[(128, False)] * 2,
-    (256, True),
-    *[(256, False)] * 2,
-    (256, True),
-)
 DESCRIPTOR = 128
-COLOUR_SCALE = 256  # by which colours of 0 to 255 are divided, less their mean
 
 
 class DlibRecognition(nn.Module):
-    """Faces to dlib's descriptors (B,128): two pictures of a person are less than 0.6 apart, as a rule.
-
-    dlib follows every convolution by a gain and an offset for each channel; here they are part of the convolution.
-    """
-
-    mean: Tensor  # (3,) mean colour, RGB, 0 to 255
+    """Faces to dlib's descriptors (B,128): two pictures of a person are less than 0.6 apart, as a rule."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.register_buffer("mean", torch.zeros(3))
-        inputs = BLOCKS[0][0]
-        self.first = nn.Conv2d(3, inputs, 7, stride=2)
-        self.blocks = nn.ModuleList()
-        for width, halves in BLOCKS:
-            self.blocks.append(Residual(inputs, width, halves))
-            inputs = width
-        self.last = nn.Linear(inputs, DESCRIPTOR, bias=False)
+        self.resnet = DlibResNet()
+        self.last = nn.Linear(self.resnet.channels, DESCRIPTOR, bias=False)
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:
@@ -74,35 +52,7 @@ class DlibRecognition(nn.Module):
 
     def forward(self, chips: Tensor) -> Tensor:
         """Upright faces (B,3,150,150) as dlib cuts them, RGB in [0, 1], to descriptors (B,128)."""
-        x = (full_precision(chips) * 255 - self.mean[:, None, None]) / COLOUR_SCALE
-        x = functional.max_pool2d(functional.relu(self.first(x)), 3, stride=2)
-        for block in self.blocks:
-            x = block(x)
-        return self.last(x.mean((2, 3)))
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions beside their input; where the block halves, the input is averaged over 2x2 pixels.
-
-    dlib pads by half the kernel at stride 1 and not at all otherwise. A sum of unequal sizes has the larger one in
-    every dimension, the smaller term being 0 beyond its end: new channels get no input, and where the input has a row
-    more than the convolutions left over, that row is the input alone.
-    """
-
-    def __init__(self, inputs: int, width: int, halves: bool) -> None:
-        super().__init__()
-        self.halves = halves
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride=2 if halves else 1, padding=0 if halves else 1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(functional.relu(self.conv1(x)))
-        if self.halves:
-            x = functional.avg_pool2d(x, 2)
-            rows, columns = (x.shape[axis] - out.shape[axis] for axis in (2, 3))
-            out = functional.pad(out, (0, columns, 0, rows))
-            x = functional.pad(x, (0, 0, 0, 0, 0, out.shape[1] - x.shape[1]))
-        return functional.relu(out + x)
+        return self.last(self.resnet(full_precision(chips)).mean((2, 3)))
 
 
 def load_dlib(path: str | Path | None = None) -> DlibRecognition:
@@ -139,12 +89,12 @@ def _fill(network: DlibRecognition, read: _Reader) -> None:
         formats = read.integer()
     read.check(formats == 3, f"a network of format {formats}, expected 3")
     read.name("input_rgb_image_sized")
-    network.mean.copy_(torch.tensor([read.real() for _ in range(3)]))
+    network.resnet.mean.copy_(torch.tensor([read.real() for _ in range(3)]))
     read.integers(CHIP, CHIP)
-    _fill_convolution(network.first, read, 1)  # one picture is one sample
+    _fill_convolution(network.resnet.first, read, 1)  # one picture is one sample
     read.layer("relu_")
     read.layer("max_pool_2", 3, 3, 2, 2, 0, 0)
-    for block in network.blocks:
+    for block in network.resnet.blocks:
         assert isinstance(block, Residual)
         _fill_convolution(block.conv1, read)
         read.layer("relu_")

@@ -1,7 +1,8 @@
 """The encoders E_c and E_d (paper sections 4.1, 4.2): ResNet50 features and two linear layers.
 
 Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`. Any
-other classifier of torchvision can take ResNet50's place, under its own parameter names behind `encoder.`.
+other classifier of torchvision can take ResNet50's place, under its own parameter names behind `encoder.`, and so can
+dlib's recognition network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deca_core.dlib_resnet import DlibBackbone
+
+DLIB = "dlib"  # DlibBackbone
 RESNET50 = "resnet50"  # the paper's backbone, and the only one that needs no torchvision
 NUM_FEATURES, NUM_HIDDEN = 2048, 1024
 # How torchvision calls what follows the features; every classifier has one of these.
@@ -92,7 +96,7 @@ def headless(name: str) -> tuple[nn.Module, int]:
     names = models.list_models(models)
     if name not in names:
         close = ", ".join(difflib.get_close_matches(name, names)) or ", ".join(names)
-        raise BackboneError(f"unknown backbone {name!r}; torchvision has {close}")
+        raise BackboneError(f"unknown backbone {name!r}; there are {RESNET50}, {DLIB}, and of torchvision {close}")
     model = models.get_model(name, weights=None, **SETTINGS.get(name, {}))
     place = next(head for head in HEADS if hasattr(model, head))
     head = getattr(model, place)
@@ -108,16 +112,25 @@ def headless(name: str) -> tuple[nn.Module, int]:
     return model, features
 
 
+def _features(backbone: str) -> tuple[nn.Module, int]:
+    """A backbone by name, with random weights, and the number of its features. Raises BackboneError."""
+    if backbone == RESNET50:
+        return ResNet50(), NUM_FEATURES
+    if backbone == DLIB:
+        return DlibBackbone(), DlibBackbone.features
+    return headless(backbone)
+
+
 class Encoder(nn.Module):
     """Backbone, Linear(features, 1024), ReLU, Linear(1024, outputs): images (B,3,224,224) in [0, 1] -> (B, outputs).
 
-    backbone: "resnet50", or the name of another torchvision classifier. The linear layers answer in float32 inside
-    autocast too: rounded to 8 bits, the camera alone would shift a face by half a pixel.
+    backbone: "resnet50", "dlib", or the name of another torchvision classifier. The linear layers answer in float32
+    inside autocast too: rounded to 8 bits, the camera alone would shift a face by half a pixel.
     """
 
     def __init__(self, outputs: int, backbone: str = RESNET50) -> None:
         super().__init__()
-        self.encoder, features = (ResNet50(), NUM_FEATURES) if backbone == RESNET50 else headless(backbone)
+        self.encoder, features = _features(backbone)
         self.layers = nn.Sequential(nn.Linear(features, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, outputs))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class FitError(ValueError):
     """Landmarks, or codes to start from, that tell nothing of a head's place and size."""
 
 
+def fittable(landmarks: Tensor) -> Tensor:
+    """Whether `fit_landmarks` takes faces (B,68,2), all of whose landmarks are known: (B,) bool."""
+    return _has_extent(landmarks, torch.ones_like(landmarks[..., 0]))
+
+
 @torch.no_grad()
 def fit_landmarks(
     head: LandmarkHead, landmarks: Tensor, weights: CoarseWeights | None = None, start: Codes | None = None
@@ -189,14 +194,18 @@ def _goal(landmarks: Tensor, weights: CoarseWeights) -> _Goal:
 
 
 def _check(points: Tensor, known: Tensor) -> None:
-    low, high = (torch.where(known[..., None] > 0, points, sign * torch.inf) for sign in (1, -1))
-    extent = (high.amax(1) - low.amin(1)).amax(1)
-    bad = ~((extent > NO_EXTENT) & points.isfinite().all(2).all(1))
+    bad = ~_has_extent(points, known)
     if bad.any():
         raise FitError(
             f"face {int(bad.nonzero()[0, 0])} of {len(bad)}: its {int((known[bad][0] > 0).sum())} known landmarks lie "
             "on one point or are not finite, so they do not tell where a head is. Leave the face out"
         )
+
+
+def _has_extent(points: Tensor, known: Tensor) -> Tensor:
+    low, high = (torch.where(known[..., None] > 0, points, sign * torch.inf) for sign in (1, -1))
+    extent = (high.amax(1) - low.amin(1)).amax(1)
+    return (extent > NO_EXTENT) & points.isfinite().all(2).all(1)
 
 
 def _gaps(points: Tensor) -> tuple[Tensor, Tensor]:

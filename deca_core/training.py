@@ -7,6 +7,7 @@ requires a gradient; networks run under the autocast that is active, geometry an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class FaceBatch:
 
     images (B,3,224,224) RGB in [0, 1]; landmarks (B,68,3): x, y in [-1, 1] and a weight; masks (B,1,224,224) in [0, 1],
     the visible skin of the face; subjects (B,) int64. A subject's K = images_per_subject pictures lie side by side.
+    fits (B,156): shape, expression and pose that fit the landmarks, NaN where there is none; None without any.
     """
 
     images: Tensor
@@ -41,14 +43,19 @@ class FaceBatch:
     masks: Tensor
     subjects: Tensor
     images_per_subject: int
+    fits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> FaceBatch:
         """The batch on another device."""
-        names = ("images", "landmarks", "masks", "subjects")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class CoarseStep(nn.Module):
     >>> step(batch, torch.Generator().manual_seed(0)).loss.backward()  # doctest: +SKIP
     """
 
+    shape_gram: Tensor
+    exp_gram: Tensor
+
     def __init__(
         self,
         model: DECA,
@@ -79,6 +89,8 @@ class CoarseStep(nn.Module):
         if weights.identity and recognition is None:
             raise ValueError("the identity loss has a weight but no network; give a recognition network or weight 0")
         self.model, self.weights, self.recognition, self.backend = model, weights, recognition, backend
+        self.register_buffer("shape_gram", losses.gram(model.flame.shape_basis), persistent=False)
+        self.register_buffer("exp_gram", losses.gram(model.flame.exp_basis), persistent=False)
         model.requires_grad_(False).E_flame.requires_grad_(True)
         self.train()
 
@@ -101,6 +113,11 @@ class CoarseStep(nn.Module):
             head = self.model.flame(codes.shape, codes.exp, codes.pose)
             points = project(head.landmarks2d, codes.cam)[..., :2]
             terms = _coarse_terms(weights, codes, _tiled(batch.landmarks, codes), points)
+            if weights.fit:
+                if batch.fits is None:
+                    raise ValueError("the fit loss has a weight but the batch no fits; give them or weight 0")
+                distance = losses.fit_distance(codes, _tiled(batch.fits, codes), self.shape_gram, self.exp_gram)
+                terms["fit"] = weights.fit * distance
             if not (weights.photometric or weights.identity):
                 return _total(terms)
             images, masks = _tiled(batch.images, codes), _tiled(_shown(batch, weights), codes)

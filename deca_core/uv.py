@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,16 +30,8 @@ class UVAtlas(nn.Module):
     def __init__(self, bundle: AssetBundle, size: int = UV_SIZE) -> None:
         super().__init__()
         self.size = size
-        corners = uv_to_grid(bundle.uv.astype(np.float64))[bundle.uv_faces]  # (F, 3, 2)
-        flat = np.concatenate([corners, np.zeros_like(corners[..., :1])], axis=-1).reshape(-1, 3)
-        own_faces = np.arange(len(flat)).reshape(-1, 3)
-        face = rasterize_reference(flat, own_faces, size, size).ravel()
-        texels = np.flatnonzero(face >= 0)
-        centre = np.stack([texels % size, texels // size], axis=-1) * (2 / size) + (1 / size - 1)
-        bary = barycentric(corners[face[texels]], centre)
-        self.register_buffer("triangles", torch.from_numpy(bundle.faces[face[texels]]), persistent=False)
-        self.register_buffer("bary", torch.from_numpy(bary.astype(np.float32)), persistent=False)
-        self.register_buffer("texels", torch.from_numpy(texels), persistent=False)
+        for name, value in zip(("triangles", "bary", "texels"), _gather(bundle, size), strict=True):
+            self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
     def forward(self, attributes: Tensor) -> Tensor:
         """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where no face lies."""
@@ -47,3 +41,16 @@ class UVAtlas(nn.Module):
         values = (values * self.bary.T.contiguous()).sum(1)  # (B C, N)
         out = values.new_zeros(len(values), self.size * self.size).index_copy(1, self.texels, values)
         return out.view(batch, channels, self.size, self.size)
+
+
+@lru_cache(maxsize=4)
+def _gather(bundle: AssetBundle, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices (N,3), barycentrics (N,3) and place (N,) of the covered texels; a second's work, the same every time."""
+    corners = uv_to_grid(bundle.uv.astype(np.float64))[bundle.uv_faces]  # (F, 3, 2)
+    flat = np.concatenate([corners, np.zeros_like(corners[..., :1])], axis=-1).reshape(-1, 3)
+    own_faces = np.arange(len(flat)).reshape(-1, 3)
+    face = rasterize_reference(flat, own_faces, size, size).ravel()
+    texels = np.flatnonzero(face >= 0)
+    centre = np.stack([texels % size, texels // size], axis=-1) * (2 / size) + (1 / size - 1)
+    bary = barycentric(corners[face[texels]], centre)
+    return bundle.faces[face[texels]], bary.astype(np.float32), texels

@@ -101,18 +101,19 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "coarse": {"steps": 200_000, "subjects": 8, "images": 2},
         "detail": {"steps": 250_000, "subjects": 6, "images": 3},
     },
-    # A laptop's: a small backbone, minutes for each stage, the step size falling to the end. fp32 where bf16 would be
-    # slower: a CPU has no fast bf16 for depthwise convolutions; the detail stage has few of them.
+    # A laptop's: minutes for each stage, the step size falling to the end. The backbone is dlib's, whose weights come
+    # with a dependency, and which CPUs with bf16 run faster than networks of a tenth of its products.
     "small": {
-        "backbone": "mobilenet_v3_small",
-        "pretrain": {"steps": 800, "subjects": 32, "images": 1, "lr": 1.5e-3, **FALLING, "precision": "fp32"},
-        "coarse": {"steps": 300, "subjects": 4, "images": 2, "lr": 5e-4, **FALLING, "precision": "fp32"},
+        "backbone": "dlib",
+        "pretrain": {"steps": 1500, "subjects": 32, "images": 1, "lr": 5e-4, **FALLING},
+        "coarse": {"steps": 300, "subjects": 8, "images": 2, "lr": 2e-4, **FALLING},
         "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 5e-4, **FALLING},
-        # The priors of a face grow with the batch, which is a sum; a short training needs them weak. Identity is left
-        # out to save time: dlib's network makes a coarse step longer by two fifths, a ResNet50 by far more.
+        # Fits to the landmarks keep head and expression where priors would: those of a face grow with the batch, which
+        # is a sum, and a short training needs them weak. Identity is left out to save time: dlib's network makes a
+        # coarse step longer by two fifths, a ResNet50 by far more.
         "weights": {
-            "pretrain": {"shape": 2e-5, "exp": 2e-5},
-            "coarse": {"shape": 2e-5, "exp": 2e-5, "identity": 0.0},
+            "pretrain": {"shape": 1e-6, "exp": 1e-6, "fit": 0.1},
+            "coarse": {"shape": 1e-6, "exp": 1e-6, "fit": 0.1, "identity": 0.0},
         },
         "mrf_size": 64,
         "ema": 0.99,
@@ -138,7 +139,7 @@ class TrainConfig(BaseModel):
     data: DataConfig = DataConfig()
     # Head bundle folder. None: the procedural head.
     bundle: str | None = None
-    # resnet50 as in the paper, or any torchvision classifier by name.
+    # resnet50 as in the paper; dlib, whose trained weights come with a dependency; or any torchvision classifier by name.
     backbone: str = "resnet50"
     # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
     start: str | None = None
@@ -188,7 +189,7 @@ class TrainConfig(BaseModel):
         if not isinstance(values, Mapping):
             return values
         preset = PRESETS.get(values.get("preset", "paper"), {})  # the field itself refuses an unknown name
-        return _merged(preset, values)
+        return merged(preset, values)
 
     @model_validator(mode="after")
     def _has_steps(self) -> TrainConfig:
@@ -206,13 +207,13 @@ class TrainConfig(BaseModel):
         return self.model_dump(mode="json", exclude=names)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Both, group by group; what `over` says wins."""
-    merged = {**base, **over}
+    both = {**base, **over}
     for name in base.keys() & over.keys():
         if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):
-            merged[name] = _merged(base[name], over[name])
-    return merged
+            both[name] = merged(base[name], over[name])
+    return both
 
 
 class TrainPlan(BaseModel):

@@ -130,15 +130,15 @@ def _seeds(values: Sequence[float]) -> str:
     """The mean over seeds, with the standard deviation where there are several."""
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{spread}"
 
 
 def _interval(row: Comparison) -> str:
     if not row.full or not row.ablated:
         return "–"
-    difference = f"{np.mean(row.ablated) - np.mean(row.full):+.4f}"
-    return difference if row.low is None else f"{difference} [{row.low:+.4f}, {row.high:+.4f}]"
+    difference = f"{np.mean(row.ablated) - np.mean(row.full):+.3g}"
+    return difference if row.low is None else f"{difference} [{row.low:+.3g}, {row.high:+.3g}]"
 
 
 def remarks(summary: AblateSummary) -> list[str]:

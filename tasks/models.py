@@ -34,8 +34,14 @@ class GeometryModel(DECA):
 def bundle_at(uri: str | None) -> AssetBundle:
     """The bundle of a folder, or the procedural head. Raises BundleError or StorageError."""
     if uri is None:
-        return procedural_head()
+        return _embedded_head()
     return load_bundle(_local_folder(uri, (bundles.META_FILE, bundles.ARRAYS_FILE)))
+
+
+@cache
+def _embedded_head() -> AssetBundle:
+    """One and the same in a process, so that what follows from it alone is computed once."""
+    return procedural_head()
 
 
 def weights_hash(config: ReconstructConfig) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deca_core.augment import Augmentation, augment
 from deca_core.camera import IMAGE_SIZE
+from deca_core.losses import NUM_FITTED
 from deca_core.training import FaceBatch
 from schemas.samples import DataConfig
 from tasks.sample_order import BatchPlan, Order, SamplesError
@@ -28,6 +29,7 @@ READ_AHEAD = 4  # blocks are asked for this many times farther ahead than batche
 KEPT_SPARES = 4  # blocks read outside the order, for samples that replace damaged ones
 
 Decoded = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]  # crop, skin mask, landmarks
+Fit = NDArray[np.float32] | None
 Loaded = dict[int, EncodedFace]  # faces of a block by row; empty where the shard is damaged
 
 
@@ -150,6 +152,7 @@ class BatchMaker:
             masks=torch.empty(count, 1, IMAGE_SIZE, IMAGE_SIZE),
             subjects=torch.empty(count, dtype=torch.int64),
             images_per_subject=pictures,
+            fits=torch.full((count, NUM_FITTED), torch.nan) if self._source.fitted else None,
         )
         positions = [self._order.position(step, place) for place in self._places]
         parts = [
@@ -179,21 +182,23 @@ class BatchMaker:
                 f"no sample of the epoch can be decoded, {len(self._damage.found)} faces or shards are damaged"
             )
         rng = self._order.augmentation(position)
-        for row, (crop, mask, landmarks) in zip(range(part.start, part.stop), decoded, strict=True):
+        for row, ((crop, mask, landmarks), fit) in zip(range(part.start, part.stop), decoded, strict=True):
             face = augment(crop, landmarks, mask, rng, self._augmentation)
             batch.images[row], batch.masks[row] = torch.from_numpy(face.image), torch.from_numpy(face.mask)
             batch.landmarks[row, :, :2] = torch.from_numpy(face.landmarks)
+            if batch.fits is not None and fit is not None:
+                batch.fits[row] = torch.from_numpy(fit)
         batch.subjects[part] = self._order.identity(candidate)
 
-    def _decode(self, position: int) -> list[Decoded]:
+    def _decode(self, position: int) -> list[tuple[Decoded, Fit]]:
         """K pictures of the sample at a position, spares of the same person for what is damaged; empty if too few."""
         pictures, faces = self._plan.pictures, self._faces(self._order.block(position))
-        decoded: list[Decoded] = []
+        decoded: list[tuple[Decoded, Fit]] = []
         for row in self._order.rows(position):
             if int(row) not in faces:  # of a damaged shard
                 return []
             try:
-                decoded.append(decode_face(faces[int(row)]))
+                decoded.append((decode_face(faces[int(row)]), faces[int(row)].fit))
             except DamagedFace as error:
                 self._damage.add(faces[int(row)].name, str(error))
             if len(decoded) == pictures:

@@ -45,12 +45,16 @@ class DamagedShard(Exception):
 
 @dataclass(frozen=True, eq=False)
 class EncodedFace:
-    """One row as it is stored: crop JPEG, skin mask PNG, landmarks (68,2) in the crop's pixels."""
+    """One row as it is stored: crop JPEG, skin mask PNG, landmarks (68,2) in the crop's pixels.
+
+    fit (156,): shape, expression and pose that fit the landmarks, where the source makes fits and there is one.
+    """
 
     name: str  # where it lies, for messages
     crop: bytes | None
     mask: bytes | None
     landmarks: NDArray[np.float32]
+    fit: NDArray[np.float32] | None = None
 
 
 class Source(Protocol):
@@ -58,6 +62,7 @@ class Source(Protocol):
 
     fingerprint: str  # equal: the same faces in the same places
     index: Index
+    fitted: bool  # whether its faces come with a fit
 
     def load(self, shard: int, rows: Ints) -> dict[int, EncodedFace]:
         """Faces of one shard by row. Raises DamagedShard; StorageError if storage cannot be reached."""
@@ -65,6 +70,8 @@ class Source(Protocol):
 
 class ShardSource:
     """One split of one version of faces/; a version published later changes nothing here."""
+
+    fitted = False
 
     def __init__(self, faces: str | os.PathLike[str], split: Split, version: int | None = None) -> None:
         self._store = Store(faces)
@@ -194,6 +201,8 @@ class WorldSource:
 
     A picture is made when it is first asked for, cropped as in faces/, and kept encoded (some 30 kB).
     """
+
+    fitted = False
 
     def __init__(self, bundle: AssetBundle, seed: int, people: int, images: int, first: int = 0) -> None:
         self._world, self._seed, self._first = World(bundle), seed, first

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +16,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from deca_core.augment import Augmentation
 from deca_core.training import FaceBatch
-from schemas.faces import Split
 from schemas.samples import DataConfig
 from tasks.sample_batches import BatchMaker, Damage
 from tasks.sample_order import BatchPlan, Blocks, SamplesError
-from tasks.sample_sources import ShardSource, Source
+from tasks.sample_sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -124,20 +122,3 @@ class Samples(IterableDataset[FaceBatch]):
                 *(state["places"], mine["places"], state["epoch"], batch),
             )
         self.seek(int(state["epoch"]), batch)
-
-
-class FaceSamples(Samples):
-    """Batches of one split of a faces/ dataset, of the version that holds now or the one that is named."""
-
-    def __init__(
-        self,
-        faces: str | os.PathLike[str],
-        split: Split,
-        plan: BatchPlan,
-        augmentation: Augmentation,
-        config: DataConfig | None = None,
-        version: int | None = None,
-    ) -> None:
-        source = ShardSource(faces, split, version)
-        self.version = source.version
-        super().__init__(source, plan, augmentation, config)

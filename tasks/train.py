@@ -38,7 +38,7 @@ from tasks.checkpoints import (
 )
 from tasks.storage import Store
 from tasks.train_board import publish_events
-from tasks.train_inputs import arithmetic, first_model, make_step, training_samples, validation_samples
+from tasks.train_inputs import arithmetic, first_model, make_step, start_backbones, training_samples, validation_samples
 from tasks.train_pictures import draw_sheet
 
 METRICS, FAILED = "metrics", "_failed"
@@ -157,6 +157,8 @@ class StageRun:
         elif self.job.before is not None:
             state = read_state(self.store, self.job.before)
             self.model.load_state_dict({**state.weights, **state.mean})
+        else:
+            start_backbones(self.model, self.config, self.stage)
 
     def run(self, on_progress: OnProgress | None = None) -> None:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""

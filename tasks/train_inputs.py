@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,9 @@ from deca_core import DECA
 from deca_core.augment import PLAIN, Augmentation
 from deca_core.checkpoint import checkpoint_hash, load_checkpoint
 from deca_core.dlib_recognition import load_dlib
+from deca_core.dlib_resnet import DlibBackbone
+from deca_core.encoder import DLIB
+from deca_core.flame import FLAME
 from deca_core.losses import CoarseWeights, DetailWeights, recipe
 from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
@@ -21,11 +25,13 @@ from deca_core.training import CoarseStep, DetailStep
 from schemas.faces import Split
 from schemas.train import STAGES, NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models import bundle_at, checkpoint_folder, local_file
+from tasks.sample_fits import FittedSource
 from tasks.sample_order import BatchPlan
-from tasks.sample_sources import WorldSource
-from tasks.samples import FaceSamples, Samples
+from tasks.sample_sources import ShardSource, Source, WorldSource
+from tasks.samples import Samples
 
 WORLD = "world"  # the source that is no dataset
+START_PICTURES = 256  # that the start of dlib's backbone is fitted to
 NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
 
 logger = logging.getLogger("deca")
@@ -52,6 +58,23 @@ def first_model(config: TrainConfig) -> DECA:
             f"--set backbone={model.backbone}"
         )
     return model
+
+
+def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
+    """Give encoders on dlib's network its weights, fitted to the first pictures of the stage; others stay as they are.
+
+    Raises RecognitionError where the weights are missing.
+    """
+    if config.backbone != DLIB or config.start is not None:
+        return
+    trained, samples = load_dlib().resnet, training_samples(config, stage)
+    plan = samples.plan
+    images = torch.cat(
+        [batch.images for batch in itertools.islice(samples, -(-START_PICTURES // (plan.subjects * plan.pictures)))]
+    )
+    for encoder in (model.E_flame.encoder, model.E_detail.encoder):
+        assert isinstance(encoder, DlibBackbone)
+        encoder.start_from(trained, images)
 
 
 def arithmetic(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
@@ -138,9 +161,7 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
         )
     seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
-    if config.source != WORLD:
-        return FaceSamples(config.source, "train", plan, Augmentation(), config.data, version=config.version)
-    return Samples(_world(config.bundle, config.world, "train"), plan, Augmentation(), config.data)
+    return Samples(_source(config, stage, "train"), plan, Augmentation(), config.data)
 
 
 def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
@@ -148,9 +169,23 @@ def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
     settings = config.stage(stage)
     plan = BatchPlan(max(1, settings.subjects // settings.accumulate), settings.images)
     few = config.data.model_copy(update={"few_pictures": "repeat"})
-    if config.source != WORLD:
-        return FaceSamples(config.source, "val", plan, PLAIN, few, version=config.version)
-    return Samples(_world(config.bundle, config.world, "val"), plan, PLAIN, few)
+    return Samples(_source(config, stage, "val"), plan, PLAIN, few)
+
+
+def _source(config: TrainConfig, stage: StageName, split: Split) -> Source:
+    """The faces of a split, with fits to their landmarks where a loss of the stage asks for them."""
+    weights = stage_weights(config, stage)
+    fitted = isinstance(weights, CoarseWeights) and weights.fit > 0
+    if config.source == WORLD:
+        return (_fitted_world if fitted else _world)(config.bundle, config.world, split)
+    source = ShardSource(config.source, split, config.version)
+    return FittedSource(source, FLAME(bundle_at(config.bundle))) if fitted else source
+
+
+@cache
+def _fitted_world(bundle: str | None, world: WorldConfig, split: Split) -> FittedSource:
+    """The same with fits, which are made once as well."""
+    return FittedSource(_world(bundle, world, split), FLAME(bundle_at(bundle)))
 
 
 @cache
@@ -166,6 +201,8 @@ def _world(bundle: str | None, world: WorldConfig, split: Split) -> WorldSource:
 def input_hashes(config: TrainConfig) -> dict[str, str]:
     """What a run depends on beside its settings, by name: bundle, data, start weights, judging networks."""
     found = {"bundle": bundle_at(config.bundle).hash, "start": "random"}
+    if config.backbone == DLIB:
+        found["start"] = load_dlib().name
     if config.start is not None:
         found["start"] = checkpoint_hash(checkpoint_folder(config.start))
     for stage in (stage for stage in STAGES if config.stage(stage).steps):

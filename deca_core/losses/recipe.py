@@ -27,6 +27,9 @@ class CoarseWeights:
     tex: float = 1e-4
     # Without it the light explains the colour of the skin, and the albedo stays grey.
     light: float = 1.0
+    # Distance from the fit to the landmarks. Not the paper's, which trains for days: with it a short training learns
+    # shape from the first steps on.
+    fit: float = 0.0
     # Eq. 8: the losses also hold for the batch with shape codes exchanged inside each subject.
     shape_consistency: bool = True
     # The paper renders with light (eq. 2). The release compares the bare albedo with the picture.

@@ -140,7 +140,10 @@ def test_another_head_is_refused_with_both_named(saved, mini):
     ("meta", "pattern"),
     [
         ({"schema_version": 2}, "schema 2"),
-        ({"backbone": "resnet9000"}, r"unknown backbone 'resnet9000'; torchvision has resnet\d+"),
+        (
+            {"backbone": "resnet9000"},
+            r"unknown backbone 'resnet9000'; there are resnet50, dlib, and of torchvision resnet\d+",
+        ),
         ({"weights_sha256": "0" * 64}, "changed or damaged"),
     ],
 )

@@ -15,7 +15,7 @@ from deca_core.assets import procedural_head
 from deca_core.camera import project
 from deca_core.codes import NUM_DETAIL
 from deca_core.detail import NUM_CONDITION, DetailDecoder
-from deca_core.losses import CoarseWeights, DetailWeights, recipe, swap_order
+from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector, gram, recipe, swap_order
 from deca_core.perceptual import random_vgg19
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput
 from deca_core.world import World
@@ -350,6 +350,26 @@ def test_autocast_keeps_losses_in_full_precision(model, shots, vgg):
             assert value == pytest.approx(plain[name], rel=0.1, abs=1e-4), name
 
 
+def test_fits_pull_codes_and_exchanged_shapes_have_the_subjects(model, shots):
+    batch, truth = shots
+    fits = fitted_vector(truth)
+    weights = dataclasses.replace(NO_CODES, fit=2.0)
+    step = CoarseStep(model, weights)
+    assert terms(step(dataclasses.replace(batch, fits=fits)))["fit"] == pytest.approx(0, abs=0.01)
+    away = dataclasses.replace(batch, fits=fits + 0.5 * torch.eye(1, len(fits[0])))  # the first shape component
+    output = step(away)
+    expected = 2.0 * 100 * 0.5 * float(gram(model.flame.shape_basis)[0, 0].sqrt())
+    assert terms(output)["fit"] == pytest.approx(expected, rel=0.02)
+    output.loss.backward()
+    slope = model.E_flame.codes.grad
+    assert (slope[:, 0] < 0).all()
+    assert slope[:, 0].abs().min() > 10 * slope[:, 150:].abs().max()
+    twice = terms(step(away, seeded()))["fit"]
+    assert twice == pytest.approx(
+        expected, rel=0.02
+    )  # the truth has one shape a subject, so exchanging changes nothing
+
+
 def test_single_pictures_have_no_second_half(model, shots):
     single = dataclasses.replace(shots[0], images_per_subject=1)
     step = CoarseStep(model, dataclasses.replace(NO_CODES, shape=1))
@@ -358,8 +378,10 @@ def test_single_pictures_have_no_second_half(model, shots):
     assert alone == pytest.approx(float(step(shots[0], seeded()).loss.detach()) / 2)  # a sum over the batch
 
 
-def test_refusals(model, vgg):
+def test_refusals(model, shots, vgg):
     with pytest.raises(ValueError, match="give a recognition network or weight 0"):
         CoarseStep(model, recipe("paper").coarse)
+    with pytest.raises(ValueError, match="the batch no fits; give them or weight 0"):
+        CoarseStep(model, dataclasses.replace(NO_CODES, fit=1.0))(shots[0])
     with pytest.raises(ValueError, match="ID-MRF needs VGG19's relu3_1, relu4_1"):
         DetailStep(model, recipe("release").detail, vgg)

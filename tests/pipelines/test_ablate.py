@@ -97,7 +97,7 @@ def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
     assert stored == summary
     for suffix in ("md", "html"):
         text = (dest / f"_report/ablations.{suffix}").read_text()
-        assert f"{eyes.ablated[0]:.4f}" in text
+        assert f"{eyes.ablated[0]:.4g}" in text
         assert "without identity loss, the full recipe has no such loss" in text
         assert "RANDOM weights: random-vgg19" in text
         assert "nan" not in text
@@ -134,10 +134,11 @@ def test_a_variant_parts_from_the_full_recipe_where_its_loss_begins(archive: Pat
 
 
 def test_every_variant_takes_something_away() -> None:
-    """From the paper's recipe with all its losses."""
-    config = AblateConfig(source="world/", faces="world", dest="out", train={"weights": {"coarse": {"identity": 0.2}}})
-    for name, variant in VARIANTS.items():
-        assert changed_stages(config.training(0), variant.without) == list(variant.without), name
+    """From the default settings, and from the paper's."""
+    for preset in ("small", "paper"):
+        config = AblateConfig(source="world/", faces="world", dest="out", train={"preset": preset})
+        for name, variant in VARIANTS.items():
+            assert changed_stages(config.training(0), variant.without) == list(variant.without), name
 
 
 def test_again_nothing_is_trained_and_the_report_is_drawn_anew(
@@ -189,12 +190,31 @@ def test_another_variant_uses_what_is_there_and_is_measured_with_the_rest(
     assert "without skin mask, seed 0" not in methods
     nme = [model.figures["nme"] for found in (other, summary) for model in found.models if model.model == FULL]
     assert nme[0] == nme[1]
+    resumed = ablate(settings(archive, dest, existing="resume", seeds=[7], variants=TAKEN))
+    assert (resumed.trained, resumed.seeds, resumed.comparisons) == ({}, [0], other.comparisons)
+
+
+def test_new_starts_over(archive: Path, tmp_path: Path) -> None:
+    """With the pretrain stage alone, which then is the full recipe, and nothing taken away."""
+    off = {name: {**STEPS[name], "steps": 0} for name in ("coarse", "detail")}
+    first = settings(archive, tmp_path, variants=[])
+    first = first.model_copy(update={"train": {**first.train, **off}})
+    assert list(ablate(first).trained) == [f"{FULL}, seed 0"]
+    before = model_of(tmp_path, "pretrain")
+    other = first.model_copy(update={"train": {**first.train, "pretrain": {**STEPS["pretrain"], "lr": 0.01}}})
+    with pytest.raises(PlanError, match=r"pretrain\.lr 0\.0001 -> 0\.01"):
+        ablate(other)
+    again = ablate(other.model_copy(update={"existing": "new"}))
+    assert list(again.trained) == [f"{FULL}, seed 0"]
+    assert model_of(tmp_path, "pretrain") != before
+    assert again.models[0].model == FULL
+    assert again.comparisons == []
 
 
 def test_other_training_is_refused_and_named(done: tuple[Path, AblateSummary], archive: Path) -> None:
     other = settings(archive, done[0])
     other = other.model_copy(update={"train": {**other.train, "mrf_size": 64, "weights": {}}})
-    with pytest.raises(PlanError, match=r"mrf_size 32 -> 64; weights\.coarse\.identity 0\.0 -> None.*--resume.*--new"):
+    with pytest.raises(PlanError, match=r"mrf_size 32 -> 64; weights\.coarse\.identity 0\.0 -> 0\.2.*--resume.*--new"):
         ablate(other)
     with pytest.raises(PlanError, match="no ablations to resume"):
         ablate(settings(archive, done[0] / "nothing", existing="resume"))

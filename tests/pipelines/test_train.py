@@ -198,7 +198,7 @@ def test_presets_give_way_to_what_is_said() -> None:
     preset = TrainConfig.model_validate(places)
     assert config.coarse == preset.coarse.model_copy(update={"steps": 7})
     assert config.weights == {**preset.weights, "detail": {"mrf": 0.0}}
-    assert config.backbone == "mobilenet_v3_small"
+    assert config.backbone == "dlib"
     assert TrainConfig(source="world", dest="out").detail.steps == 250_000
     # Spelled out, the same settings are the same run.
     spelled = TrainConfig.model_validate({**preset.model_dump(), "preset": "paper"})

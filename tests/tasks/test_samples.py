@@ -25,7 +25,7 @@ from deca_core.training import FaceBatch
 from schemas.samples import DataConfig
 from tasks.sample_order import BatchPlan, Blocks, Index, SamplesError
 from tasks.sample_sources import ShardSource, WorldSource
-from tasks.samples import FaceSamples, Samples
+from tasks.samples import Samples
 from tasks.storage import StorageError, Store, open_uri
 from tasks.versions import FacesError
 from tests.tasks.stored_faces import STEP, picture, publish
@@ -45,8 +45,9 @@ SMALL = DataConfig(block_faces=8, threads=2, prefetch=2)
 
 def samples_of(
     uri: str, config: DataConfig = SMALL, version: int | None = None, view: Augmentation = JITTER, **plan: int
-) -> FaceSamples:
-    return FaceSamples(uri, "train", BatchPlan(**{"subjects": 2, "pictures": 2, **plan}), view, config, version)
+) -> Samples:
+    source = ShardSource(uri, "train", version)
+    return Samples(source, BatchPlan(**{"subjects": 2, "pictures": 2, **plan}), view, config)
 
 
 def shown(batch: FaceBatch) -> list[tuple[int, int]]:
@@ -302,7 +303,7 @@ def test_version_is_pinned_at_the_start(tmp_path: Path) -> None:
     publish(str(tmp_path), [6] * 9, version=2)
     assert all_same(begun + run(samples, 7), straight)
     newer = samples_of(str(tmp_path))
-    assert newer.version.version == 2
+    assert newer.source.version.version == 2
     with pytest.raises(SamplesError, match="data"):
         newer.load_state_dict(samples.state_dict())
     again = samples_of(str(tmp_path), version=1)

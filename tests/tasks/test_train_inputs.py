@@ -1,13 +1,22 @@
-"""Which network judges identity, by the settings."""
+"""Which network judges identity, and which weights encoders start from, by the settings."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from deca_core.dlib_recognition import DlibRecognition, load_dlib
 from deca_core.recognition import RecognitionError
 from schemas.train import NetworksConfig
-from tasks.train_inputs import TrainConfigError, identity_network
+from tasks.train import StageRun
+from tasks.train_inputs import (
+    TrainConfigError,
+    identity_network,
+    input_hashes,
+    training_samples,
+    validation_samples,
+)
+from tests.tasks.training import job_of, small_config
 
 
 def test_dlibs_network_judges_where_no_weights_are_given(caplog):
@@ -36,3 +45,25 @@ def test_others_need_weights(kind):
 def test_the_random_network_is_asked_for(caplog):
     assert identity_network(NetworksConfig(identity="random")).name.startswith("random-")
     assert "RANDOM" in caplog.text
+
+
+def test_dlibs_backbone_starts_from_its_weights_and_the_runs_pictures(tmp_path):
+    config = small_config(tmp_path, backbone="dlib")
+    run, again = StageRun(job_of(config)), StageRun(job_of(config))
+    trained = load_dlib().resnet
+    for encoder in (run.model.E_flame, run.model.E_detail):
+        torch.testing.assert_close(encoder.encoder.resnet.first.weight, trained.first.weight)
+        torch.testing.assert_close(encoder.encoder.resnet.blocks[9].conv2.weight, trained.blocks[9].conv2.weight)
+    for first, second in zip(run.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert input_hashes(config)["start"] == load_dlib().name
+    features = run.model.E_flame.encoder(next(iter(run.data)).images)
+    assert 0.3 < features.std() < 3
+
+
+def test_fits_are_made_where_a_loss_asks_for_them(tmp_path):
+    with_fits = small_config(tmp_path, weights={"coarse": {"identity": 0.0, "fit": 0.1}})
+    assert next(iter(training_samples(with_fits, "coarse"))).fits is not None
+    assert next(iter(training_samples(with_fits, "pretrain"))).fits is None
+    assert next(iter(validation_samples(with_fits, "coarse"))).fits is not None
+    assert next(iter(training_samples(small_config(tmp_path), "coarse"))).fits is None
