@@ -60,8 +60,8 @@ def fit_landmarks(
 
     Without `start`: the pose of a grid of yaws and pitches whose mean face comes nearest by a similarity of the plane.
     Then 20 steps of Levenberg-Marquardt over everything on re-weighted squares, w r^2 / |r| for w |r|, on the landmarks
-    that are visible at the yaw in hand. At equal loss Adam takes over 50 times as long (docs/reconstruct.md); L-BFGS
-    stops at the first kinks of the absolute values.
+    that are visible at the yaw in hand. To come within 2 % of that loss Adam takes over 50 times as long; L-BFGS stops
+    at the kinks of the absolute values (docs/reconstruct.md).
 
     >>> codes = fit_landmarks(LandmarkHead.of(model.flame), landmarks)  # doctest: +SKIP
     """
