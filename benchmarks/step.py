@@ -161,7 +161,7 @@ def measure(stage: str, backbone: str, options: argparse.Namespace) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_small"])
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "dlib"])
     parser.add_argument("--images", type=int, default=8, help="in a batch")
     parser.add_argument("--subjects", type=int, default=4, help="in a batch; must divide the images")
     parser.add_argument("--steps", type=int, default=3, help="that are timed, after one to warm up")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class DataConfig(BaseModel):
@@ -21,6 +21,9 @@ class DataConfig(BaseModel):
     # Faces that are read, and shuffled, together. Every place of a batch reads a block of its own, so a rank holds
     # about subjects * block_faces encoded faces of some 40 kB. Default 256: four row groups, 10 MB a read.
     block_faces: int = Field(default=256, ge=1)
+    # Side of training's crops over the size of the face, drawn evenly from here to there. Default: the release's range,
+    # which ends short of the crop that it infers from, 1.375.
+    crop_scale: tuple[float, float] = (1.4, 1.8)
     # A picture or a shard that cannot be decoded: take another picture of the person (of the next person where none is
     # left), or stop. Replacements are the same in every run.
     corrupt: Literal["replace", "stop"] = "replace"
@@ -28,3 +31,10 @@ class DataConfig(BaseModel):
     threads: int = Field(default=4, ge=1)
     # Finished batches that may wait for the training step.
     prefetch: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _crops_lie_in_the_stored_ones(self) -> DataConfig:
+        low, high = self.crop_scale
+        if not 1 <= low <= high <= 1.8:  # beyond, shifted crops would leave the stored picture
+            raise ValueError(f"crop_scale {low}, {high}: expected 1 <= low <= high <= 1.8")
+        return self

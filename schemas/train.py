@@ -115,6 +115,8 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
             "pretrain": {"shape": 1e-6, "exp": 1e-6, "fit": 0.1},
             "coarse": {"shape": 1e-6, "exp": 1e-6, "fit": 0.1, "identity": 0.0},
         },
+        # Wide enough for the crop of inference.
+        "data": {"crop_scale": (1.3, 1.7)},
         "mrf_size": 64,
         "ema": 0.99,
         "checkpoint_every": 100,
@@ -139,7 +141,8 @@ class TrainConfig(BaseModel):
     data: DataConfig = DataConfig()
     # Head bundle folder. None: the procedural head.
     bundle: str | None = None
-    # resnet50 as in the paper; dlib, whose trained weights come with a dependency; or any torchvision classifier by name.
+    # resnet50 as in the paper; dlib, which starts from the trained weights of a dependency; or any torchvision
+    # classifier by name.
     backbone: str = "resnet50"
     # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
     start: str | None = None

@@ -161,7 +161,7 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
         )
     seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
-    return Samples(_source(config, stage, "train"), plan, Augmentation(), config.data)
+    return Samples(_source(config, stage, "train"), plan, Augmentation(scale=config.data.crop_scale), config.data)
 
 
 def validation_samples(config: TrainConfig, stage: StageName) -> Samples:

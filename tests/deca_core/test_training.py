@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.detail_signal import photometric_by_scale
 from benchmarks.overfit import fit, without_networks
 from deca_core import DECA, Codes, training
 from deca_core.assets import procedural_head
@@ -248,6 +249,13 @@ def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
     assert model.E_flame.codes.grad is None
     assert (model.E_detail.codes.grad != 0).any(1).all()
     assert all(parameter.grad is not None for parameter in model.D_detail.parameters())
+
+
+def test_the_true_displacement_explains_the_picture_better_than_its_opposite():
+    size, loss = photometric_by_scale(people=2, images=1, seed=11)
+    assert 1e-5 < size < 1e-3
+    assert loss[1.0] < loss[-1.0]
+    assert loss[0.5] < loss[-1.0]
 
 
 def test_second_half_has_exchanged_details(model, shots, vgg):

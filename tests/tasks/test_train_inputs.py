@@ -67,3 +67,17 @@ def test_fits_are_made_where_a_loss_asks_for_them(tmp_path):
     assert next(iter(training_samples(with_fits, "pretrain"))).fits is None
     assert next(iter(validation_samples(with_fits, "coarse"))).fits is not None
     assert next(iter(training_samples(small_config(tmp_path), "coarse"))).fits is None
+
+
+def test_crops_are_as_wide_as_the_settings_say(tmp_path):
+    """The face fills the crop of side `scale` by 1 / scale."""
+    config = small_config(tmp_path, data={"threads": 1, "crop_scale": (1.25, 1.25)})
+    points = next(iter(training_samples(config, "coarse"))).landmarks[..., :2]
+    sides = (points.amax(1) - points.amin(1)).mean(1)
+    torch.testing.assert_close(sides, torch.full_like(sides, 2 / 1.25), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("scale", [(0.5, 1.5), (1.6, 1.4), (1.5, 2.0)])
+def test_crops_beyond_the_stored_ones_are_refused(tmp_path, scale):
+    with pytest.raises(ValueError, match=r"expected 1 <= low <= high <= 1\.8"):
+        small_config(tmp_path, data={"crop_scale": scale})
