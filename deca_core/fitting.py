@@ -37,7 +37,7 @@ NO_EXTENT = 1e-4  # known landmarks closer together than this (a hundredth of a 
 
 
 class FitError(ValueError):
-    """Landmarks, or codes to start from, that tell nothing of a head's place and size."""
+    """Landmarks that tell nothing of a head's place and size."""
 
 
 def fittable(landmarks: Tensor) -> Tensor:
@@ -46,29 +46,26 @@ def fittable(landmarks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_landmarks(
-    head: LandmarkHead, landmarks: Tensor, weights: CoarseWeights | None = None, start: Codes | None = None
-) -> Codes:
+def fit_landmarks(head: LandmarkHead, landmarks: Tensor, weights: CoarseWeights | None = None) -> Codes:
     """Codes of faces from landmarks alone: (B,68,2) or (B,68,3), x, y in [-1, 1] of the crop and a weight.
 
     A landmark of weight 0 is not looked at. weights: of the losses, by default the paper's pretrain stage. There the
     landmark loss is a mean over the batch and the priors are sums, so their balance depends on the batch; here it is
-    that of a batch of one. start: codes to begin with, say a network's. Returns float32 codes on the landmarks' device:
-    texture, light and detail those of `start`, else zero and evenly lit. A picture's codes depend on that picture (and
-    its start) alone. Raises FitError where the known landmarks of a face lie on one point, or are not finite, or where
-    a start has no size.
+    that of a batch of one. Returns float32 codes on the landmarks' device: even light, all else of texture and detail
+    zero. A picture's codes depend on that picture alone. Raises FitError where the known landmarks of a face lie on
+    one point, or are not finite.
 
-    Without `start`: the pose of a grid of yaws and pitches whose mean face comes nearest by a similarity of the plane.
-    Then 20 steps of Levenberg-Marquardt over everything on re-weighted squares, w r^2 / |r| for w |r|, on the landmarks
-    that are visible at the yaw in hand. To come within 2 % of that loss Adam takes over 50 times as long; L-BFGS stops
-    at the kinks of the absolute values (docs/reconstruct.md).
+    Start: the pose of a grid of yaws and pitches whose mean face comes nearest by a similarity of the plane. Then 20
+    steps of Levenberg-Marquardt over everything on re-weighted squares, w r^2 / |r| for w |r|, on the landmarks that
+    are visible at the yaw in hand. To come within 2 % of that loss Adam takes over 50 times as long; L-BFGS stops at
+    the kinks of the absolute values (docs/reconstruct.md).
 
     >>> codes = fit_landmarks(LandmarkHead.of(model.flame), landmarks)  # doctest: +SKIP
     """
     goal = _goal(landmarks.to(torch.float64), weights or recipe("paper").pretrain)
     settling = replace(goal, force=goal.force.clone())
     settling.force[:, COORDINATES:] = 0
-    state = _start(head, goal) if start is None else _given(start, goal)
+    state = _start(head, goal)
     residual, slope = _linearised(head, goal, state)
     damping = torch.full_like(residual[:, 0], DAMPING)
     for iteration in range(ITERATIONS):
@@ -82,7 +79,7 @@ def fit_landmarks(
         residual = torch.where(better[:, None], trial_residual, residual)
         slope = torch.where(better[:, None, None], trial_slope, slope)
         damping = torch.where(better, (damping / 10).clamp(min=DAMPING_LEAST), damping * 10)
-    return state.codes(_evenly_lit(goal) if start is None else start)
+    return state.codes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +150,10 @@ class _State:
         mask = {1: better, 2: better[:, None], 3: better[:, None, None]}
         return _State(**{name: torch.where(mask[own.ndim], new, own) for name, own, new in pairs})
 
-    def codes(self, rest: Codes) -> Codes:
-        """As codes, with what landmarks do not see from others."""
-        return rest.to(self.code.device).replace(
+    def codes(self) -> Codes:
+        codes = Codes.zeros(len(self.code), self.code.device)
+        codes.light[:, 0] = 1 / SH_CONSTANTS[0]
+        return codes.replace(
             shape=self.code[:, :SHAPE].float(),
             exp=self.code[:, SHAPE:].float(),
             pose=torch.cat([axis_angle(self.rotation), axis_angle(self.jaw)], dim=1).float(),
@@ -218,27 +216,6 @@ def _gaps(points: Tensor) -> tuple[Tensor, Tensor]:
 def _between(values: Tensor) -> Tensor:
     """Differences of values at landmarks (B,68,...) over the pairs (B,7,...)."""
     return values[:, [first for first, _ in PAIRS]] - values[:, [second for _, second in PAIRS]]
-
-
-def _evenly_lit(goal: _Goal) -> Codes:
-    codes = Codes.zeros(len(goal.points), goal.points.device)
-    codes.light[:, 0] = 1 / SH_CONSTANTS[0]
-    return codes
-
-
-def _given(codes: Codes, goal: _Goal) -> _State:
-    """The state of codes."""
-    if len(codes) != len(goal.points):
-        raise FitError(f"the start has {len(codes)} faces, the landmarks {len(goal.points)}. Give one start a face")
-    shape, exp, pose, cam = (value.to(goal.points) for value in (codes.shape, codes.exp, codes.pose, codes.cam))
-    bad = ~(torch.cat([shape, exp, pose, cam], dim=1).isfinite().all(1) & (cam[:, 0] > 0))
-    if bad.any():
-        raise FitError(
-            f"face {int(bad.nonzero()[0, 0])} of {len(bad)}: its start is not finite, or has no size (camera scale "
-            "<= 0). Fit it without a start"
-        )
-    turn, jaw = rotation_matrix(pose[:, :3]), rotation_matrix(pose[:, 3:])
-    return _State(torch.cat([shape, exp], dim=1), turn, jaw, cam[:, 0], cam[:, :1] * cam[:, 1:])
 
 
 def _start(head: LandmarkHead, goal: _Goal) -> _State:

@@ -129,43 +129,6 @@ def test_nothing_near_is_better(flame, head):
     assert (best > 0.97 * reached).all()
 
 
-def test_from_given_codes_to_the_same_loss(flame, head):
-    truth, exact = sampled(flame, 30)
-    points = exact + 0.01 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(2))
-    reached = objective(flame, fit_landmarks(head, points), points)
-    generator = torch.Generator().manual_seed(5)
-    turns = torch.cat([0.15 * torch.randn(len(truth), 3, generator=generator), torch.zeros(len(truth), 3)], dim=1)
-    rough = truth.replace(
-        shape=0 * truth.shape, exp=-0.5 * truth.exp, pose=truth.pose + turns, cam=truth.cam * torch.tensor([1.2, 1, 1])
-    )
-    for start in (truth, rough):
-        assert (objective(flame, start, points) > 1.2 * reached).all()
-        found = objective(flame, fit_landmarks(head, points, start=start), points)
-        torch.testing.assert_close(found, reached, rtol=1e-2, atol=0)
-
-
-def test_a_start_that_is_right_stays(flame, head):
-    truth, points = sampled(flame, 30)
-    lit = truth.replace(tex=torch.rand(len(truth), 50), light=torch.rand(len(truth), 9, 3))
-    free = dataclasses.replace(PAPER, shape=0.0, exp=0.0)  # many codes meet the landmarks equally well
-    found = fit_landmarks(head, points, free, start=lit)
-    for name, value in found.items():
-        # Rounding of the points moves what they hardly show.
-        torch.testing.assert_close(value, getattr(lit, name), atol=0.02, rtol=0)
-    assert (fit_landmarks(head, points, free).shape - truth.shape).norm(dim=1).min() > 1
-
-
-def test_a_start_without_a_head_is_refused(flame, head):
-    truth, points = sampled(flame, 0, count=2)
-    for name, value in (("cam", 0.0), ("cam", -1.0), ("exp", torch.nan)):
-        bad = getattr(truth, name).clone()
-        bad[1, 0] = value
-        with pytest.raises(FitError, match="face 1 of 2: its start"):
-            fit_landmarks(head, points, start=truth.replace(**{name: bad}))
-    with pytest.raises(FitError, match="1 faces, the landmarks 2"):
-        fit_landmarks(head, points, start=truth[:1])
-
-
 def test_lids_are_not_met_the_wrong_way_round(flame, head):
     """Expressions strong enough that lids nearly change places."""
     _, points = sampled(flame, 5, count=24, expression=0.8)

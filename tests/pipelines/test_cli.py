@@ -329,10 +329,10 @@ def test_training_from_the_first_step_to_status(deca, tmp_path):
     code, printed = deca("status", out)
     assert code == 0
     assert "finished, checkpoints 1; validation: loss" in printed
-    assert "mobilenet_v3_small" in printed
+    assert "dlib" in printed
     code, printed = deca("train", *options, "--backbone", "resnet18")
     assert code == 1
-    assert 'backbone "mobilenet_v3_small" -> "resnet18"' in printed
+    assert 'backbone "dlib" -> "resnet18"' in printed
     (out / "_stages" / "pretrain.json").unlink()
     assert deca("status", out)[0] == 2
 
