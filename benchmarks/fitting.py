@@ -103,8 +103,10 @@ def main() -> None:
     placed = fit_landmarks(head, target)  # also warms up
     start = placed.replace(shape=torch.zeros_like(placed.shape), exp=torch.zeros_like(placed.exp))
     begun = time.process_time()
-    reached = objective(flame, fit_landmarks(head, target), target)
-    print(f"fit: loss {reached.mean():.5f}, {1e3 * (time.process_time() - begun) / len(target):.1f} ms a face")
+    fitted = fit_landmarks(head, target)
+    seconds = time.process_time() - begun
+    reached = objective(flame, fitted, target)
+    print(f"fit: loss {reached.mean():.5f}, {1e3 * seconds / len(target):.1f} ms a face")
     print(f"start: {objective(flame, start, target).mean() / reached.mean():.1f}x")
     for rate in RATES:
         print(adam(flame, start, target, rate, options.steps, float(reached.mean())), flush=True)
