@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deca_core.camera import IMAGE_SIZE
 from deca_core.codes import Codes
-from deca_core.detail import MAX_DISPLACEMENT, DetailDecoder
+from deca_core.detail import MAX_DISPLACEMENT, NUM_CONDITION, DetailDecoder
 from deca_core.encoder import Encoder
 from deca_core.model import DECA
 
@@ -77,7 +77,7 @@ class Inference:
         self.precision, self.device = precision, torch.device(device)
         dtype = DTYPES[precision]
         pictures = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device)
-        conditions = torch.zeros(2, model.D_detail.l1[0].in_features, device=self.device)
+        conditions = torch.zeros(2, NUM_CONDITION, device=self.device)
         with torch.inference_mode():
             self._coarse, self._detail = (
                 self._frozen(_FrozenEncoder(encoder, dtype), pictures) for encoder in (model.E_flame, model.E_detail)
@@ -126,7 +126,7 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
     """
     images = smooth_pictures(batch)
     exact = Inference(model, "fp32", device)
-    milliseconds: dict[str, float] = {"fp32": _milliseconds(exact, images)}
+    milliseconds: dict[str, float] = {"fp32": milliseconds_of(exact, images)}
     deviations: dict[str, Deviation] = {}
     chosen: Precision = "fp32"
     best = milliseconds["fp32"] / GAIN
@@ -136,11 +136,11 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
         except RuntimeError:  # no kernel for it here
             continue
         # Processors without half-precision units take a hundred times as long: one picture tells.
-        single = _milliseconds(tried, images[:1], repeats=1)
+        single = milliseconds_of(tried, images[:1], repeats=1)
         if single > 4 * milliseconds["fp32"]:
             milliseconds[precision] = single
             continue
-        milliseconds[precision] = _milliseconds(tried, images)
+        milliseconds[precision] = milliseconds_of(tried, images)
         deviations[precision] = deviation(model, exact, tried, images)
         if milliseconds[precision] < best and deviations[precision].within(LIMITS):
             chosen, best = precision, milliseconds[precision]
@@ -215,7 +215,7 @@ class _FrozenDecoder(nn.Module):
         self.dtype = dtype
         self.first = copy.deepcopy(decoder.l1).float()
         self.blocks = _lowered(fold_norms(nn.Sequential(*blocks)), dtype)
-        self.last = copy.deepcopy(last).float().to(memory_format=torch.channels_last)
+        self.last = _channels_last(copy.deepcopy(last).float())
         self.register_buffer("fixed", fixed.clone())
 
     def forward(self, condition: Tensor) -> Tensor:
@@ -224,11 +224,15 @@ class _FrozenDecoder(nn.Module):
         return self.last(features.float()).tanh().squeeze(1) * MAX_DISPLACEMENT + self.fixed
 
 
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network with weights in `dtype`, but for what is left of its batch norms: they sum, and stay in float32."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     exact = [copy.deepcopy(norm.state_dict()) for norm in norms]
-    network = network.to(dtype=dtype).to(memory_format=torch.channels_last)
+    network = _channels_last(network.to(dtype=dtype))
     for norm, state in zip(norms, exact, strict=True):
         norm.float().load_state_dict(state)
     return network
@@ -245,7 +249,7 @@ def _relative(value: Tensor, expected: Tensor) -> float:
     return float(((value - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-12)).max())
 
 
-def _milliseconds(inference: Inference, images: Tensor, repeats: int = 3) -> float:
+def milliseconds_of(inference: Inference, images: Tensor, repeats: int = 3) -> float:
     """Best time of a picture, codes and displacement."""
     wait = torch.cuda.synchronize if inference.device.type == "cuda" else lambda: None
     best = math.inf
