@@ -193,17 +193,33 @@ def fold_norms(network: nn.Module) -> nn.Module:
 
 
 class _FrozenEncoder(nn.Module):
-    """Pictures (B,3,224,224) to a code vector (B,N): the features in `dtype`, the linear layers in float32."""
+    """Pictures (B,3,224,224) to a code vector (B,N): the features in `dtype`, the linear layers in float32.
+
+    Weights are converted. A backbone with a step that half precision does not know (an antialiased resize) keeps its
+    weights and runs under autocast, which decides step by step.
+    """
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.features = _lowered(fold_norms(encoder.encoder), dtype)
+        folded = fold_norms(encoder.encoder)
+        self.features = _lowered(copy.deepcopy(folded), dtype)
         self.layers = copy.deepcopy(encoder.layers).float()
+        self.mixed = False
+        if dtype != torch.float32:
+            try:
+                self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.layers[0].weight.device))
+            except RuntimeError:
+                self.mixed, self.features = True, _channels_last(folded)
 
     def forward(self, images: Tensor) -> Tensor:
-        pictures = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.layers(self.features(pictures).float())
+        if not self.mixed:
+            pictures = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            return self.layers(self.features(pictures).float())
+        # Without autocast's cache of converted weights: a trace would keep it as a step of every call.
+        with torch.autocast(images.device.type, self.dtype, cache_enabled=False):
+            features = self.features(images.contiguous(memory_format=torch.channels_last))
+        return self.layers(features.float())
 
 
 class _FrozenDecoder(nn.Module):

@@ -80,6 +80,18 @@ def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
     assert found.displacement_um < LIMITS.displacement_um
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", [SMALL, "dlib", "swin_t"])
+def test_half_precision_knows_every_kind_of_backbone(backbone):
+    """Convolutions alone, a resize that bfloat16 has no kernel for, and attention."""
+    torch.manual_seed(0)
+    model = DECA(procedural_head(), backbone)
+    codes = [Inference(model, precision).codes(smooth_pictures(2)) for precision in ("fp32", "bf16")]
+    for exact, half in ((getattr(codes[0], name), getattr(codes[1], name)) for name in ("shape", "detail")):
+        assert half.dtype == torch.float32
+        assert (half - exact).norm() < 0.03 * exact.norm()
+
+
 def test_the_model_stays_as_it_is(shipped):
     before = {name: value.clone() for name, value in shipped.state_dict().items()}
     Inference(shipped, "bf16")
