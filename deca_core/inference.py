@@ -208,7 +208,7 @@ class _FrozenEncoder(nn.Module):
         self.mixed = False
         if dtype != torch.float32:
             try:
-                self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.layers[0].weight.device))
+                self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(self.layers.parameters()).device))
             except RuntimeError:
                 self.mixed, self.features = True, _channels_last(folded)
 

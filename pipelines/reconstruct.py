@@ -62,6 +62,7 @@ def prepare(config: ReconstructConfig) -> ReconstructConfig:
     if config.existing != "new" and store.exists(PLAN):  # another choice would be another plan
         planned = load_plan(config.dest).record.config.get("precision", "fp32")
         return config.model_copy(update={"precision": planned})
+    store.check_writable()  # before seconds of measuring
     threads = torch.get_num_threads()
     torch.set_num_threads(config.ray.threads)  # as a worker will
     try:
