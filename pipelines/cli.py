@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.table import Table
@@ -50,7 +50,7 @@ from schemas.ablate import AblateConfig
 from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
 from schemas.ingest import IngestConfig
-from schemas.reconstruct import ReconstructConfig
+from schemas.reconstruct import Layout, Output, Precision, ReconstructConfig
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
@@ -141,10 +141,22 @@ def _plain(error: Exception) -> str:
 
 @app.command("reconstruct")
 def reconstruct_command(
-    source: Source,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Folder, pattern, archive, list, picture, or a faces/ dataset (any URI)."),
+    ],
     dest: Dest,
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
+    outputs: Annotated[
+        str | None, typer.Option(help=f"Some of {','.join(get_args(Output))}. Default codes,displacement.")
+    ] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="Displacement maps in a column (default), or as 16-bit PNG files.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="auto (default): the fastest here whose error stays in its bounds.")
+    ] = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
     workers: Workers = None,
@@ -153,7 +165,7 @@ def reconstruct_command(
     new: New = False,
     prefect: Prefect = False,
 ) -> int:
-    """Photos in, codes and displacement maps out. Running it again goes on where it stopped.
+    """Photos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
 
     Examples:
 
@@ -164,12 +176,19 @@ def reconstruct_command(
       deca reconstruct photo.jpg out/ --workers 0
 
       deca reconstruct 's3://bucket/**/*.jpg' s3://bucket/heads --extend
+
+      deca reconstruct people/faces heads/ --outputs codes,displacement,texture --precision bf16
+
+      deca reconstruct photos/ out/ --layout files
     """
     options = {
         "source": source,
         "dest": dest,
         "checkpoint": checkpoint,
         "bundle": bundle,
+        "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
+        "layout": layout,
+        "precision": precision,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
     }
@@ -437,7 +456,7 @@ def plan(
         ingesting = ingest_flow.settle(resolve(IngestConfig, config, settings, options))
         frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
     else:
-        rebuilding = resolve(ReconstructConfig, config, settings, options)
+        rebuilding = reconstruct_flow.prepare(resolve(ReconstructConfig, config, settings, options))
         frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
     console.print(
         f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"

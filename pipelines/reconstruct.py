@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict
 from functools import partial
 
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+import torch
+
+from deca_core.inference import Deviation, choose_precision
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
+from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
-from tasks.plan import Mode, Plan, open_or_build
+from tasks.plan import PLAN, Mode, Plan, PlanError, load_plan, open_or_build
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
+from tasks.storage import Store, normalise
 from tasks.verify import status
+from tasks.versions import Faces, open_faces
+from tasks.walk import is_file, parse_glob
 
 UNTRAINED = (
     "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
     "Give trained ones with --checkpoint"
 )
 
+PRECISION = "_report/precision.json"  # what the micro-benchmark of a new plan found
 MODES: dict[str, Mode] = {"new": "new", "extend": "extend"}
 
 logger = logging.getLogger("deca")
@@ -33,7 +43,7 @@ def reconstruct(
 
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(settle)(config, config.dest)
+    config = stage(prepare)(config)
     weights = stage(check_models)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(reconstruct_faces)(plan, config, on_progress)
@@ -41,10 +51,44 @@ def reconstruct(
     return stage(summarise)(plan, config, run, sheet)
 
 
+def prepare(config: ReconstructConfig) -> ReconstructConfig:
+    """The settings that hold, with a precision: that of the plan in DEST, or the one that is fastest here."""
+    config = settle(config, config.dest)
+    if config.precision != "auto":
+        return config
+    if config.codes == "landmarks":  # no network, nothing to choose
+        return config.model_copy(update={"precision": "fp32"})
+    store = Store(config.dest)
+    if config.existing != "new" and store.exists(PLAN):  # another choice would be another plan
+        planned = load_plan(config.dest).record.config.get("precision", "fp32")
+        return config.model_copy(update={"precision": planned})
+    store.check_writable()  # before seconds of measuring
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.ray.threads)  # as a worker will
+    try:
+        choice = choose_precision(load_model(config), "cuda" if torch.cuda.is_available() else "cpu")
+    finally:
+        torch.set_num_threads(threads)
+    tried = "; ".join(
+        f"{name} {milliseconds} ms a face"
+        + (f", off by {_words(choice.deviations[name])}" if name in choice.deviations else "")
+        for name, milliseconds in choice.milliseconds.items()
+    )
+    logger.info("precision %s (%s)", choice.precision, tried)
+    store.write(PRECISION, json.dumps(asdict(choice), indent=2).encode())
+    return config.model_copy(update={"precision": choice.precision})
+
+
+def _words(off: Deviation) -> str:
+    return f"{off.codes:.2%} of the codes, {off.vertices_mm:.3f} mm, {off.displacement_um:.2f} um"
+
+
 def check_models(config: ReconstructConfig) -> dict[str, str]:
     """Load everything that the workers will need once, before any work; the hashes of what takes part, by name."""
     bundle = bundle_at(config.bundle)
-    weights = {"bundle": bundle.hash, "checkpoint": weights_hash(config), **load_annotator(config.annotate).versions}
+    weights = {"bundle": bundle.hash, "checkpoint": weights_hash(config)}
+    if faces_at(config.source) is None:  # where it is, faces are found already
+        weights |= load_annotator(config.annotate).versions
     load_model(config)
     if not is_trained(config):
         logger.warning(UNTRAINED)
@@ -55,19 +99,36 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
     """List the source and cut it into units, or open the plan that is already there."""
     if config.existing in ("resume", "retry"):
         return stored_plan(config.dest, config.existing, weights)
+    faces = faces_at(config.source)
+    if faces is not None and config.existing == "extend":
+        raise PlanError(
+            f"{faces.dest} is a faces/ dataset: a plan pins one version of it. Reconstruct the current one into "
+            "another folder, or start over with --new"
+        )
+    pinned = {} if faces is None else {"faces": {"version": faces.version.version, "is": faces.version.fingerprint}}
     plan = open_or_build(
         config.dest,
-        config.source,
-        config=config.plan_config(),
+        config.source if faces is None else faces.dest,
+        config=config.plan_config() | pinned,
         weights=weights,
         source_config=config.inputs,
         units=config.units,
         code=code_version(ReconstructWorker.__module__),
+        items=None if faces is None else face_items(faces),
         mode=MODES.get(config.existing, "auto"),
     )
     store_config(plan, config)
     logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
     return plan
+
+
+def faces_at(source: str) -> Faces | None:
+    """The version that holds of the faces/ dataset that a source is, or that `deca ingest` put below it; else None."""
+    uri = normalise(source)
+    if uri.startswith(("http://", "https://")) or parse_glob(uri) or is_file(uri):
+        return None
+    place = find_faces(uri)
+    return None if place is None else open_faces(place)
 
 
 def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProgress | None) -> RunSummary:
@@ -77,6 +138,8 @@ def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProg
 
 def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -> str | None:
     """The sheet of sampled faces; an earlier one is kept where nothing new was made."""
+    if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
+        return None  # its panels are drawn from these columns
     if not run.units_run and plan.store.exists(CONTACT_SHEET):
         return plan.store.join(CONTACT_SHEET)
     return contact_sheet(plan, config)
@@ -101,6 +164,7 @@ def summarise(plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str
         trained=is_trained(config),
         checkpoint=plan.record.weights["checkpoint"],
         bundle=plan.record.weights["bundle"],
+        precision=config.precision,
         fingerprint=now.fingerprint,
         code=now.code,
         bytes=now.bytes,

@@ -66,7 +66,8 @@ def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | Eval
             ("pictures", str(summary.images)),
             ("faces", f"{summary.faces} ({rate})"),
             ("checkpoint", summary.checkpoint),
-            ("contact sheet", summary.contact_sheet or "none: no face"),
+            ("precision", summary.precision),
+            ("contact sheet", summary.contact_sheet or "none: no face, or no columns of codes and displacement"),
         ]
     left_out = ", ".join(f"{count} by {reason}" for reason, count in summary.left_out.items()) or "none"
     faces = faces_of(summary.dest)

@@ -39,7 +39,7 @@ QUALITY = ("sharpness", "yaw", "pitch", "eye_distance", "mask_coverage")
 
 def annotations_schema(embedding: int) -> pa.Schema:
     """Arrow schema of annotations/. embedding: length of the identity descriptor (dlib 128, ArcFace 512)."""
-    return _schema("annotations", _face_fields(embedding))
+    return picture_schema("annotations", _face_fields(embedding))
 
 
 def faces_schema(embedding: int) -> pa.Schema:
@@ -49,7 +49,7 @@ def faces_schema(embedding: int) -> pa.Schema:
         pa.field("identity_source", pa.string(), nullable=False),  # IdentitySource
         pa.field("split", pa.string(), nullable=False),  # Split
     ]
-    return _schema("faces", [*_face_fields(embedding), *identity])
+    return picture_schema("faces", [*_face_fields(embedding), *identity])
 
 
 def _face_fields(embedding: int) -> list[pa.Field]:
@@ -76,11 +76,11 @@ def _face_fields(embedding: int) -> list[pa.Field]:
     ]
 
 
-def _schema(dataset: str, fields: list[pa.Field]) -> pa.Schema:
-    """Schema with its version, and what makes Hugging Face `datasets` show pictures as pictures."""
+def picture_schema(dataset: str, fields: list[pa.Field], version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Schema of a dataset with its version, and what makes Hugging Face `datasets` show pictures as pictures."""
     features = {field.name: _feature(field.type) for field in fields}
     huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
-    metadata = {"schema_version": str(SCHEMA_VERSION), "dataset": dataset, "huggingface": huggingface}
+    metadata = {"schema_version": str(version), "dataset": dataset, "huggingface": huggingface}
     return pa.schema(fields, metadata=metadata)
 
 

@@ -219,5 +219,6 @@ class CommitRecord(_Record):
     bytes: int
     sha256: str | None
     quarantine: StoredFile | None = None
+    files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each
     seconds: float
     versions: dict[str, str] = Field(default_factory=dict)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,42 @@ def write_table(
     """
     with open_writer(table.schema, path, metadata) as writer:
         writer.write_table(table, row_group_size=row_group)
+
+
+def write_batches(
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    row_group: int = ROW_GROUP,
+) -> int:
+    """As `write_table`, for rows still to be made: a row group is encoded in a thread while the next one fills.
+
+    How the rows come in batches does not show in the file. Returns the number of rows.
+    """
+    rows = 0
+    with open_writer(schema, path, metadata) as writer, ThreadPoolExecutor(1) as pool:
+        encoding: Future[None] | None = None
+        for table in _grouped(schema, batches, row_group):
+            if encoding is not None:
+                encoding.result()  # one at a time: memory holds two row groups
+            encoding = pool.submit(writer.write_table, table, row_group)
+            rows += table.num_rows
+        if encoding is not None:
+            encoding.result()
+    return rows
+
+
+def _grouped(schema: pa.Schema, batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Tables of `size` rows, the last one shorter, each in one piece."""
+    waiting = schema.empty_table()
+    for batch in batches:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch], schema=schema)])
+        while waiting.num_rows >= size:
+            yield waiting.slice(0, size).combine_chunks()
+            waiting = waiting.slice(size)
+    if waiting.num_rows:
+        yield waiting.combine_chunks()
 
 
 def open_writer(schema: pa.Schema, path: str | Path, metadata: Mapping[str, str] | None = None) -> pq.ParquetWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,12 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from schemas.faces import PICTURE, picture_schema
 from schemas.parquet import fixed_field
 
 SCHEMA_VERSION = 1
 UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
 LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
+VERTEX_LIMIT = 0.5  # metres from the head's origin that a vertex column spans: steps of 15 um
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Output = Literal["codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview"]
+Layout = Literal["columns", "files"]
+PICTURES: tuple[Output, ...] = ("texture", "preview")
 
 
 class ReconstructConfig(BaseModel):
@@ -45,6 +53,14 @@ class ReconstructConfig(BaseModel):
     # Faces that go through the networks at once. Part of the plan: the last bits of a result depend on it. 8 keeps two
     # cores busy and needs 1 GB.
     batch_size: int = Field(default=8, ge=1)
+    # What a row holds beside the face and where it lies (docs/reconstruct.md says what each costs). Part of the plan.
+    outputs: tuple[Output, ...] = Field(default=("codes", "displacement"), min_length=1)
+    # Where displacement maps lie: in a column, or as 16-bit PNG files below DEST/files/. Part of the plan. Default
+    # columns: a hundredth of the objects, and readers get rows and maps together.
+    layout: Layout = "columns"
+    # Arithmetic of the convolutions. auto: a micro-benchmark of some seconds on the machine that plans takes bf16 where
+    # it is faster and within the limits of deca_core/inference.py; the plan keeps what it took.
+    precision: Precision = "auto"
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
 
@@ -64,7 +80,16 @@ class ReconstructConfig(BaseModel):
 
         Models and the seed enter a plan by hash.
         """
-        return {"flow": "reconstruct", **self.model_dump(mode="json", include={"annotate", "batch_size", "codes"})}
+        parts = {"annotate", "batch_size", "codes", "outputs", "layout", "precision"}
+        return {"flow": "reconstruct", **self.model_dump(mode="json", include=parts)}
+
+    @model_validator(mode="after")
+    def _files_of_maps(self) -> ReconstructConfig:
+        if len(set(self.outputs)) != len(self.outputs):
+            raise ValueError(f"outputs names something twice: {', '.join(self.outputs)}")
+        if self.layout == "files" and "displacement" not in self.outputs:
+            raise ValueError("layout=files is about displacement maps, and outputs does not name displacement")
+        return self
 
 
 class ReconstructSummary(BaseModel):
@@ -88,30 +113,33 @@ class ReconstructSummary(BaseModel):
     trained: bool  # false: the codes come from random weights and mean nothing
     checkpoint: str  # as in the rows
     bundle: str  # hash
+    precision: Precision
     fingerprint: str
     code: str
     bytes: int  # of the committed parts
     contact_sheet: str | None
 
 
-def reconstruction_schema(displacement_limit: float) -> pa.Schema:
+def reconstruction_schema(
+    displacement_limit: float,
+    outputs: Sequence[Output] = ("codes", "displacement"),
+    layout: Layout = "columns",
+    vertices: int = 0,
+) -> pa.Schema:
     """Arrow schema of reconstructions/.
 
     displacement_limit: largest displacement that can occur, metres; the 16-bit map spans [-limit, limit].
+    vertices: of the head, where `outputs` names them.
     """
-    return pa.schema(
-        [
-            pa.field("face_id", pa.string(), nullable=False),
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("source_uri", pa.string(), nullable=False),
-            pa.field("face_index", pa.int32(), nullable=False),
-            pa.field("identity_id", pa.string()),
-            pa.field("width", pa.int32(), nullable=False),  # of the upright source picture, pixels
-            pa.field("height", pa.int32(), nullable=False),
-            fixed_field("bbox", (4,)),  # left, top, right, bottom, source pixels
-            pa.field("det_score", pa.float32(), nullable=False),
-            fixed_field("landmarks", (68, 2)),  # source pixels
-            fixed_field("crop_transform", (2, 3)),  # source pixels to pixels of the 224 crop
+    scale, offset = 2 * displacement_limit / LEVELS, -displacement_limit
+    in_file = pa.field(
+        "displacement_file",
+        pa.string(),
+        nullable=False,
+        metadata=_as_text(shape=[256, 256], scale=scale, offset=offset),
+    )
+    columns: dict[Output, list[pa.Field]] = {
+        "codes": [
             fixed_field("shape", (100,)),
             fixed_field("tex", (50,)),
             fixed_field("exp", (50,)),
@@ -119,20 +147,48 @@ def reconstruction_schema(displacement_limit: float) -> pa.Schema:
             fixed_field("cam", (3,)),
             fixed_field("light", (9, 3)),
             fixed_field("detail", (128,)),
-            fixed_field(
-                "displacement",
-                (256, 256),
-                pa.uint16(),
-                scale=2 * displacement_limit / LEVELS,
-                offset=-displacement_limit,
-            ),
-            pa.field("checkpoint", pa.string(), nullable=False),  # hash, "untrained-<seed>" or "landmark-fit"
         ],
-        metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "reconstructions"},
-    )
+        "displacement": [
+            in_file
+            if layout == "files"
+            else fixed_field("displacement", (256, 256), pa.uint16(), scale=scale, offset=offset)
+        ],
+        "vertices": [  # metres, world space, posed
+            fixed_field("vertices", (vertices, 3), pa.uint16(), scale=2 * VERTEX_LIMIT / LEVELS, offset=-VERTEX_LIMIT)
+        ],
+        "landmarks": [
+            fixed_field("landmarks2d", (68, 2)),  # of the head, source pixels
+            fixed_field("landmarks3d", (68, 3)),  # metres, world space
+        ],
+        "normals": [fixed_field("normals", (256, 256, 3), pa.uint8(), scale=2 / 255, offset=-1.0)],  # detailed, on UV
+        "texture": [pa.field("texture", PICTURE)],  # JPEG, 256 x 256: the picture warped to UV
+        "preview": [pa.field("preview", PICTURE)],  # JPEG, 224 x 224: the detailed head as in the crop
+    }
+    fields = [
+        pa.field("face_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("source_uri", pa.string(), nullable=False),
+        pa.field("face_index", pa.int32(), nullable=False),
+        pa.field("identity_id", pa.string()),
+        pa.field("width", pa.int32(), nullable=False),  # of the upright source picture, pixels
+        pa.field("height", pa.int32(), nullable=False),
+        fixed_field("bbox", (4,)),  # left, top, right, bottom, source pixels
+        pa.field("det_score", pa.float32(), nullable=False),
+        fixed_field("landmarks", (68, 2)),  # source pixels
+        fixed_field("crop_transform", (2, 3)),  # source pixels to pixels of the 224 crop
+        *(field for name, own in columns.items() if name in outputs for field in own),
+        pa.field("checkpoint", pa.string(), nullable=False),  # hash, "untrained-<seed>" or "landmark-fit"
+    ]
+    if set(outputs) & set(PICTURES):
+        return picture_schema("reconstructions", fields, SCHEMA_VERSION)
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "reconstructions"})
 
 
-def quantise(displacement: NDArray[np.float32], limit: float) -> NDArray[np.uint16]:
+def _as_text(**values: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def quantise(metres: NDArray[np.float32], limit: float) -> NDArray[np.uint16]:
     """Metres in [-limit, limit] to 16-bit steps; the error is at most half a step, limit / 65535."""
-    steps = (displacement.astype(np.float64) + limit) * (LEVELS / (2 * limit))
+    steps = (metres.astype(np.float64) + limit) * (LEVELS / (2 * limit))
     return np.clip(np.rint(steps), 0, LEVELS).astype(np.uint16)

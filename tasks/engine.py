@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import signal
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from schemas.engine import RayConfig
-from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile, Unit, quarantine_to_table, settle
-from schemas.parquet import write_table
+from schemas.ledger import CommitRecord, Item, Quarantined, Unit
+from tasks.commit import Rows, UnitOutput, WorkerFault, commit_rows, commit_unit, settled
 from tasks.draft import code_version
-from tasks.plan import Plan, pending, publish_commit
+from tasks.plan import Plan, pending
 from tasks.ray_cluster import EngineError, connect
-from tasks.storage import StorageError, Store
+from tasks.storage import StorageError
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
-
-
-@dataclass
-class UnitOutput:
-    """What a worker makes of a unit: its rows, and the rows that failed."""
-
-    table: pa.Table
-    quarantine: list[Quarantined] = field(default_factory=list)
 
 
 class Worker(Protocol):
@@ -113,65 +102,18 @@ class _Runner:
         if torch := sys.modules.get("torch"):  # only where the worker brought it
             torch.set_num_threads(self.threads)
         started = time.monotonic()
+        code = code_version(type(self.worker).__module__)
         try:
             output = self.worker.process(unit.items)
-            rows = _settled(unit, output.quarantine)
+            failed = [] if isinstance(output.table, Rows) else settled(unit, output.quarantine)
         except Exception as error:
             return _Failure(type(error).__name__, str(error))
-        code = code_version(type(self.worker).__module__)
-        return commit_unit(self.plan, unit, output.table, rows, time.monotonic() - started, code)
-
-
-def _settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
-    """Rows made consistent with the unit's items: each retried face gets its own row, with the attempts so far."""
-    settled: dict[tuple[int, int | None], Quarantined] = {}
-    for row in rows:
-        items = [item for item in unit.items if item.index == row.index]
-        if not items:
-            raise EngineError(f"the worker quarantined item {row.index}, which is not in unit {unit.index}")
-        for item in [item for item in items if item.face_index == row.face_index] or items:
-            new = settle(row, item)
-            settled.setdefault((new.index, new.face_index), new)
-    return list(settled.values())
-
-
-def commit_unit(
-    plan: Plan, unit: Unit, table: pa.Table | None, rows: Sequence[Quarantined], seconds: float, code: str = ""
-) -> CommitRecord:
-    """Publish a unit's quarantine and part, then its commit record. No table: the unit is given up whole.
-
-    The same table and rows give the same bytes under the same names, so doing it twice is harmless.
-    code: version of the worker that made the table; empty: the plan's.
-    """
-    metadata = {"fingerprint": plan.fingerprint} | {f"weights.{name}": sha for name, sha in plan.record.weights.items()}
-    quarantine, part = None, None
-    if rows:
-        quarantine = _publish_table(plan.store, plan.quarantine_name(unit.index), quarantine_to_table(rows), metadata)
-    if table is not None:
-        part = _publish_table(plan.store, plan.part_name(unit.index), table, metadata)
-    commit = CommitRecord(
-        unit=unit.index,
-        fingerprint=plan.fingerprint,
-        items=len(unit.items),
-        rows=0 if table is None else table.num_rows,
-        quarantined=len(rows),
-        stages=dict(sorted(Counter(row.stage for row in rows).items())),
-        part=part.file if part else None,
-        bytes=part.bytes if part else 0,
-        sha256=part.sha256 if part else None,
-        quarantine=quarantine,
-        seconds=round(seconds, 3),
-        versions={"code": code or plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
-    )
-    publish_commit(plan, commit)
-    return commit
-
-
-def _publish_table(store: Store, name: str, table: pa.Table, metadata: dict[str, str]) -> StoredFile:
-    with store.scratch(name) as path:
-        write_table(table, path, metadata)
-        size, sha256 = store.publish(path, name)
-    return StoredFile(file=name, bytes=size, sha256=sha256)
+        if not isinstance(output.table, Rows):
+            return commit_unit(self.plan, unit, output.table, failed, time.monotonic() - started, code, output.files)
+        try:
+            return commit_rows(self.plan, unit, output.table, output, started, code)
+        except WorkerFault as fault:
+            return _Failure(type(fault.error).__name__, str(fault.error))
 
 
 # --- all units --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from schemas.annotate import AnnotateConfig, Step
 from schemas.ledger import Item, Quarantined, Stage
 from schemas.parquet import fixed_array
+from tasks.ahead import in_order
 from tasks.annotators import CompositeAnnotator, Detection
 from tasks.images import decode_image
 from tasks.read import read_items
@@ -25,6 +26,7 @@ from tasks.read import read_items
 # Pictures are decoded and faces worked on in groups, so that networks see batches. A group is closed when it holds this
 # many pictures or this many pixels (three bytes each; one picture alone may have more: annotate.max_pixels).
 PICTURES_AT_ONCE, PIXELS_AT_ONCE = 16, 32_000_000
+DECODERS = 2  # threads: one waits for the disk or the network while the other one decodes
 ROWS_AT_ONCE = 8  # given to a network together: a detector's 8 pictures of 840 pixels take some GB of activations
 
 Row = TypeVar("Row")
@@ -62,10 +64,13 @@ class Face:
 class FaceFinder:
     """Finds the faces of planned pictures with one annotator."""
 
-    def __init__(self, annotator: CompositeAnnotator, config: AnnotateConfig, max_bytes: int) -> None:
+    def __init__(
+        self, annotator: CompositeAnnotator, config: AnnotateConfig, max_bytes: int, threads: int = DECODERS
+    ) -> None:
         self.annotator = annotator
         self.config = config
         self.max_bytes = max_bytes
+        self.threads = threads
 
     def find(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[tuple[Picture, Face]]]:
         """Faces in the order of items and face_index, a group of pictures at a time; what failed goes to quarantine."""
@@ -79,25 +84,33 @@ class FaceFinder:
     def _groups(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[Picture]]:
         group: list[Picture] = []
         pixels = 0
-        for item, data in read_items(items, max_bytes=self.max_bytes):
-            stage: Stage = "read"
-            # Whatever a picture does to a library, it costs that picture only; its error is in the quarantine.
-            try:
-                if isinstance(data, Exception):
-                    raise data
-                stage = "decode"
-                image = decode_image(data, max_pixels=self.config.max_pixels)
-            except Exception as error:
-                quarantine.append(Quarantined.of(item, stage, error))
+        # As many pictures as threads are decoded ahead: one may have annotate.max_pixels.
+        read = read_items(items, max_bytes=self.max_bytes)
+        for picture in in_order(self._decode, read, self.threads, depth=self.threads):
+            if isinstance(picture, Quarantined):
+                quarantine.append(picture)
                 continue
-            count = image.shape[0] * image.shape[1]
+            count = picture.image.shape[0] * picture.image.shape[1]
             if group and (len(group) == PICTURES_AT_ONCE or pixels + count > PIXELS_AT_ONCE):
                 yield group
                 group, pixels = [], 0
-            group.append(Picture(item, image, self.annotator.for_item(item)))
+            group.append(picture)
             pixels += count
         if group:
             yield group
+
+    def _decode(self, read: tuple[Item, bytes | Exception]) -> Picture | Quarantined:
+        """Whatever a picture does to a library, it costs that picture only; its error is for the quarantine."""
+        item, data = read
+        stage: Stage = "read"
+        try:
+            if isinstance(data, Exception):
+                raise data
+            stage = "decode"
+            image = decode_image(data, max_pixels=self.config.max_pixels)
+        except Exception as error:
+            return Quarantined.of(item, stage, error)
+        return Picture(item, image, self.annotator.for_item(item))
 
     def _faces(self, pictures: list[Picture], quarantine: list[Quarantined]) -> list[tuple[Picture, Face]]:
         found: list[tuple[Picture, int, Detection]] = []

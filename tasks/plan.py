@@ -5,6 +5,7 @@
     _plan/round-00001.json + -units-  rounds: quarantined rows, or new and changed inputs; units follow the earlier ones
     _commits/00042-<fp8>.json       a unit is done; without it the part is not data
     _quarantine/00042-<fp8>.parquet rows of that unit that failed
+    files/ab/...                    files of rows, where a flow writes such; the commit record holds their hashes
     part-00042-<fp8>.parquet        rows of that unit (-<sha8> more once rows of replaced inputs were taken out)
 
 Supersede rule: once a retry unit is committed, earlier quarantine rows of the same (item, face) no longer count; what
@@ -47,6 +48,7 @@ from tasks.rewrite import drop_rows
 from tasks.storage import Store
 
 PLAN, PLAN_FOLDER, COMMITS, QUARANTINE = "_plan.json", "_plan", "_commits", "_quarantine"
+FILES = "files"  # what lies beside the parts, named by commit records
 READ_THREADS = 16  # commit records are small and many
 SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
 PART_NAME = re.compile(r"part-\d{5,}-[0-9a-f]{8}(-[0-9a-f]{8})?\.parquet")
@@ -260,6 +262,7 @@ def drop_plan(dest: str) -> None:
     parts = [name for name in store.list() if PART_NAME.fullmatch(name)]
     for name in chain(parts, *(store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER))):
         store.delete(name)
+    store.delete_folder(FILES)
 
 
 def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:

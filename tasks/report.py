@@ -20,6 +20,7 @@ from deca_core.crop import warp
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.face_rows import find_row, is_face_item, read_rows
 from tasks.images import decode_image
 from tasks.models import is_trained, load_model
 from tasks.plan import Plan, read_commits
@@ -37,7 +38,7 @@ class Sample:
     """One row of reconstructions/ with the item that it came from."""
 
     row: pa.Table  # of one row
-    item: Item
+    item: Item | None
 
 
 def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
@@ -70,9 +71,31 @@ def _samples(plan: Plan, count: int) -> Iterator[Sample]:
         assert commit.part is not None
         row = int(position) - int(ends[which] - commit.rows)
         table = pq.read_table(io.BytesIO(store.read(commit.part))).slice(row, 1)
-        image_id = table["image_id"][0].as_py()
-        item = next(item for unit in plan.iter_units([commit.unit]) for item in unit.items if item.image_id == image_id)
-        yield Sample(table, item)
+        yield Sample(table, _item_of(table, [item for unit in plan.iter_units([commit.unit]) for item in unit.items]))
+
+
+def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
+    """The item that a row came from; None where its shard of faces/ is gone."""
+    if is_face_item(items[0]):
+        return find_row(items, row["face_id"][0].as_py())
+    image_id = row["image_id"][0].as_py()
+    return next(item for item in items if item.image_id == image_id)
+
+
+def _crop(sample: Sample, transform: NDArray[np.float64], config: ReconstructConfig) -> NDArray[np.float32]:
+    """What the networks saw (3,224,224); black where the picture has gone since: the rest still shows."""
+    nothing = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    if sample.item is None:
+        return nothing
+    if is_face_item(sample.item):
+        [(_, row)] = read_rows([sample.item])
+        if isinstance(row, Exception):
+            return nothing
+        return row.warped(decode_image(row.crop, max_pixels=config.annotate.max_pixels), transform)
+    [(_, data)] = read_items([sample.item], max_bytes=config.inputs.max_bytes)
+    if isinstance(data, Exception):
+        return nothing
+    return warp(decode_image(data, max_pixels=config.annotate.max_pixels), transform)
 
 
 @torch.inference_mode()
@@ -82,12 +105,7 @@ def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArr
     codes = Codes(
         **{name: torch.from_numpy(fixed_values(sample.row, name).copy()) for name, _ in Codes.zeros().items()}
     )
-    [(_, data)] = read_items([sample.item], max_bytes=config.inputs.max_bytes)
-    if isinstance(data, Exception):
-        crop = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)  # the picture has gone since: the rest still shows
-    else:
-        image = decode_image(data, max_pixels=config.annotate.max_pixels)
-        crop = warp(image, row["crop_transform"][0].astype(np.float64))
+    crop = _crop(sample, row["crop_transform"][0].astype(np.float64), config)
     pictures = model.render(codes, model.decode(codes))
     alpha = pictures.alpha[0].numpy()
     points = row["landmarks"][0] @ row["crop_transform"][0][:, :2].T + row["crop_transform"][0][:, 2]

@@ -13,7 +13,7 @@ from schemas.ledger import CommitRecord
 from schemas.parquet import write_table
 from tasks.storage import Store, hash_file
 
-SOURCE_COLUMN = "source_uri"
+SOURCE_COLUMN, FILE_COLUMN = "source_uri", "displacement_file"
 
 
 def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> CommitRecord:
@@ -36,4 +36,8 @@ def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> Comm
         first = Path(commit.part).stem.split("-")[:3]  # part, unit, fingerprint
         name = f"{'-'.join(first)}-{sha256[:8]}.parquet"
         store.publish(path, name)
-    return commit.model_copy(update={"part": name, "rows": len(kept), "bytes": size, "sha256": sha256})
+    files = commit.files
+    if files:
+        named = set(kept[FILE_COLUMN].to_pylist())
+        files = [file for file in files if file.file in named]  # the others are written anew with their rows
+    return commit.model_copy(update={"part": name, "rows": len(kept), "bytes": size, "sha256": sha256, "files": files})

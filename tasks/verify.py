@@ -43,7 +43,7 @@ class Status:
     committed: int
     pending: int
     rows: int
-    bytes: int  # of the committed parts
+    bytes: int  # of the committed parts and the files beside them
     quarantined: dict[str, int]  # standing rows by stage
     retries: int
 
@@ -68,7 +68,7 @@ def status(dest: str) -> Status:
         committed=len(commits),
         pending=plan.units - len(commits),
         rows=sum(commit.rows for commit in commits),
-        bytes=sum(commit.bytes for commit in commits),
+        bytes=sum(commit.bytes + sum(file.bytes for file in commit.files) for commit in commits),
         quarantined=dict(sorted(stages.items())),
         retries=len(plan.retries),
     )
@@ -101,6 +101,7 @@ def verify(dest: str) -> Verification:
             expected.append(StoredFile(file=commit.part, bytes=commit.bytes, sha256=commit.sha256))
         if commit.quarantine:
             expected.append(commit.quarantine)
+        expected += commit.files
     problems, ids = [], []
     for file in expected:  # one at a time: a part may be large
         problem, found = _check_file(plan.store, file)
@@ -124,8 +125,10 @@ def _check_file(store: Store, file: StoredFile) -> tuple[str | None, NDArray[np.
         return f"{file.file}: missing", none
     if hashlib.sha256(data).hexdigest() != file.sha256:
         return f"{file.file}: changed since it was committed ({len(data)} bytes, {file.bytes} committed)", none
+    if not PART_NAME.fullmatch(file.file):
+        return None, none
     parquet = pq.ParquetFile(pa.BufferReader(data))
-    if not PART_NAME.fullmatch(file.file) or ID_COLUMN not in parquet.schema_arrow.names:
+    if ID_COLUMN not in parquet.schema_arrow.names:
         return None, none
     return None, np.array([str(value).encode() for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()], "S")
 

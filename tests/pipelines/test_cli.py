@@ -68,6 +68,16 @@ def test_help_has_an_example(deca, command):
     assert f"deca {command}" in printed.partition("Example")[2]
 
 
+def test_outputs_layout_and_precision_are_options(deca, tmp_path):
+    _, printed = deca("reconstruct", "--help")
+    for words in ("--outputs", "--layout", "--precision", "people/faces"):
+        assert words in printed
+    code, printed = deca("reconstruct", tmp_path, tmp_path / "out", "--outputs", "codes,mesh")
+    assert code == 1
+    assert "outputs.1" in printed
+    assert "preview" in printed  # what there is
+
+
 def test_a_run_from_plan_to_retry(deca, trouble, tmp_path):
     folder, out = trouble[0], tmp_path / "out"
     settings = ("--set", "units.items_per_unit=8")

@@ -24,7 +24,7 @@ from tasks.plan import committed_parts, read_commits, standing_quarantine
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut, encoded, write_photos
 
-HERE = {"ray": {"workers": 0}}
+HERE = {"ray": {"workers": 0}, "precision": "fp32"}
 
 
 def config(source: object, dest: object, **changes: object) -> ReconstructConfig:

@@ -1,0 +1,84 @@
+"""Work made ahead of whoever consumes it, in threads: bounded, in order, and over as soon as the consumer stops.
+
+For work that leaves the interpreter's lock alone: reading, decoding, resampling, compressing.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+Thing = TypeVar("Thing")
+Made = TypeVar("Made")
+
+LOOK = 0.1  # seconds between a blocked maker's looks at whether anybody still waits for its work
+
+
+def ahead(source: Iterable[Thing], depth: int) -> Generator[Thing]:
+    """The things of `source`, which runs in a thread of its own and at most `depth` things ahead.
+
+    What the source raises is raised here, after the things before it. Closing this generator ends the thread.
+    """
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                made.put((kind, value), timeout=LOOK)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        things = iter(source)
+        try:
+            for thing in things:
+                if not put("thing", thing):
+                    break
+            else:
+                put("end", None)
+        except BaseException as error:  # of any kind: the consumer raises it in its own thread
+            put("error", error)
+        finally:
+            close = getattr(things, "close", None)  # a generator lets go of its files here, in its own thread
+            if close is not None:
+                close()
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
+
+
+def in_order(
+    work: Callable[[Thing], Made], things: Iterable[Thing], threads: int, depth: int | None = None
+) -> Iterator[Made]:
+    """work(thing) of every thing in their order, from `threads` threads; at most `depth` (2 * threads) are begun."""
+    source = iter(things)
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Made]] = deque()
+        try:
+            begun.extend(pool.submit(work, thing) for thing in islice(source, depth or 2 * threads))
+            while begun:
+                made = begun.popleft().result()
+                begun.extend(pool.submit(work, thing) for thing in islice(source, 1))
+                yield made
+        finally:
+            for future in begun:
+                future.cancel()

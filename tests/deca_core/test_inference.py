@@ -1,0 +1,183 @@
+"""The frozen networks against the model they come from, and how far half precision may lie from float32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import deca_core.inference
+from deca_core import DECA
+from deca_core.assets import procedural_head
+from deca_core.checkpoint import SHIPPED, load_checkpoint
+from deca_core.crop import crop_transform, square_from_box, warp
+from deca_core.encoder import headless
+from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, fold_norms, smooth_pictures
+
+SMALL = "mobilenet_v3_small"
+
+
+def stir(network: nn.Module) -> None:
+    """Norms as training leaves them: with statistics of their own."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
+            module.weight.data.add_(0.2 * torch.rand(module.weight.shape, generator=generator))
+            module.bias.data.add_(0.1)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> DECA:
+    return load_checkpoint(SHIPPED, bundle=procedural_head())
+
+
+@pytest.fixture(scope="module")
+def faces() -> torch.Tensor:
+    """Three crops of the public-domain photograph, differently wide and high."""
+    from skimage import data
+
+    picture = data.astronaut()
+    boxes = [(175, 70, 270, 180), (165, 60, 280, 190), (185, 80, 275, 170)]
+    crops = [warp(picture, crop_transform(square_from_box(np.array(box)))) for box in boxes]
+    return torch.from_numpy(np.stack(crops))
+
+
+@torch.inference_mode()
+def test_float32_answers_as_the_model(shipped, faces):
+    inference = Inference(shipped, "fp32")
+    expected = shipped.encode(faces)
+    for batch in (faces, faces[:1]):  # no batch size is frozen in
+        codes = inference.codes(batch)
+        for name, value in codes.items():
+            truth = getattr(expected, name)[: len(batch)]
+            assert value.dtype == torch.float32
+            assert (value - truth).abs().max() <= 1e-5 * max(1.0, float(truth.abs().max())), name
+    maps = inference.displacement(expected)
+    assert maps.shape == (3, 256, 256)
+    assert (maps - shipped.displacement(expected)[:, 0]).abs().max() < 1e-8  # metres
+
+
+@torch.inference_mode()
+def test_the_default_stays_within_the_limits(shipped, faces):
+    """1 % of the codes, 0.1 mm, 5 um: of whatever `auto` takes here, on faces that it has not seen."""
+    exact = Inference(shipped, "fp32")
+    chosen = Inference(shipped, choose_precision(shipped).precision)
+    found = deviation(shipped, exact, chosen, faces)
+    assert found.within(LIMITS), found
+
+
+@torch.inference_mode()
+def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
+    """The small weights come to 0.1 mm, at the limit: the posed head turns with the last bits of its pose."""
+    found = deviation(shipped, Inference(shipped, "fp32"), Inference(shipped, "bf16"), faces)
+    assert 1e-5 < found.codes < LIMITS.codes  # another arithmetic
+    assert found.vertices_mm < 0.3
+    assert found.displacement_um < LIMITS.displacement_um
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", [SMALL, "dlib", "swin_t"])
+def test_half_precision_knows_every_kind_of_backbone(backbone):
+    """Convolutions alone, a resize that bfloat16 has no kernel for, and attention."""
+    torch.manual_seed(0)
+    model = DECA(procedural_head(), backbone)
+    codes = [Inference(model, precision).codes(smooth_pictures(2)) for precision in ("fp32", "bf16")]
+    for exact, half in ((getattr(codes[0], name), getattr(codes[1], name)) for name in ("shape", "detail")):
+        assert half.dtype == torch.float32
+        assert (half - exact).norm() < 0.03 * exact.norm()
+
+
+def test_the_model_stays_as_it_is(shipped):
+    before = {name: value.clone() for name, value in shipped.state_dict().items()}
+    Inference(shipped, "bf16")
+    assert all(torch.equal(value, before[name]) for name, value in shipped.state_dict().items())
+    assert {value.dtype for value in shipped.parameters()} == {torch.float32}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", [SMALL, "resnet18", "densenet121"])
+def test_folding_changes_no_answer(backbone):
+    torch.manual_seed(0)
+    network, _ = headless(backbone)
+    stir(network.eval())
+    folded = fold_norms(network)
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (network, folded)]
+    assert norms[1] == 0 or (backbone == "densenet121" and norms[1] < norms[0])  # DenseNet norms before it convolves
+    images = smooth_pictures(1)
+    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+class Twice(nn.Module):
+    """One convolution under two norms, and a branch that depends on the data."""
+
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.branch = branch
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.branch and x.sum() > 0:
+            return self.first(self.conv(x))
+        return self.second(self.conv(self.first(self.conv(x))))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("branch", [False, True])
+def test_what_cannot_be_folded_is_left(branch):
+    network = Twice(branch).eval()
+    stir(network)
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(fold_norms(network)(images), network(images))
+
+
+def test_a_trace_that_remembers_the_batch_is_not_used(shipped, monkeypatch):
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :5] * int(x.shape[0])
+
+    inference = Inference.__new__(Inference)
+    inference.device = torch.device("cpu")
+    frozen = inference._frozen(Fixed(), torch.ones(2, 3, 4, 4))
+    assert isinstance(frozen, Fixed)
+    assert not isinstance(inference._frozen(nn.Flatten(), torch.ones(2, 3, 4, 4)), nn.Flatten)
+
+
+def test_wrong_shapes_are_refused(shipped):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 224, 224\)"):
+        Inference(shipped).codes(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("speeds", "off", "chosen"),
+    [
+        ({"fp32": 10.0, "bf16": 4.0}, 0.5, "bf16"),
+        ({"fp32": 10.0, "bf16": 9.5}, 0.5, "fp32"),  # hardly faster
+        ({"fp32": 10.0, "bf16": 4.0}, 1.5, "fp32"),  # faster and wrong
+        ({"fp32": 10.0, "bf16": 4.0}, math.nan, "fp32"),
+        ({"fp32": 10.0, "bf16": 900.0}, 0.5, "fp32"),  # no units for it
+    ],
+)
+def test_the_choice_weighs_speed_and_error(shipped, monkeypatch, speeds, off, chosen):
+    class Dry:
+        def __init__(self, model: DECA, precision: str, device: object) -> None:
+            self.precision = precision
+
+    def far(*_: object) -> Deviation:
+        return Deviation(LIMITS.codes * off, LIMITS.vertices_mm * off, LIMITS.displacement_um * off)
+
+    monkeypatch.setattr(deca_core.inference, "Inference", Dry)
+    monkeypatch.setattr(deca_core.inference, "milliseconds_of", lambda one, *_, **__: speeds[one.precision])
+    monkeypatch.setattr(deca_core.inference, "deviation", far)
+    assert choose_precision(shipped).precision == chosen
+
+
+def test_limits_hold_figure_by_figure():
+    assert LIMITS.within(LIMITS)
+    for change in ({"codes": 0.011}, {"vertices_mm": 0.11}, {"displacement_um": 5.1}):
+        assert not Deviation(**{**vars(LIMITS), **change}).within(LIMITS)
