@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Side of the square matrices: the fastest of them is the ceiling. On a GPU small ones are all launch.
@@ -69,17 +70,22 @@ def jpeg_decode(seconds: float = 0.5, size: int = 512, threads: int = 1) -> floa
 
 
 def jpeg(size: int, seed: int = 0, quality: int = 92) -> bytes:
-    """A JPEG of size x size pixels with the falling spectrum of a photograph, some 2.8 bits a pixel."""
+    """`photograph` as a JPEG of some 2.8 bits a pixel."""
     from PIL import Image
 
+    buffer = io.BytesIO()
+    Image.fromarray(photograph(size, seed)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def photograph(size: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise (size,size,3) with the falling spectrum of a photograph."""
     generator = np.random.default_rng(seed)
     frequency = (np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size) ** 1.6
     grey, colour = (np.fft.irfft2(np.fft.rfft2(generator.standard_normal((size, size))) / frequency) for _ in range(2))
     layers = [grey + share * colour for share in (0.3, 0.0, -0.3)]
     picture = np.stack([128 + 45 * (layer - layer.mean()) / layer.std() for layer in layers], axis=-1)
-    buffer = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    return picture.clip(0, 255).astype(np.uint8)
 
 
 def best_rate(work: Callable[[], Any], seconds: float, device: str = "cpu") -> float:
