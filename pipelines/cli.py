@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ from pipelines.options import (
     Extend,
     New,
     Prefect,
+    PricePerHour,
     Resume,
     Settings,
     Source,
@@ -43,7 +45,7 @@ from pipelines.options import (
 )
 from pipelines.settings import ConfigError, resolve
 from pipelines.stages import planned_dataset, stored_config
-from pipelines.summaries import summary_lines
+from pipelines.summaries import Lines, estimate_lines, summary_lines
 from pipelines.synth import synth
 from pipelines.train import train
 from schemas.ablate import AblateConfig
@@ -53,13 +55,17 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
+from tasks.annotate import AnnotateWorker
 from tasks.annotators import AnnotatorError
 from tasks.checkpoints import TrainStateError
+from tasks.consensus import ConsensusError
 from tasks.discover import SourceError
-from tasks.engine import EngineError
+from tasks.engine import EngineError, Factory
+from tasks.estimate import estimate
 from tasks.identities import IdentityError
 from tasks.plan import Plan, PlanError, load_plan
 from tasks.progress import TerminalProgress
+from tasks.reconstruct import ReconstructWorker
 from tasks.samples import SamplesError
 from tasks.storage import StorageError
 from tasks.train import TrainError
@@ -73,6 +79,7 @@ KNOWN_ERRORS = (
     BundleError,
     CheckpointError,
     ConfigError,
+    ConsensusError,
     EngineError,
     EvaluateError,
     FacesError,
@@ -145,6 +152,13 @@ def reconstruct_command(
     dest: Dest,
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
+    consensus: Annotated[
+        Literal["none", "identity"] | None, typer.Option(help="identity: pictures of one person share one skull.")
+    ] = None,
+    consensus_detail: Annotated[
+        bool, typer.Option("--consensus-detail", help="They share the detail code as well.")
+    ] = False,
+    price_per_hour: PricePerHour = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
     workers: Workers = None,
@@ -170,6 +184,9 @@ def reconstruct_command(
         "dest": dest,
         "checkpoint": checkpoint,
         "bundle": bundle,
+        "consensus": consensus,
+        "consensus_detail": consensus_detail or None,
+        "price_per_hour": price_per_hour,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
     }
@@ -384,28 +401,42 @@ def plan(
     flow: Annotated[Literal["reconstruct", "ingest"], typer.Option(help="The command to plan for.")] = "reconstruct",
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
+    calibrate: Annotated[
+        int, typer.Option(min=0, help="Units to run first, for the estimate; they count as done. 0: none.")
+    ] = 2,
+    price_per_hour: PricePerHour = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006
+    workers: Workers = None,
 ) -> int:
-    """List SRC and freeze the plan in DEST without doing the work; the flow with the same settings goes on.
+    """Freeze the plan of SRC in DEST, run a few of its units, and say what the rest takes: bytes, hours, money.
+
+    The flow with the same settings goes on from there.
 
     Examples:
 
       deca plan photos/ out/ --checkpoint ckpt/
 
-      deca plan photos/ out/ --flow ingest
+      deca plan s3://bucket/archive.tar s3://bucket/heads --calibrate 8 --price-per-hour 2.5
+
+      deca plan photos/ out/ --flow ingest --calibrate 0
     """
-    options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle}
+    options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle, "ray.workers": workers}
     frozen: Plan
+    factory: Factory
     if flow == "ingest":
         ingesting = ingest_flow.settle(resolve(IngestConfig, config, settings, options))
         frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
+        ray, factory = ingesting.ray, partial(AnnotateWorker, ingesting)
     else:
         rebuilding = resolve(ReconstructConfig, config, settings, options)
         frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
+        ray, factory = rebuilding.ray, partial(ReconstructWorker, rebuilding)
+        price_per_hour = rebuilding.price_per_hour if price_per_hour is None else price_per_hour
     console.print(
         f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
     )
+    _print(estimate_lines(estimate(frozen, factory, ray, calibrate), price_per_hour))
     return COMPLETE
 
 
@@ -438,8 +469,12 @@ def _run(flow: str, config: Any, prefect: bool) -> int:
     else:
         with TerminalProgress(flow) as progress:
             summary = FLOWS[flow](config, progress)
+    _print(summary_lines(summary))
+    return COMPLETE if summary.outcome == "complete" else PARTIAL
+
+
+def _print(lines: Lines) -> None:
     table = Table(show_header=False, box=None)
-    for name, value in summary_lines(summary):
+    for name, value in lines:
         table.add_row(name, value)
     console.print(table, soft_wrap=True)
-    return COMPLETE if summary.outcome == "complete" else PARTIAL

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
@@ -43,11 +43,24 @@ class ReconstructConfig(BaseModel):
     batch_size: int = Field(default=8, ge=1)
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
+    # After the rows: what the pictures of one person share, in DEST/consensus. identity: one shape a person, the
+    # geometric median over the pictures. Default none: pictures of nobody known have nothing to share.
+    consensus: Literal["none", "identity"] = "none"
+    # Share the detail code as well. Default False: wrinkles change with age and light more than skulls do.
+    consensus_detail: bool = False
+    # Money for an hour of a core (of a GPU, where workers hold GPUs), any currency. Default None: no price is said.
+    price_per_hour: float | None = Field(default=None, ge=0)
 
     inputs: SourceConfig = SourceConfig()
     annotate: AnnotateConfig = AnnotateConfig()
     units: UnitsConfig = UnitsConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _detail_is_shared_with_the_shape(self) -> ReconstructConfig:
+        if self.consensus_detail and self.consensus == "none":
+            raise ValueError("consensus_detail goes with consensus: identity")
+        return self
 
     def plan_config(self) -> dict[str, Any]:
         """The settings that influence results, beside `inputs` and `units`, which a plan knows by itself.
@@ -82,6 +95,12 @@ class ReconstructSummary(BaseModel):
     code: str
     bytes: int  # of the committed parts
     contact_sheet: str | None
+    # What this run held: its workers times its seconds, starting and waiting included.
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    price_per_hour: float | None = None  # of a GPU where workers held GPUs, else of a core
+    price: float | None = None  # of these seconds
+    identities: int | None = None  # people of the consensus; None: none was asked for
 
 
 def reconstruction_schema(displacement_limit: float) -> pa.Schema:

@@ -279,14 +279,15 @@ def read_consensus(dest: str) -> pa.Table:
     record = consensus_record(dest)
     if record is None:
         raise ConsensusError(f"{Store(dest).uri} has no consensus. Run: {_again(dest)}")
+    again = _again(dest) + (" --consensus-detail" if record.detail else "")
     made_of = (record.fingerprint, record.rows_sha256)
     if made_of != (load_plan(dest).fingerprint, _digest(read_commits(dest))):
-        raise ConsensusError(f"{Store(dest).uri}: rows came or went after its consensus was made. Run: {_again(dest)}")
+        raise ConsensusError(f"{Store(dest).uri}: rows came or went after its consensus was made. Run: {again}")
     try:
         return pq.read_table(pa.BufferReader(_store(dest).read(record.file.file)))
     except FileNotFoundError as error:
         uri = _store(dest).join(record.file.file)
-        raise ConsensusError(f"{uri} is missing, or was replaced this moment. Run: {_again(dest)}") from error
+        raise ConsensusError(f"{uri} is missing, or was replaced this moment. Run: {again}") from error
 
 
 def share_codes(table: pa.Table, consensus: pa.Table) -> pa.Table:
