@@ -41,10 +41,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# One table; keep its figures for the next time: make bench BENCH="--json new.json --compare old.json"
+BENCH ?=
 bench: setup
-	$(BIN)/python -m benchmarks.planning
-	$(BIN)/python -m benchmarks.head
-	$(BIN)/python -m benchmarks.world --quick
+	$(BIN)/python -m benchmarks.suite $(BENCH)
 
 # The contact sheets of docs/world.md.
 sheets: setup

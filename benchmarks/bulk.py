@@ -47,6 +47,7 @@ from schemas.faces import (
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
 from schemas.reconstruct import ReconstructConfig
+from tasks.models import load_model
 from tasks.storage import Store
 from tasks.versions import record_name
 
@@ -258,9 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2, help="0: in this process, without Ray")
-    parser.add_argument(
-        "--backbone", default="resnet50", help="untrained; mobilenet_v3_small is that of the small weights"
-    )
+    parser.add_argument("--backbone", default="resnet50", help="untrained; small: the weights of the package")
     parser.add_argument("--precision", default="auto", choices=["auto", *DTYPES])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--unit", type=int, default=256)
@@ -281,7 +280,8 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     threads = max(options.workers, 1)
     torch.manual_seed(0)
-    model = DECA(procedural_head(), options.backbone)
+    small = options.backbone == "small"
+    model = load_model(ReconstructConfig(source="", dest="")) if small else DECA(procedural_head(), options.backbone)
     save_checkpoint(model, folder / "checkpoint")
     taken = photographs(min(DISTINCT, options.faces))
     figures: dict[str, Any] = {"backbone": options.backbone, "gflop_a_face": round(operations(model), 2)}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
@@ -17,15 +15,12 @@ from deca_core.encoder import BackboneError
 from deca_core.metrics import MetricError
 from deca_core.perceptual import PerceptualError
 from deca_core.recognition import RecognitionError
-from pipelines import ingest as ingest_flow
-from pipelines import reconstruct as reconstruct_flow
-from pipelines.ablate import ablate
 from pipelines.cli_datasets import assets, datasets
-from pipelines.evaluate import evaluate
+from pipelines.cli_reconstruct import reconstructing
+from pipelines.launch import run_flow
 from pipelines.options import (
     COMPLETE,
     FAILED,
-    PARTIAL,
     Bundle,
     Checkpoint,
     Config,
@@ -43,23 +38,20 @@ from pipelines.options import (
 )
 from pipelines.settings import ConfigError, resolve
 from pipelines.stages import planned_dataset, stored_config
-from pipelines.summaries import summary_lines
-from pipelines.synth import synth
-from pipelines.train import train
 from schemas.ablate import AblateConfig
 from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
 from schemas.ingest import IngestConfig
-from schemas.reconstruct import Layout, Output, Precision, ReconstructConfig
+from schemas.reconstruct import ReconstructConfig
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
 from tasks.checkpoints import TrainStateError
+from tasks.consensus import ConsensusError
 from tasks.discover import SourceError
 from tasks.engine import EngineError
 from tasks.identities import IdentityError
-from tasks.plan import Plan, PlanError, load_plan
-from tasks.progress import TerminalProgress
+from tasks.plan import PlanError, load_plan
 from tasks.samples import SamplesError
 from tasks.storage import StorageError
 from tasks.train import TrainError
@@ -73,6 +65,7 @@ KNOWN_ERRORS = (
     BundleError,
     CheckpointError,
     ConfigError,
+    ConsensusError,
     EngineError,
     EvaluateError,
     FacesError,
@@ -95,16 +88,9 @@ UNIT_FLOWS: dict[str, Any] = {
     "reconstruct": ReconstructConfig,
     "synth": SynthConfig,
 }
-FLOWS: dict[str, Any] = {
-    "ablate": ablate,
-    "evaluate": evaluate,
-    "ingest": ingest_flow.ingest,
-    "reconstruct": reconstruct_flow.reconstruct,
-    "synth": synth,
-    "train": train,
-}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(reconstructing)
 app.add_typer(datasets)
 app.add_typer(assets, name="assets")
 
@@ -137,98 +123,6 @@ def main() -> None:
 
 def _plain(error: Exception) -> str:
     return str(error).replace("[", r"\[")
-
-
-@app.command("reconstruct")
-def reconstruct_command(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SRC", help="Folder, pattern, archive, list, picture, or a faces/ dataset (any URI)."),
-    ],
-    dest: Dest,
-    checkpoint: Checkpoint = None,
-    bundle: Bundle = None,
-    outputs: Annotated[
-        str | None, typer.Option(help=f"Some of {','.join(get_args(Output))}. Default codes,displacement.")
-    ] = None,
-    layout: Annotated[
-        Layout | None, typer.Option(help="Displacement maps in a column (default), or as 16-bit PNG files.")
-    ] = None,
-    precision: Annotated[
-        Precision | None, typer.Option(help="auto (default): the fastest here whose error stays in its bounds.")
-    ] = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
-    workers: Workers = None,
-    resume: Resume = False,
-    extend: Extend = False,
-    new: New = False,
-    prefect: Prefect = False,
-) -> int:
-    """Photos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
-
-    Examples:
-
-      deca reconstruct photos/ out/ --checkpoint ckpt/
-
-      deca reconstruct s3://bucket/archive.tar s3://bucket/heads --set ray.workers=8
-
-      deca reconstruct photo.jpg out/ --workers 0
-
-      deca reconstruct 's3://bucket/**/*.jpg' s3://bucket/heads --extend
-
-      deca reconstruct people/faces heads/ --outputs codes,displacement,texture --precision bf16
-
-      deca reconstruct photos/ out/ --layout files
-    """
-    options = {
-        "source": source,
-        "dest": dest,
-        "checkpoint": checkpoint,
-        "bundle": bundle,
-        "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
-        "layout": layout,
-        "precision": precision,
-        "ray.workers": workers,
-        "existing": existing(resume, new, extend),
-    }
-    return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
-
-
-@app.command("fit")
-def fit_command(
-    source: Source,
-    dest: Dest,
-    provider: Annotated[Provider | None, typer.Option(help="Who finds and marks faces. Default dlib.")] = None,
-    bundle: Bundle = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-    workers: Workers = None,
-    resume: Resume = False,
-    extend: Extend = False,
-    new: New = False,
-    prefect: Prefect = False,
-) -> int:
-    """Photos in, codes fitted to the 68 landmarks out: reconstruct without a network, detail and albedo.
-
-    Examples:
-
-      deca fit photos/ out/
-
-      deca fit photos/ out/ --provider sidecar
-
-      deca fit s3://bucket/archive.tar s3://bucket/fits --set annotate.landmarks=face_alignment
-    """
-    options = {
-        "source": source,
-        "dest": dest,
-        "codes": "landmarks",
-        "annotate.provider": provider,
-        "bundle": bundle,
-        "ray.workers": workers,
-        "existing": existing(resume, new, extend),
-    }
-    return _run("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
 
 @app.command("ingest")
@@ -271,7 +165,7 @@ def ingest_command(
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
     }
-    return _run("ingest", resolve(IngestConfig, config, settings, options), prefect)
+    return run_flow("ingest", resolve(IngestConfig, config, settings, options), prefect)
 
 
 @app.command("train")
@@ -324,7 +218,7 @@ def train_command(
         "ray.workers": workers,
         "existing": existing(resume, new),
     }
-    return _run("train", resolve(TrainConfig, config, settings, options), prefect)
+    return run_flow("train", resolve(TrainConfig, config, settings, options), prefect)
 
 
 @app.command("evaluate")
@@ -371,11 +265,11 @@ def evaluate_command(
         if checkpoint or benchmark == "now":
             raise typer.BadParameter("--ablations measures models of its own, in a world: no --checkpoint, no NoW")
         options |= {"faces": faces, "evaluate.ray.workers": workers}
-        return _run("ablate", resolve(AblateConfig, config, settings, options), prefect)
+        return run_flow("ablate", resolve(AblateConfig, config, settings, options), prefect)
     if faces:
         raise typer.BadParameter("--faces goes with --ablations")
     options |= {"benchmark": benchmark, "checkpoint": checkpoint, "ray.workers": workers}
-    return _run("evaluate", resolve(EvaluateConfig, config, settings, options), prefect)
+    return run_flow("evaluate", resolve(EvaluateConfig, config, settings, options), prefect)
 
 
 @app.command("synth")
@@ -414,7 +308,7 @@ def synth_command(
         "ray.workers": workers,
         "existing": existing(resume, new),
     }
-    return _run("synth", resolve(SynthConfig, config, settings, options), prefect)
+    return run_flow("synth", resolve(SynthConfig, config, settings, options), prefect)
 
 
 @app.command()
@@ -429,39 +323,7 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
         raise PlanError(f"{dataset}: made by the flow {flow!r}; this version has {', '.join(UNIT_FLOWS)}")
     stored = stored_config(dataset, UNIT_FLOWS[flow])
     ray = stored.ray if workers is None else stored.ray.model_copy(update={"workers": workers})
-    return _run(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
-
-
-@app.command()
-def plan(
-    source: Source,
-    dest: Dest,
-    flow: Annotated[Literal["reconstruct", "ingest"], typer.Option(help="The command to plan for.")] = "reconstruct",
-    checkpoint: Checkpoint = None,
-    bundle: Bundle = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-) -> int:
-    """List SRC and freeze the plan in DEST without doing the work; the flow with the same settings goes on.
-
-    Examples:
-
-      deca plan photos/ out/ --checkpoint ckpt/
-
-      deca plan photos/ out/ --flow ingest
-    """
-    options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle}
-    frozen: Plan
-    if flow == "ingest":
-        ingesting = ingest_flow.settle(resolve(IngestConfig, config, settings, options))
-        frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
-    else:
-        rebuilding = reconstruct_flow.prepare(resolve(ReconstructConfig, config, settings, options))
-        frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
-    console.print(
-        f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
-    )
-    return COMPLETE
+    return run_flow(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
 
 
 @app.command()
@@ -478,23 +340,8 @@ def demo(
 
     photos = write_photos(dest / "photos")
     resolved = ReconstructConfig(source=str(photos), dest=str(dest / "reconstructions"), existing="new")
-    code = _run("reconstruct", resolved, prefect=False)
+    code = run_flow("reconstruct", resolved, prefect=False)
     console.print(f"\n  pictures        {photos}")
     console.print(f"  contact sheet   {dest / 'reconstructions' / '_report' / 'contact_sheet.png'}")
     console.print(f"  Parquet parts   {dest / 'reconstructions'}/part-*.parquet")
     return code
-
-
-def _run(flow: str, config: Any, prefect: bool) -> int:
-    if prefect or os.environ.get("PREFECT_API_URL"):
-        from pipelines import flows  # three seconds of imports that a run without Prefect does not pay
-
-        summary = getattr(flows, flow)(config)
-    else:
-        with TerminalProgress(flow) as progress:
-            summary = FLOWS[flow](config, progress)
-    table = Table(show_header=False, box=None)
-    for name, value in summary_lines(summary):
-        table.add_row(name, value)
-    console.print(table, soft_wrap=True)
-    return COMPLETE if summary.outcome == "complete" else PARTIAL

@@ -12,7 +12,9 @@ from deca_core.assets import import_flame, load_bundle, procedural_head
 from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
 from pipelines.stages import find_faces, planned_dataset
 from pipelines.summaries import megabytes, status_report, superseded
+from schemas.consensus import CONSENSUS_FOLDER
 from tasks.card import README, is_up_to_date, write_card
+from tasks.consensus import consensus_record, verify_consensus
 from tasks.storage import Store
 from tasks.verify import Verification
 from tasks.verify import verify as verify_dataset
@@ -63,6 +65,8 @@ def verify(dest: Dest) -> int:
         found[dataset] = verify_dataset(dataset)
     if faces is not None:
         found[faces] = verify_faces(faces)
+    if consensus_record(dataset) is not None:
+        found[Store(dataset).join(CONSENSUS_FOLDER)] = verify_consensus(dataset)
     for place, checked in found.items():
         for problem in checked.problems:
             errors.print(f"[bold red]problem:[/] {problem}")

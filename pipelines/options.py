@@ -23,6 +23,9 @@ Checkpoint = Annotated[
     str | None, typer.Option(help="Checkpoint folder; default: the package's own small weights; or: untrained.")
 ]
 Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="Money for an hour of a core, or of a GPU where workers hold GPUs.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]

@@ -11,10 +11,13 @@ import torch
 
 from deca_core.inference import Deviation, choose_precision
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
+from schemas.consensus import ConsensusRecord
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
+from tasks.consensus import make_consensus
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
+from tasks.estimate import Use
 from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Mode, Plan, PlanError, load_plan, open_or_build
@@ -47,8 +50,9 @@ def reconstruct(
     weights = stage(check_models)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(reconstruct_faces)(plan, config, on_progress)
+    agreed = stage(agree_on_identities)(plan, config)
     sheet = stage(draw_contact_sheet)(plan, config, run)
-    return stage(summarise)(plan, config, run, sheet)
+    return stage(summarise)(plan, config, run, sheet, agreed)
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
@@ -136,6 +140,13 @@ def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProg
     return run_units(plan, partial(ReconstructWorker, config), config.ray, on_progress)
 
 
+def agree_on_identities(plan: Plan, config: ReconstructConfig) -> ConsensusRecord | None:
+    """The codes that all pictures of a person share, where that is asked for."""
+    if config.consensus == "none":
+        return None
+    return make_consensus(plan.dest, bundle_at(config.bundle), config.consensus_detail)
+
+
 def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -> str | None:
     """The sheet of sampled faces; an earlier one is kept where nothing new was made."""
     if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
@@ -145,9 +156,12 @@ def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -
     return contact_sheet(plan, config)
 
 
-def summarise(plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str | None) -> ReconstructSummary:
+def summarise(
+    plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str | None, agreed: ConsensusRecord | None
+) -> ReconstructSummary:
     """Count what lies in DEST and write it beside the data."""
     now = status(plan.dest)
+    used = Use.of(run)
     summary = ReconstructSummary(
         outcome="complete" if now.complete else "partial",
         source=now.source,
@@ -169,6 +183,11 @@ def summarise(plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str
         code=now.code,
         bytes=now.bytes,
         contact_sheet=sheet,
+        core_seconds=round(used.core_seconds, 2),
+        gpu_seconds=round(used.gpu_seconds, 2),
+        price_per_hour=config.price_per_hour,
+        price=used.price(config.price_per_hour),
+        identities=agreed.identities if agreed else None,
     )
     plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
     return summary

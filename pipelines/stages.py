@@ -17,6 +17,8 @@ from tasks.plan import PLAN, Plan, PlanError, load_plan, plan_retry
 from tasks.storage import Store
 
 CONFIG, SUMMARY = "_config.json", "_report/summary.json"
+# Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
+OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig)
@@ -67,11 +69,11 @@ def stored_config(dest: str, kind: type[Config]) -> Config:
 
 
 def settle(config: Config, dest: str) -> Config:
-    """The settings that hold: to go on with a stored plan is to go on with its settings, but for Ray's."""
+    """The settings that hold: to go on with a stored plan is to go on with its settings, but for those of a run."""
     if config.existing not in ("resume", "retry"):
         return config
     stored = stored_config(dest, type(config))
-    return stored.model_copy(update={"existing": config.existing, "ray": config.ray})
+    return stored.model_copy(update={name: getattr(config, name) for name in OF_A_RUN if hasattr(config, name)})
 
 
 def stored_plan(dest: str, existing: str, weights: dict[str, str]) -> Plan:

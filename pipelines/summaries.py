@@ -13,6 +13,7 @@ from schemas.world import SynthSummary
 from tasks.ablation_report import FULL, MARKDOWN, ablation_table
 from tasks.card import CARD
 from tasks.checkpoints import list_checkpoints
+from tasks.estimate import Estimate, Use
 from tasks.plan import standing_quarantine
 from tasks.storage import Store
 from tasks.train_report import CURVES, PICTURES
@@ -22,8 +23,35 @@ from tasks.versions import current, list_versions, named_files, read_version, re
 Lines = list[tuple[str, str]]
 
 
-def megabytes(size: int) -> str:
+def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
+
+
+def estimate_lines(found: Estimate, per_hour: float | None) -> Lines:
+    """What a plan will take, as far as it is known."""
+    unsized = f", and {found.unsized} pictures of unknown size" if found.unsized else ""
+    lines = [
+        ("pictures", f"{found.images:,} in {found.units:,} units"),
+        ("bytes in", megabytes(found.bytes_in) + unsized),
+    ]
+    sample, use = found.sample, found.use
+    if sample is None or use is None:
+        reason = "all units are done" if not found.left else "no unit was run: --calibrate 2"
+        return [*lines, ("hours", f"not estimated, {reason}")]
+    a_picture = (sample.use.gpu_seconds or sample.use.core_seconds) / sample.images
+    rest = f"for the {found.left:,} pictures that are left" if found.left < found.images else "for all"
+    return [
+        *lines,
+        ("bytes out", f"{megabytes(found.bytes_out)} in {found.rows:,.0f} rows"),
+        ("hours", _hours(use, per_hour) + f" {rest}; starting workers comes on top"),
+        ("estimated from", f"{sample.images:,} pictures in {sample.units} units, {1000 * a_picture:,.1f} ms a picture"),
+    ]
+
+
+def _hours(use: Use, per_hour: float | None) -> str:
+    """Hours and their price."""
+    money = "" if per_hour is None else f" = {use.price(per_hour):,.2f} at {per_hour:g} an hour"
+    return f"{use.hours:,.3g} {use.unit}{money}"
 
 
 def summary_lines(
@@ -65,6 +93,8 @@ def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | Eval
         return [
             ("pictures", str(summary.images)),
             ("faces", f"{summary.faces} ({rate})"),
+            *([] if summary.identities is None else [("consensus", f"one skull each for {summary.identities} people")]),
+            ("took", _hours(Use(summary.core_seconds, summary.gpu_seconds), summary.price_per_hour)),
             ("checkpoint", summary.checkpoint),
             ("precision", summary.precision),
             ("contact sheet", summary.contact_sheet or "none: no face, or no columns of codes and displacement"),

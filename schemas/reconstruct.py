@@ -63,6 +63,13 @@ class ReconstructConfig(BaseModel):
     precision: Precision = "auto"
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
+    # After the rows: what the pictures of one person share, in DEST/consensus. identity: one shape a person, the
+    # geometric median over the pictures. Default none: pictures of nobody known have nothing to share.
+    consensus: Literal["none", "identity"] = "none"
+    # Share the detail code as well. Default False: wrinkles change with age and light more than skulls do.
+    consensus_detail: bool = False
+    # Money for an hour of a core (of a GPU, where workers hold GPUs), any currency. Default None: no price is said.
+    price_per_hour: float | None = Field(default=None, ge=0)
 
     inputs: SourceConfig = SourceConfig()
     annotate: AnnotateConfig = AnnotateConfig()
@@ -70,9 +77,17 @@ class ReconstructConfig(BaseModel):
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
-    def _one_origin(self) -> ReconstructConfig:
+    def _settings_agree(self) -> ReconstructConfig:
         if self.codes == "landmarks" and self.checkpoint is not None:
             raise ValueError("codes=landmarks asks no network: leave the checkpoint out, or codes")
+        if len(set(self.outputs)) != len(self.outputs):
+            raise ValueError(f"outputs names something twice: {', '.join(self.outputs)}")
+        if self.layout == "files" and "displacement" not in self.outputs:
+            raise ValueError("layout=files is about displacement maps, and outputs does not name displacement")
+        if self.consensus_detail and self.consensus == "none":
+            raise ValueError("consensus_detail goes with consensus: identity")
+        if self.consensus != "none" and "codes" not in self.outputs:
+            raise ValueError("consensus reads the codes of the rows, and outputs does not name codes")
         return self
 
     def plan_config(self) -> dict[str, Any]:
@@ -82,14 +97,6 @@ class ReconstructConfig(BaseModel):
         """
         parts = {"annotate", "batch_size", "codes", "outputs", "layout", "precision"}
         return {"flow": "reconstruct", **self.model_dump(mode="json", include=parts)}
-
-    @model_validator(mode="after")
-    def _files_of_maps(self) -> ReconstructConfig:
-        if len(set(self.outputs)) != len(self.outputs):
-            raise ValueError(f"outputs names something twice: {', '.join(self.outputs)}")
-        if self.layout == "files" and "displacement" not in self.outputs:
-            raise ValueError("layout=files is about displacement maps, and outputs does not name displacement")
-        return self
 
 
 class ReconstructSummary(BaseModel):
@@ -118,6 +125,12 @@ class ReconstructSummary(BaseModel):
     code: str
     bytes: int  # of the committed parts
     contact_sheet: str | None
+    # What this run held: its workers times its seconds, starting and waiting included.
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    price_per_hour: float | None = None  # of a GPU where workers held GPUs, else of a core
+    price: float | None = None  # of these seconds
+    identities: int | None = None  # people of the consensus; None: none was asked for
 
 
 def reconstruction_schema(

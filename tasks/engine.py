@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
@@ -55,6 +55,9 @@ class Progress:
     eta_seconds: float | None  # None before the first unit
 
 
+OnProgress = Callable[[Progress], None]
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What one call of `run_units` did."""
@@ -65,6 +68,10 @@ class RunSummary:
     rows: int
     quarantined: dict[str, int]  # by stage
     seconds: float
+    busy_seconds: float = 0.0  # of all workers together, on units that they committed or failed, reading to commit
+    workers: int = 0
+    cores: float = 0.0  # that each of them held
+    gpus: float = 0.0
 
 
 class WorkerStartError(EngineError):
@@ -122,17 +129,20 @@ class _Runner:
 class _Ledger:
     """The driver's side of a run: units to do, attempts, commits so far."""
 
-    def __init__(self, plan: Plan, attempts: int, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, plan: Plan, attempts: int, on_progress: OnProgress | None, only: Collection[int] | None) -> None:
         self.plan, self.attempts, self.on_progress = plan, attempts, on_progress or (lambda progress: None)
-        todo = pending(plan)
-        self.todo, self.skipped = len(todo), plan.units - len(todo)
+        waiting = pending(plan)
+        todo = waiting if only is None else [index for index in waiting if index in only]
+        self.todo, self.skipped = len(todo), plan.units - len(waiting)
         self.items_total = sum(file.items for file in plan.files)
-        self.items_before = self.items_total - plan.count_items(todo)
+        self.items_before = self.items_total - plan.count_items(waiting)
         self.fresh = plan.iter_units(todo)
         self.again: deque[Unit] = deque()
         self.tries: Counter[int] = Counter()
         self.commits: list[CommitRecord] = []
         self.given_up = 0
+        self.busy = 0.0
+        self.workers, self.cores, self.gpus = 0, 0.0, 0.0  # cores and GPUs of one worker
         self.started = time.monotonic()
         self.working: float | None = None  # since the first worker is up: rates leave out what starting takes
 
@@ -140,8 +150,12 @@ class _Ledger:
         self.working = self.working or time.monotonic()
         return self.again.popleft() if self.again else next(self.fresh, None)
 
-    def take(self, unit: Unit, result: CommitRecord | _Failure) -> None:
-        """Book a commit; after a failure try again, or give the unit up: its items go to quarantine."""
+    def take(self, unit: Unit, result: CommitRecord | _Failure, began: float) -> None:
+        """Book a commit; after a failure try again, or give the unit up: its items go to quarantine.
+
+        began: when a worker took the unit up.
+        """
+        self.busy += time.monotonic() - began
         if isinstance(result, _Failure):
             self.tries[unit.index] += 1
             if self.tries[unit.index] < self.attempts:
@@ -183,6 +197,10 @@ class _Ledger:
             rows=sum(commit.rows for commit in self.commits),
             quarantined=dict(sorted(stages.items())),
             seconds=time.monotonic() - self.started,
+            busy_seconds=self.busy,
+            workers=self.workers,
+            cores=self.cores,
+            gpus=self.gpus,
         )
 
 
@@ -190,18 +208,20 @@ def run_units(
     plan: Plan,
     factory: Factory,
     ray: RayConfig | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
+    only: Collection[int] | None = None,
 ) -> RunSummary:
     """Work every pending unit of `plan` and commit it. Calling it again goes on where it stopped.
 
     factory: picklable, without arguments, builds the worker once in each process (functools.partial of a class).
+    only: leave pending units with other indices alone.
     Raises StorageError where the destination cannot be written, WorkerStartError where the factory fails, EngineError
     where workers keep dying, RunInterrupted on Ctrl-C or SIGTERM; what is committed stays in every case.
     """
     config = ray or RayConfig()
     plan.store.check_writable()
     plan.store.sweep()
-    ledger = _Ledger(plan, config.attempts, on_progress)
+    ledger = _Ledger(plan, config.attempts, on_progress, only)
     if not ledger.todo:
         return ledger.summary()
     if config.workers != 0:
@@ -229,8 +249,12 @@ def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) 
             runner.start()
         except Exception as error:
             raise _start_error(error) from error
+        torch = sys.modules.get("torch")
+        gpus = float(bool(torch and torch.cuda.is_available()))
+        ledger.workers, ledger.cores, ledger.gpus = 1, float(config.threads), gpus
         while (unit := ledger.next_unit()) is not None:
-            ledger.take(unit, runner.run(unit))
+            began = time.monotonic()
+            ledger.take(unit, runner.run(unit), began)
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
@@ -243,6 +267,7 @@ class _Flight:
     actor: Any
     unit: Unit | None
     deadline: float
+    began: float = field(default_factory=time.monotonic)
 
 
 class _Crew:
@@ -256,6 +281,7 @@ class _Crew:
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
         self.build = lambda: remote.remote(plan, factory, config.threads)
+        ledger.workers, ledger.cores, ledger.gpus = min(self.size, ledger.todo), cpus, gpus
         self.flights: dict[Any, _Flight] = {}
         self.deaths = 0  # in a row
         self.seen = time.monotonic()  # last sign of life of the cluster
@@ -263,7 +289,7 @@ class _Crew:
     def run(self) -> None:
         """Keep one unit in flight on every actor until none is left."""
         try:
-            for _ in range(min(self.size, self.ledger.todo)):
+            for _ in range(self.ledger.workers):
                 self.hire()
             while self.flights:
                 ready, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
@@ -322,7 +348,7 @@ class _Crew:
             return
         if flight.unit is not None:
             self.deaths = 0
-            self.ledger.take(flight.unit, result)
+            self.ledger.take(flight.unit, result, flight.began)
         self.employ(flight)
 
     def died(self, flight: _Flight, error: Exception) -> None:
@@ -336,9 +362,8 @@ class _Crew:
                 "Look at memory (dmesg) and `ray logs`, then go on with --resume; fewer workers need less memory"
             ) from error
         if flight.unit is not None:
-            self.ledger.take(
-                flight.unit, _Failure("WorkerDied", f"the worker process died on this unit ({type(error).__name__})")
-            )
+            failure = _Failure("WorkerDied", f"the worker process died on this unit ({type(error).__name__})")
+            self.ledger.take(flight.unit, failure, flight.began)
         self.replace()
 
     def expire(self, flight: _Flight) -> None:
@@ -346,7 +371,7 @@ class _Crew:
         self.dismiss(flight)
         if flight.unit is not None:
             message = f"no result after {self.config.unit_timeout_s:g} s (ray.unit_timeout_s)"
-            self.ledger.take(flight.unit, _Failure("UnitTimeout", message))
+            self.ledger.take(flight.unit, _Failure("UnitTimeout", message), flight.began)
             self.replace()
         elif not self.flights:
             raise EngineError(

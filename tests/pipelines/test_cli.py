@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_outputs_layout_and_precision_are_options(deca, tmp_path):
 def test_a_run_from_plan_to_retry(deca, trouble, tmp_path):
     folder, out = trouble[0], tmp_path / "out"
     settings = ("--set", "units.items_per_unit=8")
-    code, printed = deca("plan", folder, out, *settings)
+    code, printed = deca("plan", folder, out, "--calibrate", 0, *settings)
     assert code == 0
     assert "in 2 units" in printed or "in 3 units" in printed
     assert deca("status", out)[0] == 2
@@ -154,7 +155,7 @@ def test_a_fit_needs_no_network(deca, marked, tmp_path):
 def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):
     out, units = tmp_path / "out", ("--set", "units.items_per_unit=3")
     options = (*units, "--workers", 0, "--set", "identity.method=none")
-    code, printed = deca("plan", photos, out, "--flow", "ingest", *units)
+    code, printed = deca("plan", photos, out, "--flow", "ingest", "--calibrate", 0, *units)
     assert code == 0
     assert "4 pictures in 2 units" in printed
     code, printed = deca("status", out)
@@ -252,7 +253,7 @@ def test_plan_knows_which_settings_belong_to_which_flow(deca, photos, tmp_path):
 
 def test_another_plan_in_the_same_place_is_refused(deca, photos, tmp_path):
     out = tmp_path / "out"
-    deca("plan", photos, out)
+    deca("plan", photos, out, "--calibrate", 0)
     code, printed = deca("reconstruct", photos, out, "--workers", 0, "--set", "batch_size=3")
     assert code == 1
     assert "batch_size 8 -> 3" in printed
@@ -275,6 +276,7 @@ def test_another_plan_in_the_same_place_is_refused(deca, photos, tmp_path):
         (["{photos}", "{tmp}/out", "--set", "colour"], "KEY=VALUE"),
         (["{photos}", "{tmp}/out", "--config", "{tmp}/none.yaml"], "none.yaml"),
         (["{photos}", "{tmp}/out", "--resume", "--new"], "exclude"),
+        (["{photos}", "{tmp}/out", "--consensus-detail"], "goes with consensus"),
         (["{photos}", "{tmp}/out", "--resume"], "no plan"),
         (["{photos}", "{tmp}/out", "--colour"], "--colour"),
     ],
@@ -374,9 +376,26 @@ def test_errors_of_training_come_before_any_work(deca, tmp_path, source, argumen
 def test_yaml_settings(deca, photos, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("units:\n  items_per_unit: 3\nray:\n  workers: 0\n")
-    code, printed = deca("plan", photos, tmp_path / "out", "--config", file)
+    code, printed = deca("plan", photos, tmp_path / "out", "--calibrate", 0, "--config", file)
     assert code == 0
     assert "in 2 units" in printed
+
+
+def test_a_plan_with_its_price_then_the_run_with_its(deca, photos, tmp_path):
+    settings = ("--set", "units.items_per_unit=1", "--workers", 0, "--price-per-hour", 3600)
+    code, printed = deca("plan", photos, tmp_path / "out", "--calibrate", 2, *settings)
+    assert code == 0
+    assert "4 in 4 units" in printed
+    assert "MB in 4 rows" in printed
+    assert "core-hours = " in printed
+    assert "at 3600 an hour for all" in printed
+    assert "2 pictures in 2 units" in printed
+    code, printed = deca("reconstruct", photos, tmp_path / "out", *settings)
+    assert code == 0
+    assert "2 run, 2 done before" in printed
+    assert "at 3600 an hour" in printed
+    summary = json.loads((tmp_path / "out" / "_report" / "summary.json").read_text())
+    assert summary["price"] == pytest.approx(summary["core_seconds"], abs=0.02)  # one a second
 
 
 def test_assets(deca, tmp_path):

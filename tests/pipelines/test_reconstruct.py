@@ -20,6 +20,7 @@ from pipelines.reconstruct import reconstruct
 from pipelines.stages import stored_config
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.consensus import ConsensusError
 from tasks.plan import committed_parts, read_commits, standing_quarantine
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut, encoded, write_photos
@@ -104,6 +105,15 @@ def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
     ended = {name: ending for name, ending in ended.items() if "escape" not in name}
     assert ended == expected
     assert not (folder.parent / "escape.jpg").exists()
+
+
+def test_pictures_of_nobody_known_cannot_share_a_skull(done):
+    """Photographs say not who is on them: the rows stay, and the error names what would tell."""
+    settings = config(done.parent / "photos", done, existing="resume", consensus="identity", price_per_hour=2.5)
+    with pytest.raises(ConsensusError, match="deca ingest"):
+        reconstruct(settings)
+    assert len(read_commits(str(done))) == 2
+    assert not (done / "consensus").exists()
 
 
 def test_upright_and_rotated_pictures_give_the_same_landmarks(trouble, tmp_path):

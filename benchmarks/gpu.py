@@ -1,0 +1,254 @@
+"""The hot path on a GPU: `python -m benchmarks.gpu`, from the checkout, with nothing but torch (numpy comes with it).
+
+Pictures a second of the encoders, of F_d, of both, and of the whole path: JPEG bytes in memory, decoded (by
+torchvision, on the GPU; without it the path begins at decoded pictures), cropped, encoded, displacement, 16-bit
+steps, back in pinned memory; two batches under way, so that copies hide behind computing. Networks with random
+weights: the same work. Batch norms are folded, convolutions in bf16 and channels_last, linear layers in float32. Each
+is run as it is and as a CUDA graph, with --compile by torch.compile too (which needs a C compiler). Shares are of the
+bf16 matrix products that the same process reaches. `--device cpu --quick` only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import ceilings
+from deca_core.codes import NUM_COARSE, NUM_DETAIL, Codes
+from deca_core.detail import DetailDecoder
+from deca_core.encoder import RESNET50, Encoder
+
+SIZE, CROP = 512, 224  # pixels on a side of a picture, and of what the networks see
+LEVELS = 2**16 - 1
+UNDER_WAY = 2  # batches
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+Work = Callable[[], Any]
+
+
+def fold(module: nn.Module) -> None:
+    """Put every batch norm that follows a convolution of the same parent into that convolution."""
+    before: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            before = name, child
+        elif isinstance(child, nn.BatchNorm2d) and before is not None:
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Identity())
+            before = None
+        elif not isinstance(child, nn.Identity):
+            before = None
+            fold(child)
+
+
+class Networks(nn.Module):
+    """E_c, E_d and F_d for inference."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.coarse, self.fine = Encoder(NUM_COARSE, RESNET50), Encoder(NUM_DETAIL, RESNET50)
+        self.decoder = DetailDecoder()
+        self.eval().requires_grad_(False)
+        fold(self)
+        self.to(device)
+        for network in (self.coarse.encoder, self.fine.encoder, self.decoder.conv_blocks):
+            network.to(dtype=dtype, memory_format=torch.channels_last)
+        self.dtype = dtype
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B,3,224,224) in [0, 1] to all codes (B,364)."""
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        return torch.cat([self.coarse(images), self.fine(images)], dim=1)
+
+    def levels(self, vectors: Tensor) -> Tensor:
+        """Codes (B,364) to displacement maps (B,256,256) in 16-bit steps."""
+        codes = Codes.from_vectors(*vectors.split([NUM_COARSE, NUM_DETAIL], dim=1))
+        seed = self.decoder.l1(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1)).unflatten(1, (128, 8, 8))
+        z = self.decoder.conv_blocks(seed.to(self.dtype, memory_format=torch.channels_last))[:, 0].float()
+        return ((z + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).to(torch.int32).to(torch.uint16)  # of MAX_DISPLACEMENT
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = self.encode(images)
+        return vectors, self.levels(vectors)
+
+
+def graphed(work: Work) -> Work:
+    """The same work as a CUDA graph: what it reads and writes stays where it is."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
+
+
+# --- from bytes to bytes ----------------------------------------------------------------------------------------------
+
+
+def pictures(count: int, device: torch.device) -> list[Tensor]:
+    """JPEG bytes in memory; without torchvision decoded pictures (3,512,512) on the device."""
+    decoded = [torch.from_numpy(ceilings.photograph(SIZE, seed)).permute(2, 0, 1).contiguous() for seed in range(4)]
+    if decode_jpeg is None:
+        return [decoded[number % 4].to(device) for number in range(count)]
+    packed = [encode_jpeg(picture, quality=92) for picture in decoded]
+    return [packed[number % 4] for number in range(count)]
+
+
+def crop(images: Tensor, transforms: Tensor) -> Tensor:
+    """Squares (B,3,224,224) in [0, 1] out of pictures (B,3,H,W) of bytes; transforms (B,2,3) as of affine_grid."""
+    grid = affine_grid(transforms, [len(images), 3, CROP, CROP], align_corners=False)
+    return grid_sample(images.float() / 255, grid, align_corners=False)
+
+
+@dataclass
+class Slot:
+    """One batch under way."""
+
+    images: Tensor
+    run: Work
+    host: tuple[Tensor, Tensor]
+    stream: Any
+
+
+class WholePath:
+    """JPEG bytes to codes and maps in host memory, a batch at a call."""
+
+    def __init__(self, networks: Networks, batch: int, device: torch.device) -> None:
+        self.device, self.cuda = device, device.type == "cuda"
+        self.data = pictures(batch, device)
+        self.transforms = torch.tensor([[0.6, 0.1, 0.0], [-0.1, 0.6, 0.05]], device=device).expand(batch, 2, 3)
+        self.slots = [self.slot(networks, batch) for _ in range(UNDER_WAY)]
+        self.calls = 0
+
+    def slot(self, networks: Networks, batch: int) -> Slot:
+        images = torch.zeros(batch, 3, CROP, CROP, device=self.device)
+        run: Work = lambda: networks(images)  # noqa: E731
+        if self.cuda:
+            run = graphed(run)
+        shapes = ((batch, NUM_COARSE + NUM_DETAIL), torch.float32), ((batch, 256, 256), torch.uint16)
+        codes, maps = (torch.empty(shape, dtype=dtype, pin_memory=self.cuda) for shape, dtype in shapes)
+        return Slot(images, run, (codes, maps), torch.cuda.Stream() if self.cuda else None)
+
+    def decode(self) -> Tensor:
+        if decode_jpeg is None:
+            return torch.stack(self.data)
+        if self.cuda:
+            return torch.stack(decode_jpeg(self.data, mode=ImageReadMode.RGB, device=self.device))
+        return torch.stack([decode_jpeg(one, mode=ImageReadMode.RGB) for one in self.data])
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        slot = self.slots[self.calls % UNDER_WAY]
+        self.calls += 1
+        if slot.stream is None:
+            self.fill(slot)
+            return slot.host
+        slot.stream.synchronize()  # its last batch is in host memory, and somebody has taken it
+        with torch.cuda.stream(slot.stream):
+            self.fill(slot)
+        return slot.host
+
+    def fill(self, slot: Slot) -> None:
+        slot.images.copy_(crop(self.decode(), self.transforms))
+        for target, result in zip(slot.host, slot.run(), strict=True):
+            target.copy_(result, non_blocking=True)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def count_flops(work: Work) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures a second and share of the bf16 ceiling, by part and how it is run."""
+    torch.manual_seed(0)
+    device, batch = torch.device(options.device), options.batch
+    ceiling = ceilings.gemm("bf16", options.seconds, options.device) * 1e9
+    networks = Networks(device, torch.bfloat16)
+    images = torch.rand(batch, 3, CROP, CROP, device=device)
+    vectors = networks.encode(images)
+    path = WholePath(networks, batch, device)
+    parts: dict[str, Work] = {
+        "encode": lambda: networks.encode(images),
+        "F_d": lambda: networks.levels(vectors),
+        "encode + F_d": lambda: networks(images),
+    }
+    rows = []
+
+    def note(part: str, how: str, work: Work, flops: float) -> None:
+        rate = batch * ceilings.best_rate(work, options.seconds, options.device)
+        share = round(rate * flops / ceiling, 4) if flops else None
+        rows.append({"part": part, "how": how, "pictures_per_second": round(rate, 1), "share_of_gemm": share})
+        print(f"{part:<14} {how:<10} {rate:>12,.1f} pictures/s {share or '':>8}", flush=True)
+
+    for part, work in parts.items():
+        flops = count_flops(work) / batch
+        note(part, "eager", work, flops)
+        if path.cuda:
+            note(part, "graph", graphed(work), flops)
+        if options.compile:
+            note(part, "compiled", torch.compile(work), flops)
+    note("decode", "torchvision" if decode_jpeg else "none", path.decode, 0)
+    decoded = path.decode()
+    note("crop", "eager", lambda: crop(decoded, path.transforms), 0)
+    note("whole path", "graph" if path.cuda else "eager", path, flops)
+    return {
+        "machine": torch.cuda.get_device_name(device) if path.cuda else "cpu",
+        "torch": torch.__version__,
+        "batch": batch,
+        "begins_with": f"JPEG bytes, {SIZE} px" if decode_jpeg else f"decoded pictures, {SIZE} px: no torchvision",
+        "gemm_bf16_tflops": round(ceiling / 1e12, 2),
+        "gflop_a_picture": round(flops / 1e9, 2),
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each line")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--quick", action="store_true", help="two pictures, a moment each: does it run at all?")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+    if options.quick:
+        options.batch, options.seconds = 2, 0.05
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit("torch sees no CUDA device here. Look at nvidia-smi, or try: --device cpu --quick")
+    torch.backends.cudnn.benchmark = True
+    figures = measure(options)
+    print({name: value for name, value in figures.items() if name != "rows"})
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
