@@ -1,37 +1,38 @@
 """The networks as bulk reconstruction runs them: folded, frozen, in the precision that the machine is fast at.
 
 The same answers as `DECA.encode` and `DECA.displacement` within LIMITS, for inference alone: nothing here can be
-trained, and nothing is rendered. Batch norms are folded into the convolutions before them in float32, so that a half
-precision rounds each weight once; pictures go through in channels_last. On a CPU the graph is traced and frozen by
-TorchScript and not by torch.compile, which needs a C++ compiler that a bare machine does not have; what cannot be
-traced runs as it is.
+trained, and nothing is rendered. On a CPU the graph is frozen by TorchScript, which starts at once; or, for a long run,
+compiled for one batch size, which takes a C++ compiler and up to half a minute. On a GPU it runs as it is, or compiled.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deca_core.camera import IMAGE_SIZE
 from deca_core.codes import Codes
-from deca_core.detail import MAX_DISPLACEMENT, NUM_CONDITION, DetailDecoder
-from deca_core.encoder import Encoder
+from deca_core.detail import NUM_CONDITION
+from deca_core.frozen import FrozenDecoder, FrozenEncoder, Network, compiled, logger, traced
 from deca_core.model import DECA
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "mixed", "bf16", "fp16"]
+# Of E_c; of E_d and F_d. mixed is for weights whose head turns too far with the last bits of its pose.
+DTYPES: dict[Precision, tuple[torch.dtype, torch.dtype]] = {
+    "fp32": (torch.float32, torch.float32),
+    "mixed": (torch.float32, torch.bfloat16),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp16": (torch.float16, torch.float16),
+}
 # What "auto" tries beside fp32. fp16 is slow on most CPUs, and its range is short for networks trained in float32.
-CANDIDATES: dict[str, tuple[Precision, ...]] = {"cpu": ("bf16",), "cuda": ("bf16", "fp16")}
+CANDIDATES: dict[str, tuple[Precision, ...]] = {"cpu": ("bf16", "mixed"), "cuda": ("bf16", "fp16", "mixed")}
 GAIN = 1.1  # times faster than fp32 that another precision must be: below, exact answers are worth more
 TRIED = 4  # pictures that the micro-benchmark runs at once
 
@@ -67,56 +68,68 @@ class Inference:
 
     precision: of the convolutions. The linear layers at the end of the encoders, the first layer and the last
     convolution of F_d stay in float32: 8 bits there would move the camera by half a pixel and the surface by 20 um.
+    batch: 0, or compile for batches of that many faces, which takes up to half a minute; smaller ones are filled up.
+    Where nothing can be compiled it says so in the log, and `compiled` is false.
 
     >>> inference = Inference(model, "bf16")  # doctest: +SKIP
     >>> codes = inference.codes(images)  # doctest: +SKIP
     >>> maps = inference.displacement(codes)  # doctest: +SKIP
     """
 
-    def __init__(self, model: DECA, precision: Precision = "fp32", device: torch.device | str = "cpu") -> None:
-        self.precision, self.device = precision, torch.device(device)
-        dtype = DTYPES[precision]
-        pictures = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device)
-        conditions = torch.zeros(2, NUM_CONDITION, device=self.device)
+    def __init__(
+        self, model: DECA, precision: Precision = "fp32", device: torch.device | str = "cpu", batch: int = 0
+    ) -> None:
+        self.precision, self.device, self.batch = precision, torch.device(device), batch
+        coarse, detail = DTYPES[precision]
+        networks: list[nn.Module] = [
+            FrozenEncoder(model.E_flame, coarse),
+            FrozenEncoder(model.E_detail, detail),
+            FrozenDecoder(model.D_detail, model.fixed_displacement, detail),
+        ]
+        inputs = [(3, IMAGE_SIZE, IMAGE_SIZE)] * 2 + [(NUM_CONDITION,)]
         with torch.inference_mode():
-            self._coarse, self._detail = (
-                self._frozen(_FrozenEncoder(encoder, dtype), pictures) for encoder in (model.E_flame, model.E_detail)
+            self._coarse, self._detail, self._decoder = (
+                self._ready(network.eval().to(self.device), torch.zeros(batch or 2, *size, device=self.device))
+                for network, size in zip(networks, inputs, strict=True)
             )
-            decoder = _FrozenDecoder(model.D_detail, model.fixed_displacement, dtype)
-            self._decoder = self._frozen(decoder, conditions)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the networks are machine code for one batch size."""
+        return self.batch > 0
+
+    def _ready(self, network: nn.Module, example: Tensor) -> Network:
+        if self.batch:
+            try:
+                return compiled(network, example)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("the networks are not compiled, which makes them slower: %s", reason)
+                self.batch = 0
+        return traced(network, example) if self.device.type == "cpu" else network
+
+    def _run(self, network: Network, values: Tensor) -> Tensor:
+        """The network's answers for any number of values (B,...), on this device."""
+        values = values.to(self.device, non_blocking=True)
+        if not self.batch:
+            return network(values)
+        parts = [
+            network(torch.cat([part, part.new_zeros(self.batch - len(part), *part.shape[1:])]))[: len(part)].clone()
+            for part in values.split(self.batch)
+        ]
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def codes(self, images: Tensor) -> Codes:
         """As `DECA.encode`: (B,3,224,224) float RGB in [0, 1], on any device, to codes in float32 on this one's."""
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"codes: images have shape {tuple(images.shape)}, expected (B, 3, 224, 224)")
-        images = images.to(self.device, non_blocking=True)
-        return Codes.from_vectors(self._coarse(images), self._detail(images))
+        return Codes.from_vectors(self._run(self._coarse, images), self._run(self._detail, images))
 
     @torch.inference_mode()
     def displacement(self, codes: Codes) -> Tensor:
         """As `DECA.displacement`, without its channel: z plus the fixed displacement, (B,256,256) metres, float32."""
-        return self._decoder(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1).to(self.device))
-
-    def _frozen(self, network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
-        """The network ready to run on this device, warm."""
-        network = network.eval().to(self.device)
-        if self.device.type != "cpu":
-            network(example)
-            return network
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # TorchScript is called deprecated, and has no successor without gcc
-                frozen = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
-            for batch in (example, example, example[:1]):  # the first two calls still compile
-                answer = frozen(batch)
-            # A trace remembers constants: one that holds the batch's size would answer a single picture wrongly.
-            if torch.allclose(answer, network(example[:1]), rtol=1e-2, atol=1e-4 * float(answer.abs().max())):
-                return frozen
-        except RuntimeError:  # a graph that TorchScript cannot express; it says so at the call or at the trace
-            pass
-        network(example)
-        return network
+        return self._run(self._decoder, torch.cat([codes.jaw, codes.exp, codes.detail], dim=1))
 
 
 def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int = TRIED) -> Choice:
@@ -163,95 +176,6 @@ def smooth_pictures(count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 14, 14, generator=generator)
     return interpolate(coarse, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic").clamp(0, 1)
-
-
-def fold_norms(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch norms are folded into the convolutions right before them.
-
-    A network whose forward depends on its data cannot be looked through: its copy keeps its norms.
-    """
-    network = copy.deepcopy(network).eval()
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception:  # fx raises whatever a forward makes of a placeholder
-        return network
-    modules = dict(traced.named_modules())
-    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    for node in list(traced.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        norm, conv = modules[str(node.target)], modules[str(before.target)]
-        if type(norm) is not nn.BatchNorm2d or type(conv) is not nn.Conv2d or calls.count(before.target) > 1:
-            continue
-        traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
-
-
-class _FrozenEncoder(nn.Module):
-    """Pictures (B,3,224,224) to a code vector (B,N): the features in `dtype`, the linear layers in float32.
-
-    Weights are converted. A backbone with a step that half precision does not know (an antialiased resize) keeps its
-    weights and runs under autocast, which decides step by step.
-    """
-
-    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        folded = fold_norms(encoder.encoder)
-        self.features = _lowered(copy.deepcopy(folded), dtype)
-        self.layers = copy.deepcopy(encoder.layers).float()
-        self.mixed = False
-        if dtype != torch.float32:
-            try:
-                self(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(self.layers.parameters()).device))
-            except RuntimeError:
-                self.mixed, self.features = True, _channels_last(folded)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not self.mixed:
-            pictures = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            return self.layers(self.features(pictures).float())
-        # Without autocast's cache of converted weights: a trace would keep it as a step of every call.
-        with torch.autocast(images.device.type, self.dtype, cache_enabled=False):
-            features = self.features(images.contiguous(memory_format=torch.channels_last))
-        return self.layers(features.float())
-
-
-class _FrozenDecoder(nn.Module):
-    """Conditions (B,181) to the exported displacement (B,256,256)."""
-
-    def __init__(self, decoder: DetailDecoder, fixed: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        *blocks, last, _ = decoder.conv_blocks
-        self.dtype = dtype
-        self.first = copy.deepcopy(decoder.l1).float()
-        self.blocks = _lowered(fold_norms(nn.Sequential(*blocks)), dtype)
-        self.last = _channels_last(copy.deepcopy(last).float())
-        self.register_buffer("fixed", fixed.clone())
-
-    def forward(self, condition: Tensor) -> Tensor:
-        seed = self.first(condition).unflatten(1, (128, 8, 8))
-        features = self.blocks(seed.to(self.dtype).contiguous(memory_format=torch.channels_last))
-        return self.last(features.float()).tanh().squeeze(1) * MAX_DISPLACEMENT + self.fixed
-
-
-def _channels_last(network: nn.Module) -> nn.Module:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _lowered(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network with weights in `dtype`, but for what is left of its batch norms: they sum, and stay in float32."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    exact = [copy.deepcopy(norm.state_dict()) for norm in norms]
-    network = _channels_last(network.to(dtype=dtype))
-    for norm, state in zip(norms, exact, strict=True):
-        norm.float().load_state_dict(state)
-    return network
 
 
 VECTORS: tuple[tuple[str, ...], ...] = (("shape", "tex", "exp", "pose", "cam", "light"), ("detail",))

@@ -36,7 +36,6 @@ from tasks.annotate import AnnotateWorker
 from tasks.engine import Factory
 from tasks.estimate import estimate
 from tasks.plan import Plan
-from tasks.reconstruct import ReconstructWorker
 
 reconstructing = typer.Typer()
 
@@ -180,7 +179,7 @@ def plan(
     else:
         rebuilding = reconstruct_flow.prepare(resolve(ReconstructConfig, config, settings, options))
         frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
-        ray, factory = rebuilding.ray, partial(ReconstructWorker, rebuilding)
+        ray, factory = rebuilding.ray, reconstruct_flow.workers_of(frozen, rebuilding)
         price_per_hour = rebuilding.price_per_hour if price_per_hour is None else price_per_hour
     console.print(
         f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"

@@ -12,11 +12,11 @@ import torch
 from deca_core.inference import Deviation, choose_precision
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
 from schemas.consensus import ConsensusRecord
-from schemas.reconstruct import ReconstructConfig, ReconstructSummary
+from schemas.reconstruct import COMPILE_FROM, ReconstructConfig, ReconstructSummary
 from tasks.annotators import load_annotator
 from tasks.consensus import make_consensus
 from tasks.draft import code_version
-from tasks.engine import RunSummary, run_units
+from tasks.engine import Factory, RunSummary, run_units
 from tasks.estimate import Use
 from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
@@ -137,7 +137,14 @@ def faces_at(source: str) -> Faces | None:
 
 def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, partial(ReconstructWorker, config), config.ray, on_progress)
+    return run_units(plan, workers_of(plan, config), config.ray, on_progress)
+
+
+def workers_of(plan: Plan, config: ReconstructConfig) -> Factory:
+    """What builds the workers of a plan; whether they compile follows from it, so that all its runs decide alike."""
+    if config.compile is None:
+        config = config.model_copy(update={"compile": plan.inputs.items >= COMPILE_FROM})
+    return partial(ReconstructWorker, config)
 
 
 def agree_on_identities(plan: Plan, config: ReconstructConfig) -> ConsensusRecord | None:

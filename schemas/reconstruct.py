@@ -16,12 +16,13 @@ from schemas.faces import PICTURE, picture_schema
 from schemas.parquet import fixed_field
 
 SCHEMA_VERSION = 1
+COMPILE_FROM = 2000  # pictures or faces of a plan: below, compiling takes longer than it saves
 UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
 LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
 VERTEX_LIMIT = 0.5  # metres from the head's origin that a vertex column spans: steps of 15 um
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "mixed", "bf16", "fp16"]
 Output = Literal["codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview"]
 Layout = Literal["columns", "files"]
 PICTURES: tuple[Output, ...] = ("texture", "preview")
@@ -61,6 +62,10 @@ class ReconstructConfig(BaseModel):
     # Arithmetic of the convolutions. auto: a micro-benchmark of some seconds on the machine that plans takes bf16 where
     # it is faster and within the limits of deca_core/inference.py; the plan keeps what it took.
     precision: Precision = "auto"
+    # Compile the networks for batches of batch_size: a third to a half less time a face, after up to half a minute on
+    # a machine that has not done it before; takes a C++ compiler on the workers. Part of the plan. Default None: plans
+    # of COMPILE_FROM pictures or more, where there is a compiler.
+    compile: bool | None = None
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
     # After the rows: what the pictures of one person share, in DEST/consensus. identity: one shape a person, the
@@ -95,7 +100,7 @@ class ReconstructConfig(BaseModel):
 
         Models and the seed enter a plan by hash.
         """
-        parts = {"annotate", "batch_size", "codes", "outputs", "layout", "precision"}
+        parts = {"annotate", "batch_size", "codes", "outputs", "layout", "precision", "compile"}
         return {"flow": "reconstruct", **self.model_dump(mode="json", include=parts)}
 
 

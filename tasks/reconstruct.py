@@ -85,7 +85,8 @@ class ReconstructWorker:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(config).to(self.device)
         network = config.codes == "network"
-        self.inference = Inference(self.model, config.precision, self.device) if network else None
+        batch = config.batch_size if config.compile else 0
+        self.inference = Inference(self.model, config.precision, self.device, batch) if network else None
         self.landmark_head = None if network else LandmarkHead.of(self.model.flame)
         self.checkpoint = weights_hash(config)
         self.limit = MAX_DISPLACEMENT + float(self.model.fixed_displacement.abs().max())

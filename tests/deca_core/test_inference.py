@@ -7,28 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import deca_core.inference
 from deca_core import DECA
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import crop_transform, square_from_box, warp
-from deca_core.encoder import headless
-from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, fold_norms, smooth_pictures
+from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, smooth_pictures
 
 SMALL = "mobilenet_v3_small"
-
-
-def stir(network: nn.Module) -> None:
-    """Norms as training leaves them: with statistics of their own."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
-            module.weight.data.add_(0.2 * torch.rand(module.weight.shape, generator=generator))
-            module.bias.data.add_(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +60,12 @@ def test_the_default_stays_within_the_limits(shipped, faces):
 
 @torch.inference_mode()
 def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
-    """The small weights come to 0.1 mm, at the limit: the posed head turns with the last bits of its pose."""
+    """The small weights come to 0.1 mm and more: the posed head turns with the last bits of its pose. mixed leaves E_c
+    in float32, and with it the head.
+    """
+    mixed = deviation(shipped, Inference(shipped, "fp32"), Inference(shipped, "mixed"), faces)
+    assert 1e-5 < mixed.codes < LIMITS.codes
+    assert mixed.vertices_mm == 0
     found = deviation(shipped, Inference(shipped, "fp32"), Inference(shipped, "bf16"), faces)
     assert 1e-5 < found.codes < LIMITS.codes  # another arithmetic
     assert found.vertices_mm < 0.3
@@ -92,60 +84,39 @@ def test_half_precision_knows_every_kind_of_backbone(backbone):
         assert (half - exact).norm() < 0.03 * exact.norm()
 
 
+@torch.inference_mode()
+def test_compiled_networks_answer_any_number_of_faces(shipped, faces, monkeypatch):
+    """One batch size is compiled: fewer faces are filled up, more are cut, and a face's answer depends on neither.
+
+    Traced here, which is quicker; test_frozen.py compiles.
+    """
+    monkeypatch.setattr(deca_core.inference, "compiled", deca_core.inference.traced)
+    plain, compiled = Inference(shipped, "mixed"), Inference(shipped, "mixed", batch=2)
+    assert compiled.compiled
+    assert not plain.compiled
+    assert deviation(shipped, plain, compiled, faces).within(LIMITS)
+    codes = compiled.codes(faces)
+    single = compiled.codes(faces[2:])
+    assert torch.equal(codes.shape[2:], single.shape)
+    assert torch.equal(compiled.displacement(codes)[2:], compiled.displacement(single))
+
+
+def test_without_a_compiler_the_networks_run_all_the_same(shipped, faces, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(deca_core.inference, "compiled", refuse)
+    inference = Inference(shipped, "fp32", batch=8)
+    assert not inference.compiled
+    assert "no C++ compiler found" in caplog.text
+    assert inference.codes(faces).shape.shape == (3, 100)
+
+
 def test_the_model_stays_as_it_is(shipped):
     before = {name: value.clone() for name, value in shipped.state_dict().items()}
     Inference(shipped, "bf16")
     assert all(torch.equal(value, before[name]) for name, value in shipped.state_dict().items())
     assert {value.dtype for value in shipped.parameters()} == {torch.float32}
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("backbone", [SMALL, "resnet18", "densenet121"])
-def test_folding_changes_no_answer(backbone):
-    torch.manual_seed(0)
-    network, _ = headless(backbone)
-    stir(network.eval())
-    folded = fold_norms(network)
-    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (network, folded)]
-    assert norms[1] == 0 or (backbone == "densenet121" and norms[1] < norms[0])  # DenseNet norms before it convolves
-    images = smooth_pictures(1)
-    torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
-
-
-class Twice(nn.Module):
-    """One convolution under two norms, and a branch that depends on the data."""
-
-    def __init__(self, branch: bool) -> None:
-        super().__init__()
-        self.branch = branch
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.branch and x.sum() > 0:
-            return self.first(self.conv(x))
-        return self.second(self.conv(self.first(self.conv(x))))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("branch", [False, True])
-def test_what_cannot_be_folded_is_left(branch):
-    network = Twice(branch).eval()
-    stir(network)
-    images = torch.rand(2, 3, 4, 4)
-    torch.testing.assert_close(fold_norms(network)(images), network(images))
-
-
-def test_a_trace_that_remembers_the_batch_is_not_used(shipped, monkeypatch):
-    class Fixed(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)[:, :5] * int(x.shape[0])
-
-    inference = Inference.__new__(Inference)
-    inference.device = torch.device("cpu")
-    frozen = inference._frozen(Fixed(), torch.ones(2, 3, 4, 4))
-    assert isinstance(frozen, Fixed)
-    assert not isinstance(inference._frozen(nn.Flatten(), torch.ones(2, 3, 4, 4)), nn.Flatten)
 
 
 def test_wrong_shapes_are_refused(shipped):
@@ -160,7 +131,8 @@ def test_wrong_shapes_are_refused(shipped):
         ({"fp32": 10.0, "bf16": 9.5}, 0.5, "fp32"),  # hardly faster
         ({"fp32": 10.0, "bf16": 4.0}, 1.5, "fp32"),  # faster and wrong
         ({"fp32": 10.0, "bf16": 4.0}, math.nan, "fp32"),
-        ({"fp32": 10.0, "bf16": 900.0}, 0.5, "fp32"),  # no units for it
+        ({"fp32": 10.0, "bf16": 900.0, "mixed": 500.0}, 0.5, "fp32"),  # no units for it
+        ({"fp32": 10.0, "bf16": 4.0, "mixed": 3.0}, 0.5, "mixed"),
     ],
 )
 def test_the_choice_weighs_speed_and_error(shipped, monkeypatch, speeds, off, chosen):
@@ -172,7 +144,7 @@ def test_the_choice_weighs_speed_and_error(shipped, monkeypatch, speeds, off, ch
         return Deviation(LIMITS.codes * off, LIMITS.vertices_mm * off, LIMITS.displacement_um * off)
 
     monkeypatch.setattr(deca_core.inference, "Inference", Dry)
-    monkeypatch.setattr(deca_core.inference, "milliseconds_of", lambda one, *_, **__: speeds[one.precision])
+    monkeypatch.setattr(deca_core.inference, "milliseconds_of", lambda one, *_, **__: speeds.get(one.precision, 10.0))
     monkeypatch.setattr(deca_core.inference, "deviation", far)
     assert choose_precision(shipped).precision == chosen
 
