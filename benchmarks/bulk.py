@@ -46,7 +46,7 @@ from schemas.faces import (
 )
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
-from schemas.reconstruct import ReconstructConfig
+from schemas.reconstruct import COMPILE_FROM, ReconstructConfig
 from tasks.models import load_model
 from tasks.storage import Store
 from tasks.versions import record_name
@@ -142,20 +142,21 @@ def operations(model: DECA) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def networks_alone(model: DECA, precision: str, batch: int, threads: int, seconds: float) -> float:
+def networks_alone(model: DECA, options: argparse.Namespace, threads: int) -> float:
     """Pictures/s of the frozen networks in as many threads of this process, one torch thread each."""
     torch.set_num_threads(1)
-    images = smooth_pictures(batch)
-    frozen = [Inference(model, precision) for _ in range(threads)]  # type: ignore[arg-type]
+    images = smooth_pictures(options.batch)
+    compiled = options.batch if options.faces >= COMPILE_FROM else 0
+    frozen = [Inference(model, options.precision, batch=compiled) for _ in range(threads)]
     done = [0] * threads
-    end = time.monotonic() + seconds
+    end = time.monotonic() + options.seconds
 
     def run(place: int) -> None:
         torch.set_num_threads(1)
         while time.monotonic() < end:
             codes: Codes = frozen[place].codes(images)
             frozen[place].displacement(codes)
-            done[place] += batch
+            done[place] += options.batch
 
     started = time.monotonic()
     running = [threading.Thread(target=run, args=(place,)) for place in range(threads)]
@@ -296,7 +297,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     rate = figures["gemm_gflops"] = round(ceiling(options.precision, threads, options.seconds), 1)
     allowed = figures["allowed_faces_per_second"] = round(rate / figures["gflop_a_face"], 2)
     if options.bare:
-        alone = networks_alone(model, options.precision, options.batch, threads, options.seconds)
+        alone = networks_alone(model, options, threads)
         figures["networks_alone"] = {"faces_per_second": round(alone, 2), "share_of_ceiling": round(alone / allowed, 3)}
     for source in options.source.split(","):
         for kind in ("", "steady_"):

@@ -3,7 +3,7 @@
 Pictures a second of the encoders, of F_d, of both, and of the whole path: JPEG bytes in memory, decoded (by
 torchvision, on the GPU; without it the path begins at decoded pictures), cropped, encoded, displacement, 16-bit
 steps, back in pinned memory; two batches under way, so that copies hide behind computing. Networks with random
-weights: the same work. Batch norms are folded, convolutions in bf16 and channels_last, linear layers in float32. Each
+weights: the same work. The networks are those of deca_core/frozen.py in bf16, linear layers in float32. Each
 is run as it is and as a CUDA graph, with --compile by torch.compile too (which needs a C compiler). Shares are of the
 bf16 matrix products that the same process reaches. `--device cpu --quick` only shows that it runs.
 """
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceilings
 from deca_core.codes import NUM_COARSE, NUM_DETAIL, Codes
-from deca_core.detail import DetailDecoder
+from deca_core.detail import MAX_DISPLACEMENT, DetailDecoder
 from deca_core.encoder import RESNET50, Encoder
+from deca_core.frozen import FrozenDecoder, FrozenEncoder
 
 SIZE, CROP = 512, 224  # pixels on a side of a picture, and of what the networks see
 LEVELS = 2**16 - 1
@@ -39,46 +39,26 @@ except ImportError:
 Work = Callable[[], Any]
 
 
-def fold(module: nn.Module) -> None:
-    """Put every batch norm that follows a convolution of the same parent into that convolution."""
-    before: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.Conv2d):
-            before = name, child
-        elif isinstance(child, nn.BatchNorm2d) and before is not None:
-            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-            setattr(module, name, nn.Identity())
-            before = None
-        elif not isinstance(child, nn.Identity):
-            before = None
-            fold(child)
-
-
 class Networks(nn.Module):
-    """E_c, E_d and F_d for inference."""
+    """E_c, E_d and F_d as the product runs them, from pictures to 16-bit steps."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.coarse, self.fine = Encoder(NUM_COARSE, RESNET50), Encoder(NUM_DETAIL, RESNET50)
-        self.decoder = DetailDecoder()
-        self.eval().requires_grad_(False)
-        fold(self)
-        self.to(device)
-        for network in (self.coarse.encoder, self.fine.encoder, self.decoder.conv_blocks):
-            network.to(dtype=dtype, memory_format=torch.channels_last)
-        self.dtype = dtype
+        self.coarse, self.fine = (
+            FrozenEncoder(Encoder(outputs, RESNET50), dtype) for outputs in (NUM_COARSE, NUM_DETAIL)
+        )
+        self.decoder = FrozenDecoder(DetailDecoder(), torch.zeros(256, 256), dtype)
+        self.eval().requires_grad_(False).to(device)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B,3,224,224) in [0, 1] to all codes (B,364)."""
-        images = images.to(self.dtype, memory_format=torch.channels_last)
         return torch.cat([self.coarse(images), self.fine(images)], dim=1)
 
     def levels(self, vectors: Tensor) -> Tensor:
         """Codes (B,364) to displacement maps (B,256,256) in 16-bit steps."""
         codes = Codes.from_vectors(*vectors.split([NUM_COARSE, NUM_DETAIL], dim=1))
-        seed = self.decoder.l1(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1)).unflatten(1, (128, 8, 8))
-        z = self.decoder.conv_blocks(seed.to(self.dtype, memory_format=torch.channels_last))[:, 0].float()
-        return ((z + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).to(torch.int32).to(torch.uint16)  # of MAX_DISPLACEMENT
+        z = self.decoder(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1))
+        return ((z / MAX_DISPLACEMENT + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).to(torch.int32).to(torch.uint16)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vectors = self.encode(images)

@@ -88,15 +88,18 @@ def flops(work: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def stages(name: str, model: DECA, precision: Precision, floors: dict[str, float], seconds: float) -> Iterator[Figure]:
+def stages(
+    name: str, model: DECA, precision: Precision, options: argparse.Namespace, floors: dict[str, float]
+) -> Iterator[Figure]:
     """The stages that depend on the networks, milliseconds a picture in batches of BATCH."""
-    images, frozen = smooth_pictures(BATCH), Inference(model, precision)
+    images = smooth_pictures(BATCH)
+    frozen = Inference(model, precision, batch=BATCH if options.compile else 0)
     codes = frozen.codes(images)
     for stage, work, counted in (
         ("E_c and E_d", partial(frozen.codes, images), partial(model.encode, images)),
         ("F_d", partial(frozen.displacement, codes), partial(model.displacement, codes)),
     ):
-        yield timed(f"{name}: {stage}", work, flops(counted) / floors["flops"], seconds, BATCH)
+        yield timed(f"{name}: {stage}", work, flops(counted) / floors["flops"], options.seconds, BATCH)
 
 
 def common_stages(folder: Path, floors: dict[str, float], seconds: float) -> Iterator[Figure]:
@@ -142,13 +145,16 @@ def write_pictures(folder: Path, count: int) -> None:
         np.save(folder / f"{number:06d}.npy", landmarks())
 
 
-def settings(folder: Path, dest: Path, checkpoint: str, precision: Precision, workers: int) -> ReconstructConfig:
+def settings(
+    folder: Path, dest: Path, checkpoint: str, precision: Precision, compiled: bool, workers: int
+) -> ReconstructConfig:
     return ReconstructConfig.model_validate(
         {
             "source": str(folder / "photos"),
             "dest": str(dest),
             "checkpoint": checkpoint,
             "precision": precision,
+            "compile": compiled,
             "annotate": {"provider": "sidecar", "sidecar": {"landmarks": ["{stem}.npy"]}},
             "units": {"items_per_unit": UNIT},
             "batch_size": BATCH,
@@ -188,9 +194,9 @@ def end_to_end(
     for repeat in range(options.repeats):
         for workers in options.workers:
             dest = folder / f"{name}-{workers}-{repeat}"
-            rate = flow(settings(folder, dest, checkpoint, precision, workers))
+            rate = flow(settings(folder, dest, checkpoint, precision, options.compile, workers))
             rates[str(workers)] = max(rates.get(str(workers), 0.0), rate)
-        rate = plain_loop(settings(folder, dest, checkpoint, precision, 0), str(dest), folder)
+        rate = plain_loop(settings(folder, dest, checkpoint, precision, options.compile, 0), str(dest), folder)
         rates["loop"] = max(rates.get("loop", 0.0), rate)
     section = f"flow, {name}, {options.faces} faces of {SIZE} px"
     yield Figure(section, "a plain loop", rates["loop"], "faces/s", 1 / floor, "higher")
@@ -243,13 +249,8 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
         floor = flops(lambda model=model, one=one: model.displacement(model.encode(one))) / floors["flops"]
         yield Figure("stages", f"{name}: GFLOP a picture", floor * floors["flops"] / 1e9, "GFLOP")
         precision = choose_precision(model, "cpu").precision
-        yield Figure(
-            "stages",
-            f"{name}: precision that was chosen",
-            float(precision.removeprefix("fp").removeprefix("bf")),
-            "bits",
-        )
-        yield from stages(name, model, precision, floors, options.seconds)
+        options.precisions[name] = precision
+        yield from stages(name, model, precision, options, floors)
         yield from end_to_end(name, checkpoint, precision, folder, options, floor)
 
 
@@ -293,22 +294,27 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="16 faces, the small backbone, no Ray: does it run at all?"
     )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="as plans of thousands of pictures do"
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="an earlier run's --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args()
     if options.quick:
         options.faces, options.backbones, options.workers, options.repeats = 16, ["small"], [0], 1
-        options.seconds = 0.1
+        options.seconds, options.compile = 0.1, False
+    options.precisions = {}  # that were chosen, by backbone
     before = read_figures(options.compare) if options.compare else None
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="deca-suite-") as name:
         for figure in measure(Path(name), options):
             figures.append(figure)
             print(f"{figure.section}: {figure.name} {figure.value:,.3f} {figure.unit}", flush=True)
+    print(f"precisions: {options.precisions}")
     print("\n".join([f"\n{'':<46} {'value':>14} {'':<11}{'floor':>14} {'reached':>8}", *table(figures, before)]))
     if options.json:
         rows = [asdict(figure) | {"share": figure.share} for figure in figures]
-        asked = {name: getattr(options, name) for name in ("faces", "backbones", "workers", "repeats", "seconds")}
+        asked = {name: value for name, value in vars(options).items() if name not in ("json", "compare")}
         versions = {"torch": torch.__version__, "cores": os.cpu_count()}
         options.json.write_text(json.dumps({"options": asked, **versions, "figures": rows}, indent=1) + "\n")
 
