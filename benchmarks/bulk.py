@@ -3,7 +3,7 @@
 faces/ -> reconstructions/ and 512 px JPEG with landmarks beside them -> reconstructions/, both with displacement maps,
 and the share of the faces/s that the matrix-product ceiling, measured before and after in the same run with as many
 threads, allows for the networks' operations (counted by torch; 18.2 G for resnet50). `--bare` adds the networks alone
-in as many threads, which says how much of the loss is theirs. `--memory` follows the workers' memory. Few pictures are
+in as many processes, which says how much of the loss is theirs. `--memory` follows the workers' memory. Few pictures are
 made and named often: what is read, decoded and written is the same for each.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -26,9 +27,9 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deca_core import DECA, Codes
+from deca_core import DECA
 from deca_core.assets import procedural_head
-from deca_core.checkpoint import save_checkpoint
+from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.detail import START
 from deca_core.inference import DTYPES, Inference, smooth_pictures
@@ -143,33 +144,32 @@ def operations(model: DECA) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def networks_alone(model: DECA, options: argparse.Namespace, threads: int) -> float:
-    """Pictures/s of the frozen networks in as many threads of this process, one torch thread each."""
+def networks_alone(checkpoint: Path, options: argparse.Namespace, processes: int) -> float:
+    """Pictures/s of the frozen networks in as many processes, one thread each, none of them still starting."""
+    context = multiprocessing.get_context("spawn")
+    ready, rates = context.Barrier(processes), context.Queue()
+    running = [context.Process(target=_run_alone, args=(checkpoint, options, ready, rates)) for _ in range(processes)]
+    for process in running:
+        process.start()
+    total = sum(float(rates.get()) for _ in running)
+    for process in running:
+        process.join()
+    return total
+
+
+def _run_alone(checkpoint: Path, options: argparse.Namespace, ready: Any, rates: Any) -> None:
     torch.set_num_threads(1)
+    model = load_checkpoint(checkpoint, bundle=procedural_head())
     images = smooth_pictures(options.batch)
-    compiled = options.batch if options.faces >= COMPILE_FROM else 0
-    frozen = [Inference(model, options.precision, batch=compiled) for _ in range(threads)]
-    done = [0] * threads
-    ready = threading.Barrier(threads + 1)  # each thread's first run still compiles
-
-    def run(place: int) -> None:
-        torch.set_num_threads(1)
-        frozen[place].displacement(frozen[place].codes(images))
-        ready.wait()
-        end = time.monotonic() + options.seconds
-        while time.monotonic() < end:
-            codes: Codes = frozen[place].codes(images)
-            frozen[place].displacement(codes)
-            done[place] += options.batch
-
-    running = [threading.Thread(target=run, args=(place,)) for place in range(threads)]
-    for thread in running:
-        thread.start()
+    frozen = Inference(model, options.precision, batch=options.batch if options.faces >= COMPILE_FROM else 0)
+    frozen.displacement(frozen.codes(images))
+    done = 0
     ready.wait()
     started = time.monotonic()
-    for thread in running:
-        thread.join()
-    return sum(done) / (time.monotonic() - started)
+    while time.monotonic() < started + options.seconds:
+        frozen.displacement(frozen.codes(images))
+        done += options.batch
+    rates.put(done / (time.monotonic() - started))
 
 
 @contextmanager
@@ -304,7 +304,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     rate = figures["gemm_gflops"] = round(ceiling(options.precision, threads, options.seconds), 1)
     allowed = figures["allowed_faces_per_second"] = round(rate / figures["gflop_a_face"], 2)
     if options.bare:
-        alone = networks_alone(model, options, threads)
+        alone = networks_alone(folder / "checkpoint", options, threads)
         figures["networks_alone"] = {"faces_per_second": round(alone, 2), "share_of_ceiling": round(alone / allowed, 3)}
     for source in options.source.split(","):
         for kind in ("", "steady_"):

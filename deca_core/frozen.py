@@ -41,8 +41,10 @@ def compiled(network: nn.Module, example: Tensor) -> Network:
         return answer
 
     call.__code__ = call.__code__.replace()  # compilations are counted by code object, and soon refused
-    with inductor.patch(compile_threads=1):  # no pool of processes that outlives this call
-        made: Network = torch.compile(call, dynamic=False, options={"freezing": True})
+    # One compiling thread: no pool of processes that outlives this call. Freezing is what fuses convolutions with what
+    # follows them; as an option of torch.compile it does nothing.
+    with inductor.patch(compile_threads=1, freezing=True):
+        made: Network = torch.compile(call, dynamic=False)
         made(example)
     return made
 
