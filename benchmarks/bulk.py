@@ -3,8 +3,8 @@
 faces/ -> reconstructions/ and 512 px JPEG with landmarks beside them -> reconstructions/, both with displacement maps,
 and the share of the faces/s that the matrix-product ceiling, measured before and after in the same run with as many
 threads, allows for the networks' operations (counted by torch; 18.2 G for resnet50). `--bare` adds the networks alone
-in as many processes, which says how much of the loss is theirs. `--memory` follows the workers' memory. Few pictures are
-made and named often: what is read, decoded and written is the same for each.
+in as many processes, which says how much of the loss is theirs. `--memory` follows the workers' memory. Few pictures
+are made and named often: what is read, decoded and written is the same for each.
 """
 
 from __future__ import annotations
