@@ -101,6 +101,15 @@ def dense_grid(bundle: AssetBundle) -> DenseGrid:
 
 
 @lru_cache(maxsize=4)
+def displaced_grid(bundle: AssetBundle) -> DenseGrid:
+    """The part of `dense_grid` that a displacement can move: a third of it on a whole head."""
+    grid = dense_grid(bundle)
+    moving = ((bundle.face_eye_mask > 0) | (bundle.fixed_displacement != 0)).ravel()[grid.texels]
+    used, faces = np.unique(grid.faces[moving[grid.faces].any(axis=1)], return_inverse=True)
+    return DenseGrid(grid.texels[used], faces.reshape(-1, 3), grid.uv[used])
+
+
+@lru_cache(maxsize=4)
 def padding(bundle: AssetBundle, size: int = UV_SIZE) -> Int:
     """For every texel the nearest covered one, (size * size,): what is filtered at a seam is then skin, not black."""
     from scipy.ndimage import distance_transform_edt

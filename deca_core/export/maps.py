@@ -14,7 +14,7 @@ from torch.nn import functional
 from deca_core.appearance import shading
 from deca_core.assets.bundle import AssetBundle
 from deca_core.codes import Codes
-from deca_core.export.grid import dense_grid, padding, split_of, texel_faces
+from deca_core.export.grid import displaced_grid, padding, split_of, texel_faces
 from deca_core.export.mesh import MILLIMETRES, surface_at
 from deca_core.model import DECA, Reconstruction
 from deca_core.raster import rasterize
@@ -104,7 +104,7 @@ def tangent_normals(model: DECA, head: Reconstruction, index: int = 0) -> Tensor
     bundle, size = model.bundle, model.atlas.size
     vertices = head.vertices[index : index + 1].float()
     tangents = vertex_tangents(bundle, vertices, vertex_normals(vertices * MILLIMETRES, model.faces))
-    grid, split = dense_grid(bundle), split_of(bundle)
+    grid, split = displaced_grid(bundle), split_of(bundle)
     texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
     points, normal = surface_at(model, vertices, texels)
     normal = functional.normalize(normal, dim=-1)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from deca_core.export.grid import dense_grid, split_of
+from deca_core.export.grid import displaced_grid, split_of
 from deca_core.export.maps import (
     jpeg,
     png_of_normals,
@@ -83,7 +83,7 @@ def test_a_slope_tilts_the_normal_downhill(model, heads):
 
 def test_the_map_turns_smooth_normals_into_those_of_m_prime(model, heads):
     """Independent: the triangles of M' against those of M, whose facets cancel in the difference."""
-    grid = dense_grid(model.bundle)
+    grid = displaced_grid(model.bundle)
     texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
     points, normal = surface_at(model, heads.vertices[:1], texels)
     normal = functional.normalize(normal, dim=-1)
