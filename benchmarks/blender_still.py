@@ -66,9 +66,9 @@ def lamp(name, energy, size, place):
     one.rotation_euler = (-Vector(place)).to_track_quat("-Z", "Y").to_euler()
     scene.collection.objects.link(one)
 
-lamp("key", 9, 0.6, (-0.7, -1.1, 0.7))
-lamp("fill", 4, 1.0, (0.9, -1.0, 0.2))
-lamp("rim", 6, 0.5, (0.3, 0.9, 0.8))
+lamp("key", 22, 0.6, (-0.7, -1.1, 0.7))
+lamp("fill", 11, 1.0, (0.9, -1.0, 0.2))
+lamp("rim", 10, 0.5, (0.3, 0.9, 0.8))
 world = scene.world = bpy.data.worlds.new("grey")
 world.use_nodes = True
 world.node_tree.nodes["Background"].inputs[0].default_value = (0.05, 0.055, 0.065, 1)
