@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deca_core.assets.bundle import UV_SIZE, AssetBundle
 from deca_core.raster.reference import barycentric, rasterize_reference
@@ -41,6 +42,16 @@ class UVAtlas(nn.Module):
         values = (values * self.bary.T.contiguous()).sum(1)  # (B C, N)
         out = values.new_zeros(len(values), self.size * self.size).index_copy(1, self.texels, values)
         return out.view(batch, channels, self.size, self.size)
+
+
+def picture_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
+    """Pictures (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
+
+    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside a picture.
+    """
+    surface = atlas(torch.cat([projected[..., :2], torch.ones_like(projected[..., :1])], dim=-1))
+    grid, covered = surface[:, :2].permute(0, 2, 3, 1), surface[:, 2:]
+    return functional.grid_sample(images, grid, align_corners=False) * covered
 
 
 @lru_cache(maxsize=4)

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from deca_core import DECA, Codes, Reconstruction
 from deca_core.camera import IMAGE_SIZE, project
+from deca_core.uv import picture_on_uv
 from schemas.reconstruct import VERTEX_LIMIT, Output, quantise
 
 JPEG_QUALITY = 90  # of textures and previews
@@ -58,20 +58,10 @@ def columns_of_head(
         normals = (model.detail_normals(head) + 1) * 127.5
         columns["normals"] = normals.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     if "texture" in outputs:
-        columns["texture"] = as_jpegs(texture(model, head, images))
+        columns["texture"] = as_jpegs(picture_on_uv(model.atlas, head.projected, images))
     if "preview" in outputs:
         columns["preview"] = as_jpegs(model.render(codes, head).shaded_detail)
     return columns
-
-
-def texture(model: DECA, head: Reconstruction, images: Tensor) -> Tensor:
-    """The pictures warped to the UV map, (B,3,256,256): what the camera sees at every texel, hidden ones included.
-
-    Black where the atlas is empty and where a texel lies outside the picture.
-    """
-    surface = model.atlas(torch.cat([head.projected[..., :2], torch.ones_like(head.projected[..., :1])], dim=-1))
-    grid, covered = surface[:, :2].permute(0, 2, 3, 1), surface[:, 2:]
-    return functional.grid_sample(images, grid, align_corners=False) * covered
 
 
 def to_source(points: NDArray[np.float32], transforms: NDArray[np.float64]) -> NDArray[np.float32]:
