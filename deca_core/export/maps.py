@@ -102,7 +102,9 @@ def tangent_normals(model: DECA, head: Reconstruction) -> Tensor:
     tangent = _at_texels(model.atlas, tangents[..., :3], corners)
     tangent = functional.normalize(tangent - normal * (tangent * normal).sum(-1, keepdim=True), dim=-1)
     side = tangents[:, corners[:, 0], 3:]
-    detailed = functional.normalize(model.detail_normals(head).flatten(2)[:, :, model.atlas.texels].transpose(1, 2), dim=-1)
+    detailed = functional.normalize(
+        model.detail_normals(head).flatten(2)[:, :, model.atlas.texels].transpose(1, 2), dim=-1
+    )
     frame = (tangent, torch.linalg.cross(normal, tangent, dim=-1) * side, normal)
     found = torch.stack([(detailed * axis).sum(-1) for axis in frame], dim=1)
     flat = found.new_zeros(len(found), 3, model.atlas.size**2)

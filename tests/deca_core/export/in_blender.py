@@ -1,19 +1,20 @@
 """Runs inside Blender: opens a GLB file, sets joints and shape keys, writes what it finds as JSON.
 
 blender --background --factory-startup --python in_blender.py -- head.glb request.json answer.json
-request: {"pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1}}; joints not named are put at rest, keys not named at 0.
+request: {"packages": folder with numpy, "pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1}}; joints not named are put at rest, keys not named at 0.
 """
 
 import json
 import sys
 
-import bpy
-import numpy as np
-from mathutils import Matrix, Quaternion, Vector
-
 glb, request, answer = sys.argv[sys.argv.index("--") + 1 :]
 with open(request) as file:
     asked = json.load(file)
+sys.path.append(asked["packages"])  # Debian's Blender comes without the numpy that its glTF importer needs
+
+import bpy  # noqa: E402
+import numpy as np  # noqa: E402
+from mathutils import Quaternion, Vector  # noqa: E402
 
 bpy.ops.wm.read_factory_settings(use_empty=True)
 bpy.ops.import_scene.gltf(filepath=glb)
