@@ -16,6 +16,7 @@ from deca_core.metrics import MetricError
 from deca_core.perceptual import PerceptualError
 from deca_core.recognition import RecognitionError
 from pipelines.cli_datasets import assets, datasets
+from pipelines.cli_export import exporting
 from pipelines.cli_reconstruct import reconstructing
 from pipelines.launch import run_flow
 from pipelines.options import (
@@ -41,6 +42,7 @@ from pipelines.stages import planned_dataset, stored_config
 from schemas.ablate import AblateConfig
 from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
+from schemas.export import ExportConfig
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import PresetName, TrainConfig
@@ -50,6 +52,8 @@ from tasks.checkpoints import TrainStateError
 from tasks.consensus import ConsensusError
 from tasks.discover import SourceError
 from tasks.engine import EngineError
+from tasks.filters import FilterError
+from tasks.heads import HeadsError
 from tasks.identities import IdentityError
 from tasks.plan import PlanError, load_plan
 from tasks.samples import SamplesError
@@ -69,6 +73,8 @@ KNOWN_ERRORS = (
     EngineError,
     EvaluateError,
     FacesError,
+    FilterError,
+    HeadsError,
     IdentityError,
     MetricError,
     PerceptualError,
@@ -84,6 +90,7 @@ KNOWN_ERRORS = (
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
 UNIT_FLOWS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "ingest": IngestConfig,
     "reconstruct": ReconstructConfig,
     "synth": SynthConfig,
@@ -91,6 +98,7 @@ UNIT_FLOWS: dict[str, Any] = {
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(reconstructing)
+app.add_typer(exporting)
 app.add_typer(datasets)
 app.add_typer(assets, name="assets")
 

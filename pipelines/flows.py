@@ -16,6 +16,7 @@ from prefect.states import Completed
 
 from pipelines.ablate import ablate as run_ablate
 from pipelines.evaluate import evaluate as run_evaluate
+from pipelines.export import export as run_export
 from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
 from pipelines.reconstruct import reconstruct as run_reconstruct
@@ -25,6 +26,7 @@ from pipelines.synth import synth as run_synth
 from pipelines.train import train as run_train
 from schemas.ablate import AblateConfig, AblateSummary
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
+from schemas.export import ExportConfig, ExportSummary
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.train import TrainConfig, TrainSummary
@@ -123,6 +125,13 @@ def ablate(config: AblateConfig) -> Any:
     return _finish("ablations", f"models and figures in {summary.dest}", summary)
 
 
+@flow(name="export")
+def export(config: ExportConfig) -> Any:
+    """Reconstructions in, files for other programs out: see `deca export --help`. The call's result is the summary."""
+    summary = run_export(config, on_progress=ProgressArtifact("export-progress"), stage=as_task)
+    return _finish("export", f"heads in {summary.dest}", summary)
+
+
 @flow(name="synth")
 def synth(config: SynthConfig) -> Any:
     """Photographs of procedural people with their truth: see `deca synth --help`. The call's result is the summary."""
@@ -150,7 +159,13 @@ def _train_report(summary: TrainSummary) -> str:
 def _finish(
     name: str,
     description: str,
-    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary | AblateSummary,
+    summary: ReconstructSummary
+    | IngestSummary
+    | SynthSummary
+    | TrainSummary
+    | EvaluateSummary
+    | AblateSummary
+    | ExportSummary,
 ) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipelines.ablate import ablate
 from pipelines.evaluate import evaluate
+from pipelines.export import export
 from pipelines.ingest import ingest
 from pipelines.options import COMPLETE, PARTIAL, console
 from pipelines.reconstruct import reconstruct
@@ -21,6 +22,7 @@ from tasks.progress import TerminalProgress
 FLOWS: dict[str, Callable[..., Any]] = {
     "ablate": ablate,
     "evaluate": evaluate,
+    "export": export,
     "ingest": ingest,
     "reconstruct": reconstruct,
     "synth": synth,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from schemas.evaluate import EvaluateConfig
+from schemas.export import ExportConfig
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
@@ -21,7 +22,7 @@ CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig)
+Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig)
 Stage = Callable[[Function], Function]
 OnProgress = Callable[[Progress], None]
 

@@ -6,6 +6,7 @@ from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
 from pipelines.train import MODEL, finished_stages, is_published, stored_plan
 from schemas.ablate import AblateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
+from schemas.export import ExportSummary
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
@@ -14,7 +15,7 @@ from tasks.ablation_report import FULL, MARKDOWN, ablation_table
 from tasks.card import CARD
 from tasks.checkpoints import list_checkpoints
 from tasks.estimate import Estimate, Use
-from tasks.plan import standing_quarantine
+from tasks.plan import FILES, standing_quarantine
 from tasks.storage import Store
 from tasks.train_report import CURVES, PICTURES
 from tasks.verify import status
@@ -55,7 +56,13 @@ def _hours(use: Use, per_hour: float | None) -> str:
 
 
 def summary_lines(
-    summary: ReconstructSummary | IngestSummary | SynthSummary | TrainSummary | EvaluateSummary | AblateSummary,
+    summary: ReconstructSummary
+    | IngestSummary
+    | SynthSummary
+    | TrainSummary
+    | EvaluateSummary
+    | AblateSummary
+    | ExportSummary,
 ) -> Lines:
     """The outcome of a run, and where to look next."""
     if isinstance(summary, TrainSummary):
@@ -75,7 +82,17 @@ def summary_lines(
     ]
 
 
-def _own_lines(summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary) -> Lines:
+def _own_lines(
+    summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary | ExportSummary,
+) -> Lines:
+    if isinstance(summary, ExportSummary):
+        rate = f"{summary.heads_run} by this run, {summary.heads_per_second} heads/s"
+        colours = ", ".join(f"{count} from the {name}" for name, count in summary.colours.items()) or "none"
+        return [
+            ("heads", f"{summary.heads} as {', '.join(summary.formats)} ({rate})"),
+            ("files", f"{summary.files} in {Store(summary.dest).join(FILES)}, {megabytes(summary.bytes)}"),
+            ("colours", colours),
+        ]
     if isinstance(summary, EvaluateSummary):
         return [
             ("pictures", str(summary.pictures)),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from deca_core import DECA, Codes
 from deca_core.checkpoint import CheckpointError
-from schemas.ledger import CommitRecord
+from schemas.ledger import CommitRecord, Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.filters import Filter, parse_filter
@@ -37,6 +38,7 @@ CODES = tuple(name for name, _ in Codes.zeros().items())
 BATCH = 64  # rows of some 130 kB each where they hold their maps
 BLOCK = 2**18  # bytes read ahead: the deciding columns are small beside the others
 NEAR = 10_000  # ids that are looked through for one like a mistyped one
+UNIT = re.compile(r"/part-(\d+)-[0-9a-f]{8}\.parquet$")
 ROW = "row in the part"  # a column that no dataset has
 
 logger = logging.getLogger("deca")
@@ -69,10 +71,9 @@ class Heads:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Rows of one row group of a part: where they lie in it, and their columns."""
+    """Rows of one row group of a unit's part: where they lie in it, and their columns."""
 
-    part: str
-    sha256: str
+    commit: CommitRecord
     rows: NDArray[np.int64]
     table: pa.Table
 
@@ -142,7 +143,7 @@ def iter_chosen(
                 places = _places(parquet, group, wanted, question, found)
                 if len(places):
                     table = parquet.read_row_group(group, columns=ask).take(pa.array(places))
-                    yield Chosen(commit.part, str(commit.sha256), first + places, table)
+                    yield Chosen(commit, first + places, table)
                 first += parquet.metadata.row_group(group).num_rows
                 matched += len(places)
         rows += commit.rows
@@ -153,6 +154,62 @@ def iter_chosen(
     if not matched:
         of = " of the faces named" if ids is not None else ""
         raise HeadsError(f"{plan.dest}: none{of} of {rows} rows matches {where!r}. Loosen the filter, or leave it out")
+
+
+def head_items(dest: str, ids: Sequence[str] | None = None, where: str | None = None) -> Iterator[Item]:
+    """The rows chosen as items of another plan: named after their unit and face, with their place in the part.
+
+    A part that is written anew keeps the names and changes the etag, so that an extended plan knows what to do again.
+    """
+    plan, index = heads_plan(dest), 0
+    for chosen in iter_chosen(dest, ids, where, ["face_id"]):
+        uri, etag = plan.store.join(plan.part_name(chosen.commit.unit)), str(chosen.commit.sha256)[:16]
+        faces = chosen.table["face_id"].to_pylist()
+        for row, face in zip(chosen.rows.tolist(), faces, strict=True):
+            yield Item(index, uri, f"head[{face}]", row, etag=etag, root=plan.dest)
+            index += 1
+
+
+def unit_of(item: Item) -> int:
+    """The unit of the reconstructions that an item of `head_items` is a row of."""
+    found = UNIT.search(item.uri)
+    assert found is not None, f"{item.uri} is no part of a dataset"
+    return int(found[1])
+
+
+def read_head_items(
+    plan: Plan, items: Sequence[Item], columns: Sequence[str]
+) -> Iterator[tuple[Item, pa.Table | Exception]]:
+    """(item, its row as a table, or the error that reading it raised) in the order of the items.
+
+    plan: of the reconstructions; columns: those of them that the rows have are read.
+    """
+    for unit, run in groupby(items, unit_of):
+        wanted = list(run)
+        try:
+            with _open_part(plan, _planned_commit(plan, unit, wanted[0])) as parquet:
+                ask = [name for name in columns if name in parquet.schema_arrow.names]
+                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                ends = np.cumsum(sizes)
+                groups = np.searchsorted(ends, np.array([item.offset for item in wanted]), side="right")
+                for group, some in groupby(zip(groups.tolist(), wanted, strict=True), lambda pair: pair[0]):
+                    table = parquet.read_row_group(group, columns=ask)
+                    for _, item in some:
+                        yield item, table.slice(int(item.offset or 0) - int(ends[group] - len(table)), 1)
+        except (HeadsError, pa.ArrowException, OSError) as error:
+            yield from [(item, error) for item in wanted]
+
+
+def _planned_commit(plan: Plan, unit: int, item: Item) -> CommitRecord:
+    """The record of a unit; HeadsError where its part is not the one that the item was planned from."""
+    again = "were the reconstructions made anew? Go on with --extend, or plan them again with --new"
+    try:
+        commit = CommitRecord.model_validate_json(plan.store.read(plan.commit_name(unit)))
+    except FileNotFoundError as error:
+        raise HeadsError(f"{item.uri} is gone; {again}") from error
+    if commit.part is None or str(commit.sha256)[:16] != item.etag:
+        raise HeadsError(f"{item.uri} has changed since it was planned; {again}")
+    return commit
 
 
 def heads_plan(dest: str) -> Plan:

@@ -13,7 +13,7 @@ from schemas.ledger import CommitRecord
 from schemas.parquet import write_table
 from tasks.storage import Store, hash_file
 
-SOURCE_COLUMN, FILE_COLUMN = "source_uri", "displacement_file"
+SOURCE_COLUMN, FILE_COLUMN, FILES_COLUMN = "source_uri", "displacement_file", "files"
 
 
 def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> CommitRecord:
@@ -38,6 +38,7 @@ def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> Comm
         store.publish(path, name)
     files = commit.files
     if files:
-        named = set(kept[FILE_COLUMN].to_pylist())
+        lists = FILES_COLUMN in kept.schema.names
+        named = set((kept[FILES_COLUMN].combine_chunks().flatten() if lists else kept[FILE_COLUMN]).to_pylist())
         files = [file for file in files if file.file in named]  # the others are written anew with their rows
     return commit.model_copy(update={"part": name, "rows": len(kept), "bytes": size, "sha256": sha256, "files": files})

@@ -18,7 +18,7 @@ from deca_core.export.grid import padding, split_of, texel_faces
 from deca_core.model import DECA, Reconstruction
 from deca_core.raster import rasterize
 from deca_core.render import fragments, sample_uv, vertex_normals
-from deca_core.uv import UVAtlas, picture_on_uv
+from deca_core.uv import UVAtlas
 
 JPEG_QUALITY = 92
 PNG_LEVEL = 6  # zlib's; normals shrink by a tenth against 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Rig:
 
     def target_weights(self, exp: Float, rotations: dict[Joint, Float]) -> Float:
         """Weights (T,K) of all targets for expressions (T,50) and axis-angle rotations (T,3) by joint."""
-        columns = [exp[:, : len(self.expressions)]]
+        columns: list[NDArray[Any]] = [exp[:, : len(self.expressions)]]
         for one in self.correctives:
             turned = rotations.get(one.joint)
             columns.append(np.zeros((len(exp), 1)) if turned is None else corrective_weight(one.part, turned)[:, None])

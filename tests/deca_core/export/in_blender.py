@@ -1,7 +1,8 @@
 """Runs inside Blender: opens a GLB file, sets joints and shape keys, writes what it finds as JSON.
 
 blender --background --factory-startup --python in_blender.py -- head.glb request.json answer.json
-request: {"packages": folder with numpy, "pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1}}; joints not named are put at rest, keys not named at 0.
+request: {"packages": folder with numpy, "pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1}}
+Joints that are not named are put at rest, keys at 0.
 """
 
 import json
