@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from deca_core.assets.bundle import NUM_EXP, PARENTS
 from deca_core.codes import Codes
 from deca_core.export.maps import jpeg, png_of_normals, tangent_normals, texture, vertex_tangents
+from deca_core.export.mesh import MILLIMETRES
 from deca_core.export.rig import CORRECTIVE_WEIGHTS, JOINTS, REST, STILL, Float, Joint, Rig, quaternions, rig_of
 from deca_core.model import DECA, Reconstruction
 from deca_core.render import vertex_normals
@@ -102,7 +103,7 @@ def rigged_head(
         exp=codes.exp[0].numpy(),
         pose=codes.pose[0].numpy(),
         base_colour=jpeg(texture(model, codes, out, picture)[0]),
-        normals=png_of_normals(tangent_normals(model, out)[0]),
+        normals=png_of_normals(tangent_normals(model, out)),
         extras=extras or {},
     )
 
@@ -249,8 +250,7 @@ def _shared(rig: Rig) -> _Shared:
 def _surface(file: _Buffers, rig: Rig, rest: Float) -> dict[str, int]:
     """Positions, normals and tangents of the neutral head."""
     vertices = torch.from_numpy(rest)[None]
-    # In millimetres: the areas of the smallest faces drown in the eps of `vertex_normals` otherwise.
-    normals = vertex_normals(vertices * 1000, torch.from_numpy(rig.bundle.faces))
+    normals = vertex_normals(vertices * MILLIMETRES, torch.from_numpy(rig.bundle.faces))
     normals[normals.norm(dim=-1) < 0.5] = torch.tensor([0.0, 0.0, 1.0])  # no face, so nothing is seen of it
     tangents = vertex_tangents(rig.bundle, vertices, normals)
     split = rig.split.vertex

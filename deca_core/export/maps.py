@@ -14,11 +14,11 @@ from torch.nn import functional
 from deca_core.appearance import shading
 from deca_core.assets.bundle import AssetBundle
 from deca_core.codes import Codes
-from deca_core.export.grid import padding, split_of, texel_faces
+from deca_core.export.grid import dense_grid, padding, split_of, texel_faces
+from deca_core.export.mesh import MILLIMETRES, surface_at
 from deca_core.model import DECA, Reconstruction
 from deca_core.raster import rasterize
 from deca_core.render import fragments, sample_uv, vertex_normals
-from deca_core.uv import UVAtlas
 
 JPEG_QUALITY = 92
 PNG_LEVEL = 6  # zlib's; normals shrink by a tenth against 1
@@ -45,7 +45,7 @@ def texture(model: DECA, codes: Codes, head: Reconstruction, picture: Tensor | N
         return _padded(model.bundle, plain.clamp(0, 1))
     normals = model.atlas(vertex_normals(head.vertices, model.faces))
     lit = plain * shading(functional.normalize(normals, dim=1), codes.light)
-    weight = _shown(model, codes, head, normals)
+    weight = shown(model, codes, head)
     amount = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
     gain = ((picture * weight).sum((2, 3), keepdim=True) + amount * 1e-3) / (
         (lit * weight).sum((2, 3), keepdim=True).clamp(min=0) + amount * 1e-3
@@ -55,8 +55,13 @@ def texture(model: DECA, codes: Codes, head: Reconstruction, picture: Tensor | N
     return _padded(model.bundle, (picture * weight + lit * (1 - weight)).clamp(0, 1))
 
 
-def _shown(model: DECA, codes: Codes, head: Reconstruction, normals: Tensor) -> Tensor:
-    """How far to trust the picture at every texel, (B,1,T,T) in [0, 1]; normals (B,3,T,T) world space."""
+@torch.inference_mode()
+def shown(model: DECA, codes: Codes, head: Reconstruction) -> Tensor:
+    """How far to trust the picture at every texel, (B,1,256,256) in [0, 1].
+
+    1 where the skin of the face looks at the camera, is inside the crop and nothing lies before it; soft borders.
+    """
+    normals = model.atlas(vertex_normals(head.vertices, model.faces))
     size = 128  # of the picture that says what lies in front: finer shows nothing more of a head
     seen = fragments(rasterize(head.projected, model.faces, size, size), head.projected, model.faces)
     front = seen.vertex_attributes(head.projected[..., 2:], model.faces)
@@ -66,8 +71,9 @@ def _shown(model: DECA, codes: Codes, head: Reconstruction, normals: Tensor) -> 
     hidden = (depth - sample_uv(front, grid)) / scale > BEHIND
     facing = _smooth((functional.normalize(normals, dim=1)[:, 2:] - GRAZING) / (FACING - GRAZING))
     inside = _smooth((1 - grid.abs().amax(1, keepdim=True)) / EDGE)
-    visible = functional.avg_pool2d((~hidden).float(), 5, 1, 2)
-    return facing * inside * (visible * 2 - 1).clamp(min=0) * _soft_mask(model.bundle)
+    visible = (~hidden).float()
+    visible = visible * (functional.avg_pool2d(visible, 5, 1, 2) * 2 - 1).clamp(min=0)
+    return facing * inside * visible * _soft_mask(model.bundle)
 
 
 def _smooth(value: Tensor) -> Tensor:
@@ -87,62 +93,78 @@ def _soft_mask(bundle: AssetBundle) -> Tensor:
 
 
 @torch.inference_mode()
-def tangent_normals(model: DECA, head: Reconstruction) -> Tensor:
-    """Normals of the detailed surface M' in the tangent frame of the coarse one, (B,3,256,256) unit.
+def tangent_normals(model: DECA, head: Reconstruction, index: int = 0) -> Tensor:
+    """Normals of the detailed surface M' of one head in the tangent frame of the coarse one, (3,256,256) unit.
 
     x along growing u, y along growing v (up in the picture), z out of the surface: the frame of glTF. Flat (0, 0, 1)
-    where the atlas is empty. The same map holds for any pose and expression of the head.
+    where nothing is displaced or the atlas is empty. The same map holds for any pose and expression of the head.
+    The smooth normal is tilted by the gradient of the displacement d of eq. 10, n = N - grad d, and not taken from the
+    triangles of M': those would bring the facets of the coarse mesh along.
     """
-    bundle = model.bundle
-    normals = vertex_normals(head.vertices, model.faces)
-    tangents = vertex_tangents(bundle, head.vertices, normals)
-    corners = torch.from_numpy(split_of(bundle).faces[texel_faces(bundle)])  # (N, 3)
-    vertex = torch.from_numpy(split_of(bundle).vertex)
-    normal = functional.normalize(_at_texels(model.atlas, normals[:, vertex], corners), dim=-1)
-    tangent = _at_texels(model.atlas, tangents[..., :3], corners)
+    bundle, size = model.bundle, model.atlas.size
+    vertices = head.vertices[index : index + 1].float()
+    tangents = vertex_tangents(bundle, vertices, vertex_normals(vertices * MILLIMETRES, model.faces))
+    grid, split = dense_grid(bundle), split_of(bundle)
+    texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
+    points, normal = surface_at(model, vertices, texels)
+    normal = functional.normalize(normal, dim=-1)
+    depth = (head.z[index, 0].float() * model.mask + model.fixed_displacement).flatten()[texels]
+    tilted = functional.normalize(normal - surface_gradient(points, depth, faces), dim=-1)
+
+    place = np.searchsorted(model.atlas.texels.numpy(), grid.texels)  # of the grid's vertices among covered texels
+    corners = torch.from_numpy(split.faces[texel_faces(bundle)[place]])  # (N, 3)
+    tangent = (tangents[0, :, :3][corners] * model.atlas.bary[torch.from_numpy(place), :, None]).sum(1)
     tangent = functional.normalize(tangent - normal * (tangent * normal).sum(-1, keepdim=True), dim=-1)
-    side = tangents[:, corners[:, 0], 3:]
-    detailed = functional.normalize(
-        model.detail_normals(head).flatten(2)[:, :, model.atlas.texels].transpose(1, 2), dim=-1
-    )
-    frame = (tangent, torch.linalg.cross(normal, tangent, dim=-1) * side, normal)
-    found = torch.stack([(detailed * axis).sum(-1) for axis in frame], dim=1)
-    flat = found.new_zeros(len(found), 3, model.atlas.size**2)
-    flat[:, 2] = 1
-    return flat.index_copy(2, model.atlas.texels, found).unflatten(2, (model.atlas.size, model.atlas.size))
+    frame = (tangent, torch.linalg.cross(normal, tangent) * tangents[0, corners[:, 0], 3:], normal)
+    flat = torch.tensor([0.0, 0.0, 1.0])[:, None].repeat(1, size**2)
+    flat[:, texels] = torch.stack([(tilted * axis).sum(-1) for axis in frame])
+    return flat.unflatten(1, (size, size))
 
 
-def _at_texels(atlas: UVAtlas, values: Tensor, corners: Tensor) -> Tensor:
-    """Values (B,S,C) of split vertices at the covered texels, (B,N,C)."""
-    return sum(values[:, corners[:, k]] * atlas.bary[:, k, None] for k in range(3))  # type: ignore[return-value]
+def surface_gradient(points: Tensor, values: Tensor, faces: Tensor) -> Tensor:
+    """Gradient of values (N,) along the surface at its vertices, (N,3): the mean over the faces of each by their area.
+
+    On a face it is sum_i values_i (n x e_i) / 2A, e_i the edge opposite to corner i; area times gradient stays finite
+    however thin the face is.
+    """
+    a, b, c = (points[faces[:, corner]] for corner in range(3))
+    area = torch.linalg.cross(b - a, c - a)
+    normal = functional.normalize(area, dim=-1, eps=1e-12)
+    total, weight = torch.zeros_like(points), points.new_zeros(len(points), 1)
+    edges = ((c - b) * values[faces[:, :1]], (a - c) * values[faces[:, 1:2]], (b - a) * values[faces[:, 2:]])
+    slope, size = torch.linalg.cross(normal, sum(edges)), area.norm(dim=-1, keepdim=True)
+    for corner in range(3):
+        total = total.index_add(0, faces[:, corner], slope)
+        weight = weight.index_add(0, faces[:, corner], size)
+    return total / weight.clamp(min=1e-12)
 
 
 def vertex_tangents(bundle: AssetBundle, vertices: Tensor, normals: Tensor) -> Tensor:
     """Tangents of the split vertices, (B,S,4): the direction of growing u in the surface, and the side (1 or -1).
 
-    vertices, normals (B,V,3). cross(normal, tangent) * side is the direction of growing v.
+    vertices, normals (B,V,3). cross(normal, tangent) * side is the direction of growing v; the side is -1 where the
+    atlas shows the surface mirrored.
     """
     split = split_of(bundle)
     faces, vertex = torch.from_numpy(split.faces), torch.from_numpy(split.vertex)
     uv = torch.from_numpy(bundle.uv)[torch.from_numpy(split.uv)]
-    a, b, c = (vertices[:, vertex[faces[:, k]]] for k in range(3))
-    ua, ub, uc = (uv[faces[:, k]] for k in range(3))
-    e, f, du, dv = b - a, c - a, ub - ua, uc - ua
-    area = du[:, :1] * dv[:, 1:] - du[:, 1:] * dv[:, :1]
-    inverse = torch.where(area.abs() > 1e-12, 1 / area, torch.zeros_like(area))
-    along_u, along_v = (e * dv[:, 1:] - f * du[:, 1:]) * inverse, (f * du[:, :1] - e * dv[:, :1]) * inverse
-    size = torch.linalg.cross(e, f, dim=-1).norm(dim=-1, keepdim=True)  # larger faces say more
-    total = torch.zeros(len(vertices), len(vertex), 6)
-    both = torch.cat([along_u, along_v], dim=-1) * size
+    a, b, c = (vertices[:, vertex[faces[:, corner]]] for corner in range(3))
+    ua, ub, uc = (uv[faces[:, corner]] for corner in range(3))
+    ab, ac = ub - ua, uc - ua
+    area = ab[:, :1] * ac[:, 1:] - ab[:, 1:] * ac[:, :1]  # on the map, twice
+    # dP/du of every face times that area, which stays finite however thin the face is on the map.
+    along = (b - a) * ac[:, 1:] - (c - a) * ab[:, 1:]
+    total = torch.zeros(len(vertices), len(vertex), 4)
+    both = torch.cat([along, area.expand(len(vertices), -1, -1)], dim=-1)
     for corner in range(3):
         total = total.index_add(1, faces[:, corner], both)
+    side = torch.where(total[..., 3:] < 0, -1.0, 1.0)
     normal = normals[:, vertex]
-    tangent = total[..., :3] - normal * (total[..., :3] * normal).sum(-1, keepdim=True)
+    tangent = total[..., :3] * side
+    tangent = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
     lost = tangent.norm(dim=-1, keepdim=True) < 1e-12  # no face, or none with an area on the map: any direction does
     spare = torch.linalg.cross(normal, torch.where(normal[..., :1].abs() < 0.9, _axis(0), _axis(1)), dim=-1)
-    tangent = functional.normalize(torch.where(lost, spare, tangent), dim=-1)
-    side = (torch.linalg.cross(normal, tangent, dim=-1) * total[..., 3:]).sum(-1, keepdim=True)
-    return torch.cat([tangent, torch.where(side < 0, -1.0, 1.0)], dim=-1)
+    return torch.cat([functional.normalize(torch.where(lost, spare, tangent), dim=-1), side], dim=-1)
 
 
 def _axis(index: int) -> Tensor:

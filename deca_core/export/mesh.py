@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from deca_core.detail import detail_surface
 from deca_core.export.grid import dense_grid
 from deca_core.model import DECA, Reconstruction
 from deca_core.render import vertex_normals
+
+MILLIMETRES = 1000  # in a metre; areas of the smallest triangles in square metres drown in the eps of `vertex_normals`
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -50,26 +53,24 @@ def dense_mesh(model: DECA, head: Reconstruction, index: int = 0) -> Mesh:
     DECA leaves out.
     """
     grid = dense_grid(model.bundle)
-    vertices = head.vertices[index : index + 1].float()
-    normals = vertex_normals(vertices, model.faces)
-    surface = model.atlas(torch.cat([vertices, normals], dim=-1))
-    z = head.z[index : index + 1].float()
-    points = detail_surface(surface[:, :3], surface[:, 3:], z, model.mask, model.fixed_displacement)
-    towards = functional.normalize(model.detail_normals(only(head, index)), dim=1)
-    texels = torch.from_numpy(grid.texels)
-    return Mesh(
-        _numpy(points.flatten(2)[0, :, texels].T),
-        _numpy(towards.flatten(2)[0, :, texels].T),
-        grid.faces,
-        grid.uv,
-        grid.faces,
-    )
+    texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
+    coarse, normals = surface_at(model, head.vertices[index : index + 1].float(), texels)
+    maps = (head.z[index, 0].float(), model.mask, model.fixed_displacement)
+    z, mask, fixed = (values.flatten()[texels, None] for values in maps)
+    points = detail_surface(coarse, normals, z, mask, fixed)
+    # As `detail_normals`, without the triangles there that bridge seams and holes.
+    blended = vertex_normals(points[None] * MILLIMETRES, faces)[0] * mask + normals * (1 - mask)
+    return Mesh(_numpy(points), _numpy(functional.normalize(blended, dim=-1)), grid.faces, grid.uv, grid.faces)
 
 
-def only(head: Reconstruction, index: int) -> Reconstruction:
-    """A batch of the one head."""
-    return Reconstruction(**{name: value[index : index + 1] for name, value in vars(head).items()})
+def surface_at(model: DECA, vertices: Tensor, texels: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (N,3) and interpolated normals (N,3) of the coarse surface at places in the flattened UV map.
+
+    vertices (1,V,3); normals as eq. 10 takes them, a little shorter than 1 between vertices.
+    """
+    maps = model.atlas(torch.cat([vertices, vertex_normals(vertices, model.faces)], dim=-1)).flatten(2)[0, :, texels].T
+    return maps[:, :3], maps[:, 3:]
 
 
-def _numpy(values: torch.Tensor) -> Float:
+def _numpy(values: Tensor) -> Float:
     return np.ascontiguousarray(values.cpu().numpy(), np.float32)

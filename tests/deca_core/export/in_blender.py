@@ -1,7 +1,8 @@
 """Runs inside Blender: opens a GLB file, sets joints and shape keys, writes what it finds as JSON.
 
 blender --background --factory-startup --python in_blender.py -- head.glb request.json answer.json
-request: {"packages": folder with numpy, "pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1}}
+request: {"packages": folder with numpy, "pose": {"jaw": [0.3, 0, 0]}, "keys": {"smile": 1},
+ "drivers": a script to run before the pose is set}
 Joints that are not named are put at rest, keys at 0.
 """
 
@@ -42,7 +43,8 @@ found = {
     "as_imported": evaluated(),
 }
 for action in bpy.data.actions:
-    bpy.context.scene.frame_set(int(action.frame_range[1]))
+    end = action.frame_range[1]
+    bpy.context.scene.frame_set(int(end), subframe=end - int(end))
     found["last_frame"] = evaluated()
 for one in (armature, mesh.data.shape_keys):
     if one.animation_data:
@@ -55,7 +57,10 @@ for bone in armature.pose.bones:
 for key in mesh.data.shape_keys.key_blocks[1:]:
     key.value = asked["keys"].get(key.name, 0.0)
 bpy.context.view_layer.update()
-found["at_rest"] = evaluated() if not asked["keys"] else None
+if "drivers" in asked:
+    bpy.context.view_layer.objects.active = mesh
+    with open(asked["drivers"]) as file:
+        exec(compile(file.read(), asked["drivers"], "exec"))
 for name, vector in asked["pose"].items():
     bone = armature.pose.bones[name]
     turn = Vector(vector)
