@@ -179,7 +179,7 @@ class ExportWorker:
         dense = dense_mesh(self.model, head.out) if self.config.dense else None
         if {"glb", "obj"} & set(formats):
             assert colours is not None
-            painted, bumps = jpeg(colours), png_of_normals(tangent_normals(self.model, head.out)[0])
+            painted, bumps = jpeg(colours), png_of_normals(tangent_normals(self.model, head.out))
         if "glb" in formats:
             files["head.glb"] = self._glb(face_id, head.codes, painted, bumps)
         if mesh is None:

@@ -50,6 +50,7 @@ COMMANDS = [
     "fit",
     "train",
     "evaluate",
+    "export",
     "plan",
     "status",
     "retry",

@@ -79,6 +79,14 @@ def committed_bytes(dest: Path) -> dict[str, bytes]:
     return {str(path.relative_to(dest)): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="session")
+def stored_heads(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reconstructions/ dataset of seven faces in units of three; tests only read it."""
+    from tests.tasks.stored_heads import make_heads
+
+    return make_heads(tmp_path_factory.mktemp("heads"))
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
     """`photos(10, {3: b"kill"})`: a folder of ten small files, some of them special; every call makes the same."""

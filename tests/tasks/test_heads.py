@@ -10,18 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deca_core import DECA
-from deca_core.assets import procedural_head
-from deca_core.checkpoint import save_checkpoint
 from schemas.parquet import fixed_values
 from tasks.heads import HeadsError, codes_of, config_of, iter_chosen, iter_heads, model_for, read_heads
 from tasks.plan import PlanError, committed_parts
-from tests.tasks.stored_heads import make_heads
 
 
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_heads(tmp_path_factory.mktemp("heads"))
+@pytest.fixture
+def heads(stored_heads: str) -> str:
+    return stored_heads
 
 
 def test_all_rows_are_those_of_the_commits(heads):
@@ -121,9 +117,7 @@ def test_other_places_are_no_reconstructions(heads, tmp_path):
 
 
 def test_a_checkpoint_that_did_not_make_the_rows_is_refused(heads, tmp_path):
-    torch.manual_seed(1)
-    other = save_checkpoint(DECA(procedural_head(), backbone="mobilenet_v3_small"), tmp_path / "other")
-    with pytest.raises(HeadsError, match=r"their codes do not fit it.*--checkpoint"):
-        model_for(heads, checkpoint=str(other))
+    with pytest.raises(HeadsError, match=r"the checkpoint .*, this one is untrained-0: .*do not fit it.*--checkpoint"):
+        model_for(heads, checkpoint="untrained")
     with pytest.raises(HeadsError, match=r"no checkpoint.json.*--checkpoint"):
         model_for(heads, checkpoint=str(tmp_path / "nowhere"))

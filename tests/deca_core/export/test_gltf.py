@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -251,29 +252,26 @@ def test_clips_that_do_not_fit_are_refused(model, codes):
 # --- Blender ----------------------------------------------------------------------------------------------------------
 
 
-def in_blender(path: Path, folder: Path, **request: Any) -> dict[str, Any]:
-    """What in_blender.py found."""
-    blender = shutil.which("blender")
-    if blender is None:
+@cache
+def blender() -> str:
+    """The program; skips where it is absent or cannot use our numpy."""
+    program = shutil.which("blender")
+    if program is None:
         pytest.skip("blender is not installed: apt-get install blender")
-    about = subprocess.run(
-        [
-            blender,
-            "--background",
-            "--factory-startup",
-            "--python-expr",
-            "import sys; print('py', *sys.version_info[:2])",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    words = "import sys; print('py', *sys.version_info[:2])"
+    command = [program, "--background", "--factory-startup", "--python-expr", words]
+    about = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if f"py {sys.version_info[0]} {sys.version_info[1]}" not in about:
         pytest.skip("Blender's Python is another version than this one, whose numpy it would need")
+    return program
+
+
+def in_blender(path: Path, folder: Path, **request: Any) -> dict[str, Any]:
+    """What in_blender.py found."""
     packages = str(Path(np.__file__).parents[1])
     (folder / "request.json").write_text(json.dumps({"packages": packages, "pose": {}, "keys": {}, **request}))
     script = [str(HERE / "in_blender.py"), "--", str(path), str(folder / "request.json"), str(folder / "answer.json")]
-    command = [blender, "--background", "--factory-startup", "--python-exit-code", "3", "--python", *script]
+    command = [blender(), "--background", "--factory-startup", "--python-exit-code", "3", "--python", *script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text())

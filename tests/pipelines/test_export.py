@@ -1,0 +1,91 @@
+"""`deca export` from a photograph to files, and what the command says when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.reconstruct import reconstruct
+from schemas.export import ExportConfig
+from schemas.reconstruct import ReconstructConfig
+from tests.deca_core.export.test_gltf import validated
+from tests.pipelines.conftest import astronaut, encoded
+from tests.pipelines.test_cli import deca  # noqa: F401 a fixture
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The astronaut, photographed once and on no picture once."""
+    folder = tmp_path_factory.mktemp("astronaut")
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one.jpg").write_bytes(encoded(astronaut(), "JPEG", quality=92))
+    values = {"source": f"{folder}/photos", "dest": f"{folder}/heads", "precision": "fp32", "contact_sheet_rows": 0}
+    assert reconstruct(ReconstructConfig.model_validate({**values, "ray": {"workers": 0}})).faces == 1
+    return folder / "heads"
+
+
+def test_a_photograph_becomes_a_valid_file_and_a_row(deca, heads, tmp_path):  # noqa: F811
+    code, said = deca("export", heads, tmp_path / "out", "--workers", 0)
+    assert code == 0, said
+    assert "1 as glb" in said
+    assert "1 from the picture" in said
+    [glb] = (tmp_path / "out").rglob("*.glb")
+    assert validated([glb])[0]["messages"] == []
+    assert deca("status", tmp_path / "out")[0] == 0
+    code, said = deca("verify", tmp_path / "out")
+    assert (code, "0 problems" in said) == (0, True)
+    # The photograph goes, the head stays.
+    photo = heads.parent / "photos" / "one.jpg"
+    kept = photo.read_bytes()
+    photo.unlink()
+    code, said = deca("export", heads, tmp_path / "gone", "--workers", 0, "--format", "obj")
+    photo.write_bytes(kept)
+    assert code == 0
+    assert "1 from the albedo" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--id", "nobody"], "no face, image or identity 'nobody'"),
+        (["--where", "det_score > 99"], "matches 'det_score > 99'"),
+        (["--where", "import os"], "cannot be read"),
+        (["--dense"], "Add obj, ply or npz"),
+        (["--format", "glb,fbx"], "formats.1"),
+        (["--checkpoint", "untrained"], "do not fit"),
+        (["--expressions", "60"], "less than or equal to 50"),
+    ],
+)
+def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words):  # noqa: F811
+    code, said = deca("export", heads, tmp_path / "out", "--workers", 0, *options)
+    assert code == 1
+    assert words in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "files").exists()
+
+
+def test_a_place_without_heads_is_named(deca, tmp_path):  # noqa: F811
+    code, said = deca("export", tmp_path / "nowhere", tmp_path / "out")
+    assert (code, "no plan at" in said) == (1, True)
+
+
+def test_prefect_flow_gives_the_summary(heads, tmp_path, prefect_harness):
+    from pipelines import flows
+
+    summary = flows.export(
+        ExportConfig.model_validate(
+            {"source": str(heads), "dest": str(tmp_path / "out"), "formats": ["npz"], "ray": {"workers": 0}}
+        )
+    )
+    assert (summary.outcome, summary.heads, summary.files) == ("complete", 1, 1)
+
+
+def test_exports_on_ray_are_those_of_one_process(heads, tmp_path, ray_cluster):
+    from pipelines.export import export
+
+    for name, workers in (("here", 0), ("ray", 1)):
+        values = {"source": str(heads), "dest": str(tmp_path / name), "ray": {"workers": workers}}
+        assert export(ExportConfig.model_validate(values)).heads == 1
+    [one], [other] = (sorted((tmp_path / name).rglob("*.glb")) for name in ("here", "ray"))
+    assert one.read_bytes() == other.read_bytes()
