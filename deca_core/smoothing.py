@@ -81,7 +81,7 @@ class Eyelids:
             gaps = [points[upper] - points[lower] for upper, lower in pairs]
             changes = [moves[upper] - moves[lower] for upper, lower in pairs]
             rows.append(sum(gap / gap.norm() @ change for gap, change in zip(gaps, changes, strict=True)) / len(pairs))
-        measure = torch.stack(rows)  # type: ignore[arg-type]
+        measure = torch.stack(rows)
         columns = basis.flatten(0, 1)
         metric = columns.T @ columns
         metric += RIDGE * metric.diagonal().mean() * torch.eye(len(metric), dtype=metric.dtype)

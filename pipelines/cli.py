@@ -58,6 +58,7 @@ from tasks.identities import IdentityError
 from tasks.plan import PlanError, load_plan
 from tasks.samples import SamplesError
 from tasks.storage import StorageError
+from tasks.tracks import TracksError
 from tasks.train import TrainError
 from tasks.train_inputs import TrainConfigError
 from tasks.versions import FacesError
@@ -83,6 +84,7 @@ KNOWN_ERRORS = (
     SamplesError,
     SourceError,
     StorageError,
+    TracksError,
     TrainConfigError,
     TrainError,
     TrainStateError,

@@ -19,7 +19,7 @@ from tasks.storage import Store
 
 CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 # Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
-OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour")
+OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour", "video")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig)

@@ -9,6 +9,7 @@ from schemas.evaluate import EvaluateSummary, MethodFigures
 from schemas.export import ExportSummary
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
+from schemas.tracks import TRACKS_FOLDER
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
 from schemas.world import SynthSummary
 from tasks.ablation_report import FULL, MARKDOWN, ablation_table
@@ -111,6 +112,11 @@ def _own_lines(
             ("pictures", str(summary.images)),
             ("faces", f"{summary.faces} ({rate})"),
             *([] if summary.identities is None else [("consensus", f"one skull each for {summary.identities} people")]),
+            *(
+                []
+                if summary.tracks is None
+                else [("tracks", f"{summary.tracks} in {Store(summary.dest).join(TRACKS_FOLDER)}")]
+            ),
             ("took", _hours(Use(summary.core_seconds, summary.gpu_seconds), summary.price_per_hour)),
             ("checkpoint", summary.checkpoint),
             ("precision", summary.precision),

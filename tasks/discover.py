@@ -1,8 +1,9 @@
 """Every picture of a source, streamed in one fixed order and planned once.
 
 A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, a video,
-or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. Order is that of the full path by code point, so
-a folder and its copy in a bucket give the same plan; members, rows and lists keep their own order.
+or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. Order
+is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
+and lists keep their own order.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, singl
             yield replace(whole, member=member, offset=offset, size=size)
     except (*DAMAGE, FileNotFoundError, PermissionError) as error:
         if single and (video or is_table(file.uri)):
-            kind = "video" if video else "Parquet file"
-            raise SourceError(f"cannot read {file.uri}: {error}. Is it a whole {kind}?") from error
+            hint = "Is it whole? A film cut off before its index cannot be read" if video else "Is it a Parquet file?"
+            raise SourceError(f"cannot read {file.uri}: {error}. {hint}") from error
         yield whole
     except (OSError, StorageError) as error:  # a failing disk or network must not shorten the plan
         raise SourceError(f"cannot read {file.uri}: {error}. Check with: {check_command(file.uri)}") from error

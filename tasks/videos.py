@@ -99,7 +99,7 @@ def _open(file: IO[bytes]) -> tuple[Any, Any]:
     try:
         container = av.open(file, "r")
     except av.FFmpegError as error:
-        raise ValueError(f"no video that can be opened: {_words(error)}. Is it cut off before its index?") from error
+        raise ValueError(f"no video that can be opened ({_words(error)})") from error
     stream = container.streams.best("video")  # not the picture of a cover
     if stream is None:
         container.close()
@@ -225,7 +225,7 @@ def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _words(error: Exception | None) -> str:
-    return "the decoder gives no reason" if error is None else " ".join(str(error).split())
+    return str(getattr(error, "strerror", None) or error or "the decoder gives no reason")
 
 
 _reader = _Reader()
