@@ -21,7 +21,7 @@ from deca_core.flame import FLAME
 
 Floats = NDArray[np.float64]
 
-WINDOW = 0.56  # seconds; docs/animate.md says what was measured
+WINDOW = 0.36  # seconds; docs/animate.md says what was measured
 DEGREE = 2  # a parabola: the height of a smile of half a second stays
 # Pairs of landmarks whose distances are the opening of an eye (upper and lower lid), of the right and of the left one.
 LIDS = (((37, 41), (38, 40)), ((43, 47), (44, 46)))
