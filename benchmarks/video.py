@@ -1,9 +1,9 @@
 """Jitter and blinks of a clip of one head with known truth: `python -m benchmarks.video`.
 
-Five seconds of the embedded world at 25 frames a second: the head turns and nods, smiles, talks and blinks; the sensor's
-noise is another one in every frame. The clip is written as H.264, reconstructed as any video is (detector, landmarks,
-shipped weights) and followed; then the rows are smoothed in several ways. Mean acceleration of the face's vertices says
-how much a head jitters; blink amplitude is how far the lids come down at each of the true blinks.
+Five seconds of the embedded world at 25 frames a second: the head turns and nods, smiles, talks and blinks; the
+sensor's noise is another one in every frame. The clip is written as H.264, reconstructed as any video is (detector,
+landmarks, shipped weights) and followed; then the rows are smoothed in several ways. Mean acceleration of the face's
+vertices says how much a head jitters; blink amplitude is how far the lids come down at each of the true blinks.
 """
 
 from __future__ import annotations
@@ -201,8 +201,10 @@ def compare(table: object, codes: Codes, truth: Codes, times: Floats) -> None:
         ways[f"parabola {window} s"] = everything(shared, transforms, lambda v, w=window: local_fit(times, v, w))
         ways[f"parabola {window} s, lids apart"] = smooth_codes(times, shared, transforms, lids, window)
     points = fixed_values(table, "shape").astype(np.float64)[order] @ shape_metric(bundle)
-    print(f"shape code between frames: {np.linalg.norm(np.diff(points, axis=0), axis=1).mean():.2f} mm, largest "
-          f"{np.linalg.norm(np.diff(points, axis=0), axis=1).max():.2f}")
+    print(
+        f"shape code between frames: {np.linalg.norm(np.diff(points, axis=0), axis=1).mean():.2f} mm, largest "
+        f"{np.linalg.norm(np.diff(points, axis=0), axis=1).max():.2f}"
+    )
     base = judge.measure(codes)
     print(f"{'':32} m/s^2  of per-frame  motion mm  lips mm  blink mm  of per-frame (each)")
     for name, own in ways.items():
@@ -211,7 +213,8 @@ def compare(table: object, codes: Codes, truth: Codes, times: Floats) -> None:
         each = " ".join(f"{value:.2f}" for value in share_kept)
         print(
             f"{name:32} {found.acceleration:5.2f}  {found.acceleration / base.acceleration:12.2f}"
-            f"  {found.motion_mm:9.3f}  {found.lips_mm:7.2f}  {found.blinks_mm.mean():8.2f}  {share_kept.mean():.2f} ({each})"
+            f"  {found.motion_mm:9.3f}  {found.lips_mm:7.2f}  {found.blinks_mm.mean():8.2f}"
+            f"  {share_kept.mean():.2f} ({each})"
         )
 
 

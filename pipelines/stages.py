@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from schemas.animate import AnimateConfig
 from schemas.evaluate import EvaluateConfig
 from schemas.export import ExportConfig
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
@@ -22,7 +23,9 @@ CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour", "video")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig)
+Config = TypeVar(
+    "Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig, AnimateConfig
+)
 Stage = Callable[[Function], Function]
 OnProgress = Callable[[Progress], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
 from pipelines.train import MODEL, finished_stages, is_published, stored_plan
 from schemas.ablate import AblateSummary
+from schemas.animate import AnimateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
 from schemas.export import ExportSummary
 from schemas.ingest import IngestSummary
@@ -63,7 +64,8 @@ def summary_lines(
     | TrainSummary
     | EvaluateSummary
     | AblateSummary
-    | ExportSummary,
+    | ExportSummary
+    | AnimateSummary,
 ) -> Lines:
     """The outcome of a run, and where to look next."""
     if isinstance(summary, TrainSummary):
@@ -84,7 +86,7 @@ def summary_lines(
 
 
 def _own_lines(
-    summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary | ExportSummary,
+    summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary | ExportSummary | AnimateSummary,
 ) -> Lines:
     if isinstance(summary, ExportSummary):
         rate = f"{summary.heads_run} by this run, {summary.heads_per_second} heads/s"
@@ -93,6 +95,14 @@ def _own_lines(
             ("heads", f"{summary.heads} as {', '.join(summary.formats)} ({rate})"),
             ("files", f"{summary.files} in {Store(summary.dest).join(FILES)}, {megabytes(summary.bytes)}"),
             ("colours", colours),
+        ]
+    if isinstance(summary, AnimateSummary):
+        rate = f"{summary.frames_run} by this run, {summary.frames_per_second} a second"
+        return [
+            ("animations", f"{summary.animations}: {summary.identities} heads, {summary.expressions} motions each"),
+            ("frames", f"{summary.frames} ({rate})"),
+            ("checkpoint", summary.checkpoint),
+            *(("file", Store(summary.dest).join(name)) for name in summary.files),
         ]
     if isinstance(summary, EvaluateSummary):
         return [
