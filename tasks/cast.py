@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,17 +81,39 @@ def is_dataset(uri: str) -> bool:
     return not is_file(normalise(uri)) and Store(uri).exists(PLAN)
 
 
-def take(spec: str, model: ReconstructConfig, bundle: AssetBundle, rate: float) -> Take:
+class Casting:
+    """Finds what names give, on one model; what finds faces in pictures is made once, when the first one is named."""
+
+    def __init__(self, config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> None:
+        self.config, self.model, self.bundle = config, model, bundle
+        self._worker: ReconstructWorker | None = None
+
+    def worker(self) -> ReconstructWorker:
+        """What reconstructs pictures and frames."""
+        if self._worker is None:
+            self._worker = ReconstructWorker(self.model.model_copy(update={"outputs": ("codes",)}))
+        return self._worker
+
+    def motion(self, spec: str) -> Motion:
+        """The motion that one name gives. Raises one of SPEC_ERRORS."""
+        names = self.bundle.expression_names
+        if is_preset(spec, names):
+            return preset(spec, names, self.config.fps)
+        return as_motion(take(spec, self), self.config.stills, self.config.fps)
+
+
+def take(spec: str, casting: Casting) -> Take:
     """The codes that one name gives. Raises one of SPEC_ERRORS."""
+    bundle = casting.bundle
     uri, _, part = spec.partition("#")
     place = normalise(uri)
     if is_code_list(place):
-        codes, times = read_codes(place, bundle, rate)
+        codes, times = read_codes(place, bundle, casting.config.fps)
         return Take(spec, codes, times)
     if is_dataset(place):
         return _of_dataset(place, part, spec, bundle)
     if is_file(place) and not is_list(place) and not is_table(place):
-        return _of_media(place, spec, model, bundle)
+        return _of_media(place, spec, casting)
     words = f", or an expression component: {', '.join(bundle.expression_names)}" if bundle.expression_names else ""
     raise SourceError(
         f"{spec!r} is nothing that can be animated: no dataset of deca reconstruct, no picture, video, .npz or .json "
@@ -122,23 +144,23 @@ def _track(table: pa.Table, name: str) -> Take:
     return Take(name, codes_of(table), times - times[0])
 
 
-def _of_media(uri: str, spec: str, model: ReconstructConfig, bundle: AssetBundle) -> Take:
+def _of_media(uri: str, spec: str, casting: Casting) -> Take:
     """The largest face of a picture, or the longest track of a video, reconstructed here and now."""
     with tempfile.TemporaryDirectory(prefix="deca-cast-") as folder:
-        config = model.model_copy(update={"source": uri, "dest": folder, "outputs": ("codes",)})
+        config = casting.model.model_copy(update={"source": uri, "dest": folder, "outputs": ("codes",)})
         plan = open_or_build(
             folder,
             uri,
             config=config.plan_config(),
-            weights={"bundle": bundle.hash, "checkpoint": weights_hash(config)},
+            weights={"bundle": casting.bundle.hash, "checkpoint": weights_hash(config)},
             source_config=config.inputs,
             code=code_version(ReconstructWorker.__module__),
         )
-        if run_units(plan, lambda: ReconstructWorker(config), config.ray).rows == 0:
+        if run_units(plan, casting.worker, config.ray).rows == 0:
             reasons = "; ".join(dict.fromkeys(f"{row.stage}: {row.message}" for row in standing_quarantine(folder)))
             raise SourceError(f"{spec}: no face ({reasons[:300]})")
         if is_video(uri):
-            make_tracks(folder, bundle, config.video)
+            make_tracks(folder, casting.bundle, config.video)
             return _track(read_track(folder), spec)
         heads = read_heads(folder)  # faces lie in the detector's order, the largest first
         return Take(spec, heads.codes[:1], np.zeros(1))
@@ -162,29 +184,22 @@ def as_motion(found: Take, stills: str, rate: float) -> Motion:
     return eased(motion, STILL, rate)
 
 
-def motion_of(spec: str, model: ReconstructConfig, bundle: AssetBundle, config: AnimateConfig) -> Motion:
-    """The motion that one name gives. Raises one of SPEC_ERRORS."""
-    if is_preset(spec, bundle.expression_names):
-        return preset(spec, bundle.expression_names, config.fps)
-    return as_motion(take(spec, model, bundle, config.fps), config.stills, config.fps)
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _table_takes(
-    table: str, where: str | None, model: ReconstructConfig, bundle: AssetBundle, config: AnimateConfig, motions: bool
+    table: str, where: str | None, casting: Casting, motions: bool
 ) -> Iterator[tuple[str, Take | Motion | Exception]]:
     """(name, what it gives or why nothing) of everything that a table holds."""
     place = normalise(table)
     if is_dataset(place):
-        yield from _dataset_takes(place, where, bundle)
+        yield from _dataset_takes(place, where, casting.bundle)
         return
     if where is not None:
         raise CastError(f"{place} is a list, and a filter needs a dataset of deca reconstruct")
     for spec in listed_specs(place, "expression" if motions else "identity"):
         try:
-            yield spec, motion_of(spec, model, bundle, config) if motions else take(spec, model, bundle, config.fps)
+            yield spec, casting.motion(spec) if motions else take(spec, casting)
         except SPEC_ERRORS as error:
             yield spec, error
 
@@ -211,8 +226,9 @@ def freeze_cast(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBu
 
     Raises CastError where a name on the command line gives nothing, or all names of a table.
     """
-    identities = _publish(config.dest, "identities", IDENTITIES_SCHEMA, _identity_rows(config, model, bundle))
-    expressions = _publish(config.dest, "expressions", EXPRESSIONS_SCHEMA, _expression_rows(config, model, bundle))
+    casting = Casting(config, model, bundle)
+    identities = _publish(config.dest, "identities", IDENTITIES_SCHEMA, _identity_rows(config, casting))
+    expressions = _publish(config.dest, "expressions", EXPRESSIONS_SCHEMA, _expression_rows(config, casting))
     return Cast(
         identities[0],
         expressions[0],
@@ -225,7 +241,7 @@ def freeze_cast(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBu
 Row = tuple[str, str | None, dict[str, NDArray]]  # name, error, arrays of T rows
 
 
-def _identity_rows(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> Iterator[Row]:
+def _identity_rows(config: AnimateConfig, casting: Casting) -> Iterator[Row]:
     nobody = {name: value.numpy() for name, value in Codes.zeros().items()}
 
     def row(name: str, found: Take | Motion | Exception) -> Row:
@@ -238,13 +254,13 @@ def _identity_rows(config: AnimateConfig, model: ReconstructConfig, bundle: Asse
             return name, str(error), nobody
 
     for spec in config.identity:
-        yield _must(row(spec, _tried(lambda spec=spec: take(spec, model, bundle, config.fps))))
+        yield _must(row(spec, _tried(take, spec, casting)))
     if config.identities:
-        found = _table_takes(config.identities, config.identities_where, model, bundle, config, motions=False)
+        found = _table_takes(config.identities, config.identities_where, casting, motions=False)
         yield from _some((row(*pair) for pair in found), config.identities)
 
 
-def _expression_rows(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> Iterator[Row]:
+def _expression_rows(config: AnimateConfig, casting: Casting) -> Iterator[Row]:
     def row(name: str, found: Take | Motion | Exception) -> Row:
         try:
             if isinstance(found, Exception):
@@ -255,9 +271,9 @@ def _expression_rows(config: AnimateConfig, model: ReconstructConfig, bundle: As
             return name, str(error), _columns(STILL)
 
     for spec in config.expression:
-        yield _must(row(spec, _tried(lambda spec=spec: motion_of(spec, model, bundle, config))))
+        yield _must(row(spec, _tried(casting.motion, spec)))
     if config.expressions:
-        found = _table_takes(config.expressions, config.expressions_where, model, bundle, config, motions=True)
+        found = _table_takes(config.expressions, config.expressions_where, casting, motions=True)
         yield from _some((row(*pair) for pair in found), config.expressions)
 
 
@@ -265,9 +281,9 @@ def _columns(motion: Motion) -> dict[str, NDArray]:
     return {"time": motion.times, "exp": motion.exp, "jaw": motion.jaw}
 
 
-def _tried(work: Any) -> Any:
+def _tried(work: Callable[..., Take | Motion], *arguments: Any) -> Take | Motion | Exception:
     try:
-        return work()
+        return work(*arguments)
     except SPEC_ERRORS as error:
         return error
 

@@ -47,7 +47,7 @@ def read_codes(uri: str, bundle: AssetBundle, rate: float) -> tuple[Codes, NDArr
                 raise SourceError(f"{uri}: {name} has shape {values.shape}, expected {(count, *expected)}")
             if not np.isfinite(values).all():
                 raise SourceError(f"{uri}: {name} holds values that are not finite")
-            fields[name] = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+            fields[name] = torch.from_numpy(np.array(values, np.float32))
     times = arrays.get("times", np.arange(count) / rate)
     return Codes(**fields), np.asarray(times, np.float64)
 
