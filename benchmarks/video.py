@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -29,8 +30,8 @@ from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.clips import write_clip
 from tasks.consensus import shape_metric
-from tasks.heads import read_heads
-from tasks.tracks import share
+from tasks.heads import codes_of, read_heads
+from tasks.tracks import read_track, share
 
 Floats = NDArray[np.float64]
 
@@ -178,12 +179,14 @@ def main() -> None:
             {"source": str(folder / "clip.mp4"), "dest": str(folder / "heads"), "ray": {"workers": 0}}
         )
         summary = reconstruct(done)
-        heads = read_heads(str(folder / "heads"))
+        heads, track = read_heads(str(folder / "heads")), read_track(str(folder / "heads"))
         print(f"{summary.images} frames, {summary.faces} faces, {summary.tracks} tracks")
-    compare(heads.table, heads.codes, truth, times)
+    compare(heads.table, codes_of(track), truth, times)
 
 
-def compare(table: object, codes: Codes, truth: Codes, times: Floats) -> None:
+def compare(table: pa.Table, written: Codes, truth: Codes, times: Floats) -> None:
+    """Print the figures of every way to smooth the rows of `table`; written: the codes in tracks/."""
+    codes = codes_of(table)
     order = np.argsort(table["frame"].to_numpy())
     rows = table["frame"].to_numpy()[order]
     codes, truth, times = codes[order], truth[rows], times[rows]
@@ -195,9 +198,10 @@ def compare(table: object, codes: Codes, truth: Codes, times: Floats) -> None:
         "truth": truth,
         "per frame": codes,
         "one head": shared,
+        "tracks/ as written": written,
         "One Euro": everything(shared, transforms, lambda values: one_euro(times, values)),
     }
-    for window in (0.2, 0.28, 0.36, 0.44, 0.56):
+    for window in (0.2, 0.28, 0.36, 0.44):
         ways[f"parabola {window} s"] = everything(shared, transforms, lambda v, w=window: local_fit(times, v, w))
         ways[f"parabola {window} s, lids apart"] = smooth_codes(times, shared, transforms, lids, window)
     points = fixed_values(table, "shape").astype(np.float64)[order] @ shape_metric(bundle)
