@@ -15,6 +15,7 @@ from deca_core.encoder import BackboneError
 from deca_core.metrics import MetricError
 from deca_core.perceptual import PerceptualError
 from deca_core.recognition import RecognitionError
+from pipelines.cli_animate import animating
 from pipelines.cli_datasets import assets, datasets
 from pipelines.cli_export import exporting
 from pipelines.cli_reconstruct import reconstructing
@@ -40,6 +41,7 @@ from pipelines.options import (
 from pipelines.settings import ConfigError, resolve
 from pipelines.stages import planned_dataset, stored_config
 from schemas.ablate import AblateConfig
+from schemas.animate import AnimateConfig
 from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
 from schemas.export import ExportConfig
@@ -48,6 +50,7 @@ from schemas.reconstruct import ReconstructConfig
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
+from tasks.cast import CastError
 from tasks.checkpoints import TrainStateError
 from tasks.consensus import ConsensusError
 from tasks.discover import SourceError
@@ -58,6 +61,7 @@ from tasks.identities import IdentityError
 from tasks.plan import PlanError, load_plan
 from tasks.samples import SamplesError
 from tasks.storage import StorageError
+from tasks.tracks import TracksError
 from tasks.train import TrainError
 from tasks.train_inputs import TrainConfigError
 from tasks.versions import FacesError
@@ -67,6 +71,7 @@ KNOWN_ERRORS = (
     AnnotatorError,
     BackboneError,
     BundleError,
+    CastError,
     CheckpointError,
     ConfigError,
     ConsensusError,
@@ -83,12 +88,14 @@ KNOWN_ERRORS = (
     SamplesError,
     SourceError,
     StorageError,
+    TracksError,
     TrainConfigError,
     TrainError,
     TrainStateError,
 )
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
 UNIT_FLOWS: dict[str, Any] = {
+    "animate": AnimateConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "ingest": IngestConfig,
@@ -99,6 +106,7 @@ UNIT_FLOWS: dict[str, Any] = {
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(reconstructing)
 app.add_typer(exporting)
+app.add_typer(animating)
 app.add_typer(datasets)
 app.add_typer(assets, name="assets")
 

@@ -13,9 +13,11 @@ from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
 from pipelines.stages import find_faces, planned_dataset
 from pipelines.summaries import megabytes, status_report, superseded
 from schemas.consensus import CONSENSUS_FOLDER
+from schemas.tracks import TRACKS_FOLDER
 from tasks.card import README, is_up_to_date, write_card
 from tasks.consensus import consensus_record, verify_consensus
 from tasks.storage import Store
+from tasks.tracks import tracks_record, verify_tracks
 from tasks.verify import Verification
 from tasks.verify import verify as verify_dataset
 from tasks.versions import FacesError, gc, verify_faces
@@ -67,6 +69,8 @@ def verify(dest: Dest) -> int:
         found[faces] = verify_faces(faces)
     if consensus_record(dataset) is not None:
         found[Store(dataset).join(CONSENSUS_FOLDER)] = verify_consensus(dataset)
+    if tracks_record(dataset) is not None:
+        found[Store(dataset).join(TRACKS_FOLDER)] = verify_tracks(dataset)
     for place, checked in found.items():
         for problem in checked.problems:
             errors.print(f"[bold red]problem:[/] {problem}")

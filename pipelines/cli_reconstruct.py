@@ -28,6 +28,7 @@ from pipelines.options import (
     existing,
 )
 from pipelines.settings import resolve
+from pipelines.show import show_picture
 from pipelines.summaries import estimate_lines
 from schemas.annotate import Provider
 from schemas.ingest import IngestConfig
@@ -44,9 +45,13 @@ reconstructing = typer.Typer()
 def reconstruct_command(
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="Folder, pattern, archive, list, picture, or a faces/ dataset (any URI)."),
+        typer.Argument(
+            metavar="SRC", help="Folder, pattern, archive, list, picture, video, or a faces/ dataset (any URI)."
+        ),
     ],
-    dest: Dest,
+    dest: Annotated[
+        str | None, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")
+    ] = None,
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
     outputs: Annotated[
@@ -64,6 +69,12 @@ def reconstruct_command(
     consensus_detail: Annotated[
         bool, typer.Option("--consensus-detail", help="They share the detail code as well.")
     ] = False,
+    fps: Annotated[
+        float | None, typer.Option(help="Pictures in a folder are the frames of a clip, so many a second.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="One picture: write what was found beside it; goes without DEST.")
+    ] = False,
     price_per_hour: PricePerHour = None,
     config: Config = None,
     settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
@@ -73,7 +84,7 @@ def reconstruct_command(
     new: New = False,
     prefect: Prefect = False,
 ) -> int:
-    """Photos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
+    """Photos, videos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
 
     Examples:
 
@@ -88,6 +99,12 @@ def reconstruct_command(
       deca reconstruct people/faces heads/ --outputs codes,displacement,texture --precision bf16
 
       deca reconstruct photos/ out/ --layout files
+
+      deca reconstruct clip.mp4 out/
+
+      deca reconstruct frames/ out/ --fps 25
+
+      deca reconstruct photo.jpg --show
     """
     options = {
         "source": source,
@@ -99,10 +116,15 @@ def reconstruct_command(
         "precision": precision,
         "consensus": consensus,
         "consensus_detail": consensus_detail or None,
+        "video.fps": fps,
         "price_per_hour": price_per_hour,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
     }
+    if show:
+        return show_picture(options, config, settings, prefect)
+    if dest is None:
+        raise typer.BadParameter("DEST is missing: a folder or bucket prefix to write. Only --show goes without")
     return run_flow("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 
 

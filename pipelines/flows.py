@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from pipelines.ablate import ablate as run_ablate
+from pipelines.animate import animate as run_animate
 from pipelines.evaluate import evaluate as run_evaluate
 from pipelines.export import export as run_export
 from pipelines.ingest import ingest as run_ingest
@@ -25,6 +26,7 @@ from pipelines.summaries import summary_lines
 from pipelines.synth import synth as run_synth
 from pipelines.train import train as run_train
 from schemas.ablate import AblateConfig, AblateSummary
+from schemas.animate import AnimateConfig, AnimateSummary
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.export import ExportConfig, ExportSummary
 from schemas.ingest import IngestConfig, IngestSummary
@@ -139,6 +141,13 @@ def synth(config: SynthConfig) -> Any:
     return _finish("synth", f"photographs in {summary.photos}", summary)
 
 
+@flow(name="animate")
+def animate(config: AnimateConfig) -> Any:
+    """Heads that move as others do: see `deca animate --help`. The call's result is the summary."""
+    summary = run_animate(config, on_progress=ProgressArtifact("animate-progress"), stage=as_task)
+    return _finish("animate", f"animations in {summary.dest}", summary)
+
+
 @flow(name="train")
 def train(config: TrainConfig) -> Any:
     """Faces in, a trained model out: see `deca train --help`. The call's result is the summary."""
@@ -165,7 +174,8 @@ def _finish(
     | TrainSummary
     | EvaluateSummary
     | AblateSummary
-    | ExportSummary,
+    | ExportSummary
+    | AnimateSummary,
 ) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.ablate import ablate
+from pipelines.animate import animate
 from pipelines.evaluate import evaluate
 from pipelines.export import export
 from pipelines.ingest import ingest
@@ -21,6 +22,7 @@ from tasks.progress import TerminalProgress
 
 FLOWS: dict[str, Callable[..., Any]] = {
     "ablate": ablate,
+    "animate": animate,
     "evaluate": evaluate,
     "export": export,
     "ingest": ingest,

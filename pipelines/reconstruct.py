@@ -13,6 +13,7 @@ from deca_core.inference import Deviation, choose_precision
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
 from schemas.consensus import ConsensusRecord
 from schemas.reconstruct import COMPILE_FROM, ReconstructConfig, ReconstructSummary
+from schemas.tracks import TracksRecord
 from tasks.annotators import load_annotator
 from tasks.consensus import make_consensus
 from tasks.draft import code_version
@@ -24,6 +25,7 @@ from tasks.plan import PLAN, Mode, Plan, PlanError, load_plan, open_or_build
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
 from tasks.storage import Store, normalise
+from tasks.tracks import has_frames, make_tracks
 from tasks.verify import status
 from tasks.versions import Faces, open_faces
 from tasks.walk import is_file, parse_glob
@@ -51,8 +53,9 @@ def reconstruct(
     plan = stage(freeze_plan)(config, weights)
     run = stage(reconstruct_faces)(plan, config, on_progress)
     agreed = stage(agree_on_identities)(plan, config)
+    tracks = stage(follow_people)(plan, config)
     sheet = stage(draw_contact_sheet)(plan, config, run)
-    return stage(summarise)(plan, config, run, sheet, agreed)
+    return stage(summarise)(plan, config, run, sheet, agreed, tracks)
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
@@ -154,6 +157,13 @@ def agree_on_identities(plan: Plan, config: ReconstructConfig) -> ConsensusRecor
     return make_consensus(plan.dest, bundle_at(config.bundle), config.consensus_detail)
 
 
+def follow_people(plan: Plan, config: ReconstructConfig) -> TracksRecord | None:
+    """People through the frames of videos, with smoothed codes; nothing where the rows are pictures."""
+    if not config.video.tracks or "codes" not in config.outputs or not has_frames(plan.dest, config.video):
+        return None
+    return make_tracks(plan.dest, bundle_at(config.bundle), config.video)
+
+
 def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -> str | None:
     """The sheet of sampled faces; an earlier one is kept where nothing new was made."""
     if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
@@ -164,7 +174,12 @@ def draw_contact_sheet(plan: Plan, config: ReconstructConfig, run: RunSummary) -
 
 
 def summarise(
-    plan: Plan, config: ReconstructConfig, run: RunSummary, sheet: str | None, agreed: ConsensusRecord | None
+    plan: Plan,
+    config: ReconstructConfig,
+    run: RunSummary,
+    sheet: str | None,
+    agreed: ConsensusRecord | None,
+    tracks: TracksRecord | None,
 ) -> ReconstructSummary:
     """Count what lies in DEST and write it beside the data."""
     now = status(plan.dest)
@@ -195,6 +210,7 @@ def summarise(
         price_per_hour=config.price_per_hour,
         price=used.price(config.price_per_hour),
         identities=agreed.identities if agreed else None,
+        tracks=tracks.tracks if tracks else None,
     )
     plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
     return summary

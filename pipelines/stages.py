@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from schemas.animate import AnimateConfig
 from schemas.evaluate import EvaluateConfig
 from schemas.export import ExportConfig
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
@@ -19,10 +20,10 @@ from tasks.storage import Store
 
 CONFIG, SUMMARY = "_config.json", "_report/summary.json"
 # Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
-OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour")
+OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour", "video")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig)
+Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig, AnimateConfig)
 Stage = Callable[[Function], Function]
 OnProgress = Callable[[Progress], None]
 

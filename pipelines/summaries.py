@@ -5,10 +5,12 @@ from __future__ import annotations
 from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
 from pipelines.train import MODEL, finished_stages, is_published, stored_plan
 from schemas.ablate import AblateSummary
+from schemas.animate import AnimateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
 from schemas.export import ExportSummary
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
+from schemas.tracks import TRACKS_FOLDER
 from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
 from schemas.world import SynthSummary
 from tasks.ablation_report import FULL, MARKDOWN, ablation_table
@@ -62,7 +64,8 @@ def summary_lines(
     | TrainSummary
     | EvaluateSummary
     | AblateSummary
-    | ExportSummary,
+    | ExportSummary
+    | AnimateSummary,
 ) -> Lines:
     """The outcome of a run, and where to look next."""
     if isinstance(summary, TrainSummary):
@@ -83,7 +86,7 @@ def summary_lines(
 
 
 def _own_lines(
-    summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary | ExportSummary,
+    summary: ReconstructSummary | IngestSummary | SynthSummary | EvaluateSummary | ExportSummary | AnimateSummary,
 ) -> Lines:
     if isinstance(summary, ExportSummary):
         rate = f"{summary.heads_run} by this run, {summary.heads_per_second} heads/s"
@@ -92,6 +95,14 @@ def _own_lines(
             ("heads", f"{summary.heads} as {', '.join(summary.formats)} ({rate})"),
             ("files", f"{summary.files} in {Store(summary.dest).join(FILES)}, {megabytes(summary.bytes)}"),
             ("colours", colours),
+        ]
+    if isinstance(summary, AnimateSummary):
+        rate = f"{summary.frames_run} by this run, {summary.frames_per_second} a second"
+        return [
+            ("animations", f"{summary.animations}: {summary.identities} heads, {summary.expressions} motions each"),
+            ("frames", f"{summary.frames} ({rate})"),
+            ("checkpoint", summary.checkpoint),
+            *(("file", Store(summary.dest).join(name)) for name in summary.files),
         ]
     if isinstance(summary, EvaluateSummary):
         return [
@@ -111,6 +122,11 @@ def _own_lines(
             ("pictures", str(summary.images)),
             ("faces", f"{summary.faces} ({rate})"),
             *([] if summary.identities is None else [("consensus", f"one skull each for {summary.identities} people")]),
+            *(
+                []
+                if summary.tracks is None
+                else [("tracks", f"{summary.tracks} in {Store(summary.dest).join(TRACKS_FOLDER)}")]
+            ),
             ("took", _hours(Use(summary.core_seconds, summary.gpu_seconds), summary.price_per_hour)),
             ("checkpoint", summary.checkpoint),
             ("precision", summary.precision),

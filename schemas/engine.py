@@ -25,6 +25,9 @@ class SourceConfig(BaseModel):
     image_column: str | None = Field(default=None, min_length=1)
     # Column of the URIs where the source is a list (CSV, TSV, Parquet). Default None: one of the usual names.
     uri_column: str | None = Field(default=None, min_length=1)
+    # Take the frames of videos that lie in folders. Default False: a film among photographs would be the most of them.
+    # A video that is the source, stands in a list or matches a pattern (`clips/*.mp4`) is always taken.
+    videos: bool = False
     # Plan pictures of equal content once, the first in order. Default False: it reads the whole source while planning,
     # except objects whose etag already is the MD5 of their content.
     deduplicate: bool = False

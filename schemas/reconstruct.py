@@ -14,6 +14,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
 from schemas.faces import PICTURE, picture_schema
 from schemas.parquet import fixed_field
+from schemas.tracks import VideoConfig
 
 SCHEMA_VERSION = 1
 COMPILE_FROM = 2000  # pictures or faces of a plan: below, compiling takes longer than it saves
@@ -76,6 +77,9 @@ class ReconstructConfig(BaseModel):
     # Money for an hour of a core (of a GPU, where workers hold GPUs), any currency. Default None: no price is said.
     price_per_hour: float | None = Field(default=None, ge=0)
 
+    # After the rows as well: people followed through frames of videos, in DEST/tracks.
+    video: VideoConfig = VideoConfig()
+
     inputs: SourceConfig = SourceConfig()
     annotate: AnnotateConfig = AnnotateConfig()
     units: UnitsConfig = UnitsConfig()
@@ -93,6 +97,8 @@ class ReconstructConfig(BaseModel):
             raise ValueError("consensus_detail goes with consensus: identity")
         if self.consensus != "none" and "codes" not in self.outputs:
             raise ValueError("consensus reads the codes of the rows, and outputs does not name codes")
+        if self.video.fps is not None and self.video.tracks and "codes" not in self.outputs:
+            raise ValueError("tracks are made of the codes of the rows, and outputs does not name codes")
         return self
 
     def plan_config(self) -> dict[str, Any]:
@@ -136,6 +142,7 @@ class ReconstructSummary(BaseModel):
     price_per_hour: float | None = None  # of a GPU where workers held GPUs, else of a core
     price: float | None = None  # of these seconds
     identities: int | None = None  # people of the consensus; None: none was asked for
+    tracks: int | None = None  # people followed through videos; None: the rows are no frames
 
 
 def reconstruction_schema(
@@ -188,6 +195,8 @@ def reconstruction_schema(
         pa.field("source_uri", pa.string(), nullable=False),
         pa.field("face_index", pa.int32(), nullable=False),
         pa.field("identity_id", pa.string()),
+        pa.field("frame", pa.int64()),  # of a video: number from 0, and seconds since its first frame
+        pa.field("time", pa.float64()),
         pa.field("width", pa.int32(), nullable=False),  # of the upright source picture, pixels
         pa.field("height", pa.int32(), nullable=False),
         fixed_field("bbox", (4,)),  # left, top, right, bottom, source pixels

@@ -1,8 +1,9 @@
 """Every picture of a source, streamed in one fixed order and planned once.
 
-A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, or a
-list of URIs; archives and Parquet files in folders are opened as well. Order is that of the full path by code point, so
-a folder and its copy in a bucket give the same plan; members, rows and lists keep their own order.
+A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, a video,
+or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. Order
+is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
+and lists keep their own order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tasks.ranges import S3
 from tasks.read import read_items
 from tasks.storage import StorageError, check_command, is_local, normalise
 from tasks.tables import describe, image_column, image_rows, is_table, table_schema
+from tasks.videos import VIDEO_SUFFIXES, is_video, video_frames
 from tasks.walk import File, SourceError, is_file, local_file, parse_glob, source_root, walk
 
 __all__ = ["SourceError", "discover", "source_root"]
@@ -62,8 +64,8 @@ def discover(source: str, config: SourceConfig | None = None, skip: str | None =
         kinds = " ".join(config.extensions)
         patterns = ", include and exclude patterns apply" if config.include or config.exclude else ""
         raise SourceError(
-            f"no pictures in {uri} (looked for {kinds}, also inside tar, zip and Parquet; hidden files are skipped"
-            f"{patterns}). Check with: {check_command(uri)}"
+            f"no pictures in {uri} (looked for {kinds}, also inside tar, zip and Parquet, and videos with "
+            f"inputs.videos=true; hidden files are skipped{patterns}). Check with: {check_command(uri)}"
         )
 
 
@@ -107,10 +109,11 @@ def _listed(uri: str, root: str, config: SourceConfig) -> Iterator[Item]:
 
 
 def _walked(uri: str, root: str, config: SourceConfig, single: bool, skip: str | None) -> Iterator[Item]:
+    named = parse_glob(uri) is not None and uri.lower().endswith(VIDEO_SUFFIXES)  # clips/*.mp4
     for file in walk(uri, skip):
         place = file.uri[len(root) :].lstrip("/")
         if not any(part.startswith(".") for part in place.split("/")):
-            yield from _expand(file, place, config, chosen=False, single=single)
+            yield from _expand(file, place, config, chosen=named, single=single)
 
 
 def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, single: bool = False) -> Iterator[Item]:
@@ -119,19 +122,25 @@ def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, singl
     chosen: somebody wrote its name down, so that its extension does not matter; single: it is the whole source.
     """
     whole = Item(0, file.uri, size=file.size, etag=file.etag)
-    if not is_archive(file.uri) and not is_table(file.uri):
+    # A folder of photographs often holds films that nobody means; one that is named, or asked for, is meant.
+    video = is_video(file.uri) and (chosen or single or config.videos)
+    if not is_archive(file.uri) and not is_table(file.uri) and not video:
         if _wanted(place, config, any_extension=chosen):
             yield whole
         return
     if any(fnmatchcase(place, pattern) for pattern in config.exclude):
         return
-    members = _rows(file, place, config, chosen or single) if is_table(file.uri) else _members(file, place, config)
+    if video:
+        members = _frames(file, place, config)
+    else:
+        members = _rows(file, place, config, chosen or single) if is_table(file.uri) else _members(file, place, config)
     try:
         for member, offset, size in members:
             yield replace(whole, member=member, offset=offset, size=size)
     except (*DAMAGE, FileNotFoundError, PermissionError) as error:
-        if single and is_table(file.uri):
-            raise SourceError(f"cannot read {file.uri}: {error}. Is it a Parquet file?") from error
+        if single and (video or is_table(file.uri)):
+            hint = "Is it whole? A film cut off before its index cannot be read" if video else "Is it a Parquet file?"
+            raise SourceError(f"cannot read {file.uri}: {error}. {hint}") from error
         yield whole
     except (OSError, StorageError) as error:  # a failing disk or network must not shorten the plan
         raise SourceError(f"cannot read {file.uri}: {error}. Check with: {check_command(file.uri)}") from error
@@ -143,6 +152,13 @@ def _members(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str
         hidden = member.rpartition("/")[2].startswith(".")  # macOS `._*` too
         if not hidden and _wanted(f"{place}#{member}", config):
             yield member, offset, size
+
+
+def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
+    """(member, timestamp, -1) of the frames of a video."""
+    for member, stamp, size in video_frames(file.uri):
+        if _wanted(f"{place}#{member}", config, any_extension=True):
+            yield member, stamp, size
 
 
 def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:

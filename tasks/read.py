@@ -1,4 +1,6 @@
-"""The bytes of planned pictures: whole objects, ranges of archives or rows of tables, read ahead in threads."""
+"""The bytes of planned pictures: whole objects, ranges of archives, rows of tables or frames of videos, read ahead in
+threads.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from schemas.ledger import Item
 from tasks.archives import DAMAGE, GZIP_TAR_SUFFIXES, archive_members, is_archive, read_member
 from tasks.ranges import ReadError, read_bytes
 from tasks.tables import is_table, read_row, table_schema
+from tasks.videos import is_video, read_frame, video_frames
 
 MAX_BYTES: int = SourceConfig().max_bytes
 
@@ -21,12 +24,11 @@ def read_items(
 ) -> Iterator[tuple[Item, bytes | Exception]]:
     """(item, bytes or the error that reading it raised) in the order of the items, at most 2*threads read ahead."""
     source = iter(items)
-    # Packed tars and tables can only be read forwards: they go one after the other through a thread of their own.
+    # Packed tars, tables and videos are read forwards: they go one after the other through a thread of their own.
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as line:
 
         def submit(item: Item) -> tuple[Item, Future[bytes | Exception]]:
-            forwards = item.member is not None and (item.uri.lower().endswith(GZIP_TAR_SUFFIXES) or is_table(item.uri))
-            return item, (line if forwards else pool).submit(_try_read, item, max_bytes)
+            return item, (line if _forwards(item) else pool).submit(_try_read, item, max_bytes)
 
         ahead = deque(map(submit, itertools.islice(source, 2 * threads)))
         try:
@@ -40,6 +42,11 @@ def read_items(
                 future.cancel()
 
 
+def _forwards(item: Item) -> bool:
+    whole = is_table(item.uri) or is_video(item.uri) or item.uri.lower().endswith(GZIP_TAR_SUFFIXES)
+    return item.member is not None and whole
+
+
 def _try_read(item: Item, max_bytes: int) -> bytes | Exception:
     try:
         return read_item(item, max_bytes)
@@ -49,7 +56,7 @@ def _try_read(item: Item, max_bytes: int) -> bytes | Exception:
 
 def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of one picture; raises ReadError (changed since the plan, too large), or what the driver raises."""
-    if item.member is None and (is_archive(item.uri) or is_table(item.uri)):
+    if item.member is None and (is_archive(item.uri) or is_table(item.uri) or is_video(item.uri)):
         raise _damage(item.uri)
     if item.size > max_bytes:
         raise ReadError(f"{item.size} bytes, more than the limit of {max_bytes} bytes (inputs.max_bytes)")
@@ -57,6 +64,8 @@ def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
         data = read_bytes(item.uri, etag=item.etag, max_bytes=max_bytes)
     elif is_table(item.uri):
         data = read_row(item, max_bytes)
+    elif is_video(item.uri):
+        data = read_frame(item, max_bytes)
     else:
         data = read_member(item, max_bytes)
     if 0 <= item.size != len(data):
@@ -65,10 +74,13 @@ def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def _damage(uri: str) -> Exception:
-    """Why an archive or a table is in the plan as itself."""
+    """Why an archive, a table or a video is in the plan as itself."""
     try:
         if is_table(uri):
             table_schema(uri)
+        elif is_video(uri):
+            for _ in video_frames(uri):
+                pass
         else:
             for _ in archive_members(uri):
                 pass

@@ -38,6 +38,7 @@ from tasks.models import load_model, weights_hash
 from tasks.outputs import NEED_HEAD, columns_of_head, encode_map, head_of
 from tasks.plan import FILES
 from tasks.storage import Store
+from tasks.videos import frame_of
 
 BATCHES_AHEAD = 3  # for the networks: 4.6 MB each at 8 crops
 DECODERS = 2  # threads that decode and crop; a worker that reserves more cores has as many
@@ -201,7 +202,10 @@ class ReconstructWorker:
 
     def _rows(self, batch: Encoded, files: list[StoredFile]) -> pa.RecordBatch:
         faces = batch.faces
+        frames = [frame_of(one.columns["source_uri"]) for one in faces]
         columns: dict[str, Any] = {name: [one.columns[name] for one in faces] for name in KNOWN} | {
+            "frame": [frame and frame.number for frame in frames],
+            "time": [frame and frame.seconds for frame in frames],
             "checkpoint": [self.checkpoint] * len(faces),
             "bbox": np.array([one.columns["bbox"] for one in faces], np.float32).reshape(-1, 4),
             "landmarks": np.array([one.columns["landmarks"] for one in faces], np.float32).reshape(-1, 68, 2),

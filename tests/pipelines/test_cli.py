@@ -48,6 +48,7 @@ COMMANDS = [
     "ingest",
     "reconstruct",
     "fit",
+    "animate",
     "train",
     "evaluate",
     "export",

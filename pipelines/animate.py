@@ -1,0 +1,117 @@
+"""The animate flow: heads that move as others do, every named head with every named motion."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from schemas.animate import AnimateConfig, AnimateSummary
+from tasks.animate import SOURCE, AnimateWorker, cast_items, model_config
+from tasks.cast import freeze_cast, is_dataset
+from tasks.draft import code_version
+from tasks.engine import RunSummary, run_units
+from tasks.heads import config_of, model_for
+from tasks.models import bundle_at, load_model, weights_hash
+from tasks.plan import Plan, open_or_build, read_commits
+from tasks.storage import Store
+from tasks.verify import status
+
+FILES_NAMED = 12  # in the summary
+
+logger = logging.getLogger("deca")
+
+
+def animate(config: AnimateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> AnimateSummary:
+    """Every head with every motion; calling it again goes on where it stopped."""
+    config = stage(prepare)(config)
+    plan = stage(freeze_plan)(config)
+    run = stage(animate_heads)(plan, config, on_progress)
+    return stage(summarise)(plan, config, run)
+
+
+def prepare(config: AnimateConfig) -> AnimateConfig:
+    """The settings that hold, with a model: the one given, or that of the first dataset whose heads are animated."""
+    config = settle(config, config.dest)
+    if config.existing in ("resume", "retry"):
+        return config
+    for spec in (*config.identity, *filter(None, [config.identities])):
+        dest = spec.partition("#")[0]
+        if is_dataset(dest):
+            model_for(dest, config.checkpoint, config.bundle)  # raises where what was given does not fit the rows
+            theirs = config_of(dest)
+            return config.model_copy(
+                update={
+                    "checkpoint": config.checkpoint or theirs.checkpoint,
+                    "bundle": config.bundle or theirs.bundle,
+                    "seed": theirs.seed,
+                    "codes": theirs.codes,
+                }
+            )
+    return config
+
+
+def freeze_plan(config: AnimateConfig) -> Plan:
+    """Find heads and motions, freeze them in DEST, and cut their product into units; or open the plan that is there."""
+    model = model_config(config)
+    bundle = bundle_at(config.bundle)
+    weights = {"bundle": bundle.hash, "checkpoint": weights_hash(model)}
+    load_model(model)  # once, before any work
+    if config.existing in ("resume", "retry"):
+        return stored_plan(config.dest, config.existing, weights)
+    Store(config.dest).check_writable()
+    cast = freeze_cast(config, model, bundle)
+    pinned = {
+        "identities": {"file": cast.identities, "sha256": cast.hashes[0], "count": cast.counts[0]},
+        "expressions": {"file": cast.expressions, "sha256": cast.hashes[1], "count": cast.counts[1]},
+    }
+    plan = open_or_build(
+        config.dest,
+        SOURCE,
+        config={**config.plan_config(), "cast": pinned},
+        weights=weights,
+        units=config.units,
+        code=code_version(AnimateWorker.__module__),
+        items=cast_items(cast),
+        mode="new" if config.existing == "new" else "auto",
+    )
+    store_config(plan, config)
+    logger.info("%d heads, %d motions, plan %s", *cast.counts, plan.fingerprint[:8])
+    return plan
+
+
+def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnProgress | None) -> RunSummary:
+    """Work the pending units on Ray."""
+    cast = plan.record.config["cast"]
+    worker = partial(
+        AnimateWorker, config, cast["identities"]["file"], cast["expressions"]["file"], cast["expressions"]["count"]
+    )
+    return run_units(plan, worker, config.ray, on_progress)
+
+
+def summarise(plan: Plan, config: AnimateConfig, run: RunSummary) -> AnimateSummary:
+    """Count what lies in DEST and write it beside the data."""
+    now = status(plan.dest)
+    files = [file.file for commit in read_commits(plan.dest) for file in commit.files]
+    cast = plan.record.config["cast"]
+    summary = AnimateSummary(
+        outcome="complete" if now.complete else "partial",
+        dest=now.dest,
+        identities=cast["identities"]["count"],
+        expressions=cast["expressions"]["count"],
+        animations=now.items,
+        frames=now.rows,
+        quarantined=now.quarantined,
+        pending_units=now.pending,
+        units_run=run.units_run,
+        units_skipped=run.units_skipped,
+        frames_run=run.rows,
+        seconds=round(run.seconds, 2),
+        frames_per_second=round(run.rows / run.seconds, 2) if run.rows else 0.0,
+        checkpoint=plan.record.weights["checkpoint"],
+        fingerprint=now.fingerprint,
+        bytes=now.bytes,
+        files=files[:FILES_NAMED],
+    )
+    plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+    return summary

@@ -1,0 +1,54 @@
+"""One picture, looked at: `deca reconstruct photo.jpg --show` puts what was found beside the photograph."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipelines.launch import run_flow
+from pipelines.options import console
+from pipelines.settings import ConfigError, resolve
+from schemas.reconstruct import ReconstructConfig
+from tasks.archives import is_archive
+from tasks.listings import is_list
+from tasks.plan import standing_quarantine
+from tasks.report import CONTACT_SHEET
+from tasks.storage import Store, normalise
+from tasks.tables import is_table
+from tasks.videos import is_video
+from tasks.walk import SourceError, is_file, parse_glob
+
+ENDING = ".deca.png"  # behind the picture's whole name, so that a.jpg and a.png do not share one
+
+
+def show_picture(options: dict[str, Any], config: Path | None, settings: list[str], prefect: bool) -> int:
+    """Reconstruct one picture and write the sheet of its faces next to it; returns the exit code.
+
+    options: of `deca reconstruct`. Without DEST nothing else stays, and nothing is done that takes longer than a
+    picture: no choice of precision, no Ray.
+    """
+    if options["dest"] is not None:
+        return _show(resolve(ReconstructConfig, config, settings, options), prefect)
+    with tempfile.TemporaryDirectory(prefix="deca-show-") as folder:
+        quick = {"dest": f"{folder}/heads", "precision": options["precision"] or "fp32"}
+        quick["ray.workers"] = options["ray.workers"] or 0
+        return _show(resolve(ReconstructConfig, config, settings, options | quick), prefect)
+
+
+def _show(config: ReconstructConfig, prefect: bool) -> int:
+    uri = normalise(config.source)
+    if parse_glob(uri) or not is_file(uri) or any(kind(uri) for kind in (is_archive, is_list, is_table, is_video)):
+        raise ConfigError(f"--show is for one picture, and {uri} is none. Look at many with: deca report DEST")
+    if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
+        raise ConfigError("--show draws from the columns of codes and displacement: leave --outputs and --layout out")
+    code = run_flow("reconstruct", config, prefect)
+    store = Store(config.dest)
+    if not store.exists(CONTACT_SHEET):
+        reasons = "; ".join(f"{row.stage}: {row.message}" for row in standing_quarantine(config.dest))
+        raise SourceError(f"{uri}: nothing to show ({reasons or 'no face'}). Try another picture")
+    folder, _, name = uri.rpartition("/")
+    beside = Store(folder or "/")
+    beside.write(name + ENDING, store.read(CONTACT_SHEET))
+    console.print(f"\n  picture  {beside.join(name + ENDING)}", markup=False, soft_wrap=True)
+    return code
