@@ -21,7 +21,6 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from deca_core import Codes
 from deca_core.assets import procedural_head
 from deca_core.camera import IMAGE_SIZE
 from deca_core.crop import crop_transform, square_from_landmarks
@@ -117,14 +116,16 @@ def cam_in_crop(cam: torch.Tensor, transform: np.ndarray) -> torch.Tensor:
     return torch.tensor([[scale * ratio, tx + moved[0], ty - moved[1]]], dtype=torch.float32)
 
 
-def make_dataset(folder: Path, people: int, pictures: int, unit: int = 2, suffix: str = "") -> Plan:
-    """`folder`/photos and `folder`/heads; suffix goes into the file names."""
+def make_dataset(folder: Path, people: int, pictures: int, unit: int = 2, suffix: str = "", walls: int = 0) -> Plan:
+    """`folder`/photos and `folder`/heads; suffix goes into the file names, walls are pictures of nobody."""
     world = World(procedural_head())
     (folder / "photos").mkdir(parents=True)
     for person in range(people):
         for picture in range(pictures):
             name = f"{person:02d}-{picture:02d}{suffix}.jpg"
             (folder / "photos" / name).write_bytes(photograph_of(world, person, picture).jpeg())
+    for wall in range(walls):
+        Image.new("RGB", (SIZE, SIZE), (70, 120, 120)).save(folder / "photos" / f"wall-{wall}{suffix}.jpg")
     config = ReconstructConfig(
         source=str(folder / "photos"),
         dest=str(folder / "heads"),
@@ -142,11 +143,6 @@ def make_dataset(folder: Path, people: int, pictures: int, unit: int = 2, suffix
     store_config(plan, config)
     run_units(plan, partial(TruthWorker, config), config.ray)
     return plan
-
-
-def codes_are_true(world: World, person: int, picture: int) -> Codes:
-    """The codes that the rows of a picture should hold, but for the camera."""
-    return photograph_of(world, person, picture).codes
 
 
 def screenshot(page: Path, picture: Path, window: tuple[int, int] = WINDOW) -> None:
@@ -173,7 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = make_dataset(options.folder or Path(scratch) / "archive", options.people, options.pictures)
+        plan = make_dataset(options.folder or Path(scratch) / "archive", options.people, options.pictures, walls=1)
         config = ReconstructConfig.model_validate_json(plan.store.read("_config.json"))
         written = write_report(plan, config, 8)
         print(written.page)

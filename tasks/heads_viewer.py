@@ -17,8 +17,8 @@ import json
 import zlib
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
-from io import BytesIO
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
@@ -52,7 +52,10 @@ class ViewerError(Exception):
 @cache
 def library() -> str:
     """three.js as text, with its licence."""
-    with ZipFile(BytesIO(files("trimesh.resources").joinpath(VIEWER).read_bytes())) as archive:
+    package = find_spec("trimesh")  # not imported: only a file of it is wanted
+    if package is None or package.origin is None:
+        raise ViewerError("trimesh is not installed, and it carries three.js. Run: pip install trimesh")
+    with ZipFile(Path(package.origin).with_name("resources") / VIEWER) as archive:
         page = archive.read(LIBRARY).decode()
     begin, marked = page.find(BEGIN), page.find("__esModule")
     end = page.find(END, marked)
