@@ -19,7 +19,9 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from schemas.columns import meaning, type_in_words
+from schemas.consensus import ConsensusRecord, consensus_schema
 from schemas.evaluate import METRICS, evaluations_schema
+from schemas.export import exports_schema
 from schemas.faces import (
     ASSIGNMENTS_SCHEMA,
     IDENTITIES_SCHEMA,
@@ -85,6 +87,24 @@ DATASETS = (
         lambda: _with_file(reconstruction_schema(LIMIT, COLUMN_OUTPUTS, vertices=VERTICES)),
         "Columns of an output are there only where it was asked for; by default those of `codes` and `displacement`. "
         "`displacement_file` stands in the place of `displacement` with `--layout files`.",
+    ),
+    Dataset(
+        "consensus",
+        "consensus/",
+        "`deca reconstruct --consensus identity`",
+        "One row a person: the codes that all of a person's pictures share. Lies beside the reconstructions; "
+        "`consensus/_current.json` names the file that holds.",
+        "```python\nfrom tasks.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
+        lambda: consensus_schema(detail=True),
+        "`detail` and `detail_spread` are there only where the detail code is shared as well.",
+    ),
+    Dataset(
+        "exports",
+        "exports/",
+        "`deca export`",
+        "One row a head that was exported, its files beside it.",
+        PARTS.format(dest="exported/", example='files = table["files"].to_pylist()'),
+        exports_schema,
     ),
     Dataset(
         "annotations",
@@ -164,6 +184,8 @@ DATASETS = (
 
 # Fields of records that explain themselves in code, for those who read the page alone.
 FIELDS = {
+    "detail": "whether the detail code is shared, too",
+    "file": "name below the dataset",
     "bytes": "size of the file; of a commit, of its part",
     "faces": "rows of the version",
     "files": "the Parquet files that hold its units",
@@ -203,6 +225,7 @@ RECORDS: tuple[tuple[type[BaseModel], str], ...] = (
         "`_commits/00042-<fp8>.json`: what makes a unit's part data. Every reader reads it before any part.",
     ),
     (FacesVersion, "`faces/versions/000001.json`: the files of a version of faces/; nothing else is data."),
+    (ConsensusRecord, "`consensus/_current.json`: which file of consensus/ holds, and of which rows it was made."),
     (ShardFile, "A Parquet file of such a version."),
     (UnitFile, "A Parquet file of a plan."),
     (StoredFile, "A published file, wherever a record names one."),

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from deca_core.assets import procedural_head
-from deca_core.camera import IMAGE_SIZE, project, to_pixels
+from deca_core.camera import project, to_pixels
 from deca_core.codes import COARSE_LENGTHS, NUM_DETAIL
 from deca_core.flame import FLAME, Head, rotation_matrix
 from deca_core.raster import rasterize

@@ -1,8 +1,8 @@
 """A dataset of heads as good as they can be, and its report: `python -m benchmarks.report_page docs/report/report.jpg`.
 
-Photographs of procedural people, and as their reconstructions the world's truth in the place of a network's answers: codes
-and wrinkles are right, so the page shows what it can show. Pictures in which dlib finds no face end in quarantine. With a
-picture to write, Chromium opens the page and takes it.
+Photographs of procedural people, and as their reconstructions the world's truth in the place of a network's answers:
+codes and wrinkles are right, so the page shows what it can show. Pictures in which dlib finds no face end in
+quarantine. With a picture to write, Chromium opens the page and takes it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from tasks.read import read_item
 
 SIZE = 320  # pixels on a side of the photographs
 LIMITS = Limits(yaw=(0.0, 40.0))
-SEED = 7
+SEED, FIRST = 7, 2  # the world's, and the first person: no longer young
 TRUTH = "truth"  # as the rows' checkpoint
-WINDOW = (1280, 1610)  # of the picture: tiles, viewer, and the first faces
+WIDTH, TALL = 1280, 5000  # pixels of the window: taller than the page
+TOP, BOTTOM = 1430, 1640  # of the pictures: tiles, viewer and the first faces; charts, failures and cost
 QUALITY = 82
 
 
@@ -88,9 +89,7 @@ class TruthWorker:
             "landmarks": points[None].astype(np.float32),
             "crop_transform": transform[None].astype(np.float32),
             **{name: value.numpy() for name, value in codes.items()},
-            "displacement": quantise(
-                photograph.displacement[None] + self.world.bundle.fixed_displacement, self.limit
-            ),
+            "displacement": quantise(photograph.displacement[None] + self.world.bundle.fixed_displacement, self.limit),
             "checkpoint": [TRUTH],
         }
         return record_batch(self.schema, columns)
@@ -120,7 +119,7 @@ def make_dataset(folder: Path, people: int, pictures: int, unit: int = 2, suffix
     """`folder`/photos and `folder`/heads; suffix goes into the file names, walls are pictures of nobody."""
     world = World(procedural_head())
     (folder / "photos").mkdir(parents=True)
-    for person in range(people):
+    for person in range(FIRST, FIRST + people):
         for picture in range(pictures):
             name = f"{person:02d}-{picture:02d}{suffix}.jpg"
             (folder / "photos" / name).write_bytes(photograph_of(world, person, picture).jpeg())
@@ -145,24 +144,25 @@ def make_dataset(folder: Path, people: int, pictures: int, unit: int = 2, suffix
     return plan
 
 
-def screenshot(page: Path, picture: Path, window: tuple[int, int] = WINDOW) -> None:
-    """What Chromium shows of a page."""
+def screenshot(page: Path) -> Image.Image:
+    """What Chromium shows of a page, without the empty rest of the window below it."""
     program = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
     if program is None:
         raise SystemExit("no Chromium here. Install it: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
-        size = f"--window-size={window[0]},{window[1]}"
-        drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", size)
-        command = [program, "--headless=new", "--no-sandbox", f"--user-data-dir={folder}/profile", *drawing]
+        drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars")
+        command = [program, "--headless=new", "--no-sandbox", f"--user-data-dir={folder}/profile", *drawing, f"--window-size={WIDTH},{TALL}"]
         command += ["--virtual-time-budget=15000", f"--screenshot={shot}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        Image.open(shot).convert("RGB").save(picture, quality=QUALITY, optimize=True)
+        pixels = np.asarray(Image.open(shot).convert("RGB"))
+    drawn = np.flatnonzero((pixels != pixels[-1, 0]).any(axis=(1, 2)))
+    return Image.fromarray(pixels[: drawn[-1] + 25])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("picture", type=Path, nargs="?", help="JPEG of the page; none: only the page")
+    parser.add_argument("picture", type=Path, nargs="?", help="JPEG of the page, another of its charts beside it; none: only the page")
     parser.add_argument("--folder", type=Path, help="where photographs, heads and page stay; default: nowhere")
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--pictures", type=int, default=4)
@@ -175,8 +175,11 @@ def main() -> None:
         print(written.page)
         if options.picture:
             options.picture.parent.mkdir(parents=True, exist_ok=True)
-            screenshot(Path(written.page), options.picture)
-            print(f"{options.picture}  {options.picture.stat().st_size / 1000:.0f} kB")
+            whole = screenshot(Path(written.page))
+            for name, first, last in (("", 0, TOP), ("-charts", whole.height - BOTTOM, whole.height)):
+                picture = options.picture.with_stem(options.picture.stem + name)
+                whole.crop((0, first, WIDTH, last)).save(picture, quality=QUALITY, optimize=True)
+                print(f"{picture}  {picture.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def report(
 ) -> int:
     """Draw what a person looks at: one HTML page that loads nothing, and the README.md that `load_dataset` reads.
 
-    Of reconstructions: a gallery, a head in 3D with sliders, distributions, failures, cost over time. Of faces: the card
-    with charts and a sample.
+    Of reconstructions: a gallery, a head in 3D with sliders, distributions, failures, cost over time. Of faces: the
+    card with charts and a sample.
 
     Examples:
 

@@ -57,7 +57,7 @@ def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = 
 def curves(
     series: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, height: str, *, small: bool = False
 ) -> str:
-    """A line each, (x, y) by name, with a legend of the names; labels of the axes. small: of the size of a histogram."""
+    """A line each, (x, y) by name, with a legend of the names; labels of the axes. small: as large as a histogram."""
     figure, axes = _axes(label, SIZE if small else CURVES_SIZE)
     for number, (name, (x, y)) in enumerate(series.items()):
         axes.plot(x, y, color=LINES[number % len(LINES)], linewidth=1.4, label=name)

@@ -67,7 +67,9 @@ class Cost:
 def cost_of(plan: Plan, commits: Sequence[CommitRecord]) -> Cost:
     """The cost by the commit records; when they were written, storage says."""
     written = _modified(plan)
-    timed = [(written[plan.commit_name(one.unit)], one.rows) for one in commits if plan.commit_name(one.unit) in written]
+    timed = [
+        (written[plan.commit_name(one.unit)], one.rows) for one in commits if plan.commit_name(one.unit) in written
+    ]
     timed.sort()
     return Cost(
         faces=sum(commit.rows for commit in commits),
@@ -199,4 +201,3 @@ def angles(pose: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
         "roll, degrees (positive: to its right)": np.degrees(np.arctan2(right[:, 1], right[:, 0])),
         "jaw, degrees (positive: open)": np.degrees(pose[:, 3].astype(np.float64)),
     }
-

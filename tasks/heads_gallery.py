@@ -1,7 +1,7 @@
 """The pictures of the report on reconstructions: sampled faces as panels, and what of them is at hand at all.
 
-Nothing here is needed for the data: a picture whose source has gone, a head without its bundle, a dataset that stores no
-displacement each leave a panel out, and a note says why.
+Nothing here is needed for the data: a picture whose source has gone, a head without its bundle, a dataset that stores
+no displacement each leave a panel out, and a note says why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tasks.models import GeometryModel, bundle_at, load_model, weights_hash
 from tasks.outputs import head_of
 from tasks.plan import Plan
 from tasks.report import Sample, crop_of, grey_map, to_bytes, with_points
-from tasks.storage import Store, StorageError
+from tasks.storage import StorageError, Store
 
 JPEG_QUALITY = 84
 OVERLAY = 0.7  # of the shape on the picture

@@ -85,7 +85,8 @@ def _page(
     return _templates.get_template("heads_report.html.j2").render(
         plan=plan,
         facts=_facts(plan, commits, cost, reasons),
-        warnings=_warnings(plan, commits, reasons),
+        warnings=_warnings(plan),
+        partial=_partial(plan, commits, reasons),
         gallery=gallery,
         viewer=None if data is None else Markup(as_json(data)),  # no "<" is left in it
         scripts=[Markup(script) for script in scripts],
@@ -117,17 +118,22 @@ def _facts(plan: Plan, commits: list[CommitRecord], cost: Cost, reasons: list[Re
     ]
 
 
-def _warnings(plan: Plan, commits: list[CommitRecord], reasons: list[Reason]) -> list[str]:
-    said = []
+def _warnings(plan: Plan) -> list[str]:
+    """What nobody may overlook: where the numbers come from."""
     checkpoint = plan.record.weights.get("checkpoint", "")
     if checkpoint.startswith(UNTRAINED):
-        said.append("UNTRAINED NETWORK: shape, detail and displacement mean nothing.")
+        return ["UNTRAINED NETWORK: shape, detail and displacement mean nothing."]
     if checkpoint == LANDMARK_FIT:
-        said.append("Fitted to landmarks without a network: no albedo, no light, no detail.")
+        return ["Fitted to landmarks without a network: no albedo, no light, no detail."]
+    return []
+
+
+def _partial(plan: Plan, commits: list[CommitRecord], reasons: list[Reason]) -> str:
+    """What is missing from the dataset as it stands; empty where it is complete."""
     pending, failed = plan.units - len(commits), sum(reason.rows for reason in reasons)
-    if pending or failed:
-        said.append(f"Partial: {pending:,} units pending, {failed:,} rows in quarantine. The page is over the rest.")
-    return said
+    if not pending and not failed:
+        return ""
+    return f"Partial: units pending {pending:,}, rows in quarantine {failed:,}. Page and card are over the rest."
 
 
 def _settings(plan: Plan, config: ReconstructConfig) -> str:
@@ -158,7 +164,8 @@ def _card(
         front=yaml.safe_dump(front, sort_keys=False),
         plan=plan,
         facts=_facts(plan, commits, cost, reasons),
-        warnings=_warnings(plan, commits, reasons),
+        warnings=_warnings(plan),
+        partial=_partial(plan, commits, reasons),
         columns=[(field.name, type_in_words(field), meaning("reconstructions", field.name)) for field in fields],
         settings=_settings(plan, config),
         weights=plan.record.weights,

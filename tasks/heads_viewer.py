@@ -6,8 +6,8 @@ The page poses a head as `FLAME.forward` does, with the first expression compone
     v = (1 - w) T + w (R_x(a) (T - j) + j)
 
 neutral: template and shape; P: pose correctives of the jaw, linear in R - I, whose entries for a turn about x are
-cos a - 1 and sin a; w: skinning weight of the jaw; j: its joint, which moves with neutral, rest and e as well. Positions
-are 16-bit steps, some 5 um, so the page's vertices are FLAME's up to that.
+cos a - 1 and sin a; w: skinning weight of the jaw; j: its joint, which moves with neutral, rest and e as well.
+Positions are 16-bit steps, some 5 um, so the page's vertices are FLAME's up to that.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn import functional
 
 from deca_core import DECA
-from deca_core.appearance import shading
 from deca_core.assets import AssetBundle
-from deca_core.render import vertex_normals
+from deca_core.export.grid import split_of
+from deca_core.export.maps import texture
+from deca_core.uv import picture_on_uv
 from tasks.heads_gallery import Shown, data_uri
-from tasks.outputs import texture
+from tasks.report import to_bytes
 
 SLIDERS = 10  # expression components with a slider: the first ones
 JAW = 2  # of the joints; its features are those of joints 1..4, nine each
 STEPS = 2**15 - 1
 TEXTURE_QUALITY = 88
-SURE, HIDDEN = 0.45, 0.15  # z of a normal above which a texel shows the picture, and below which the albedo alone
 # three.js, MIT, which trimesh carries for its own viewer: a tenth of plotly, whose meshes know no bump maps besides.
 VIEWER, LIBRARY = "templates/viewer.zip", "viewer.html.template"
 BEGIN, END = "/**\n * @license\n", "}));\n"
@@ -119,13 +118,12 @@ def as_json(data: dict[str, Any]) -> str:
 
 def _add_head(pack: Pack, bundle: AssetBundle) -> None:
     """What all faces share: triangles over UV corners, expression components, the jaw."""
-    pairs = np.stack([bundle.faces.ravel(), bundle.uv_faces.ravel()], axis=1)
-    corners, triangles = np.unique(pairs, axis=0, return_inverse=True)
-    small = np.uint16 if max(len(corners), bundle.num_vertices) < 2**16 else np.uint32
-    pack.add("triangles", triangles.ravel().astype(small))
-    pack.add("corner", corners[:, 0].astype(small))
+    split = split_of(bundle)  # vertices cut along the seams of the atlas
+    small = np.uint16 if len(split.vertex) < 2**16 else np.uint32
+    pack.add("triangles", split.faces.ravel().astype(small))
+    pack.add("corner", split.vertex.astype(small))
     pack.add("faces", bundle.faces.ravel().astype(small))
-    pack.add("uv", bundle.uv[corners[:, 1]].ravel().clip(0, 1), scale=1 / STEPS)
+    pack.add("uv", bundle.uv[split.uv].ravel().clip(0, 1), scale=1 / STEPS)
     for index in range(SLIDERS):
         pack.metres(f"exp{index}", bundle.exp_basis[:, :, index].ravel())
     features = bundle.pose_basis[:, :, 9 * (JAW - 1) : 9 * JAW].astype(np.float64)  # of R - I, row by row
@@ -168,15 +166,10 @@ def _add_face(pack: Pack, model: DECA, face: Shown, index: int) -> dict[str, Any
 
 @torch.inference_mode()
 def _skin(model: DECA, face: Shown) -> Image.Image:
-    """The picture on the UV map where the camera saw it, the lit albedo elsewhere and where there is no picture."""
+    """The base colour of an export: the picture where it shows skin, the albedo elsewhere."""
     assert face.codes is not None
     assert face.head is not None
-    normals = functional.normalize(model.atlas(vertex_normals(face.head.vertices, model.faces)), dim=1)
-    skin = model.albedo(face.codes) * shading(normals, face.codes.light)
+    picture = None
     if face.crop is not None:
-        seen = ((normals[:, 2:] - HIDDEN) / (SURE - HIDDEN)).clamp(0, 1)
-        picture = texture(model, face.head, torch.from_numpy(face.crop)[None])
-        inside = (picture.sum(1, keepdim=True) > 0).float()
-        skin = skin * (1 - seen * inside) + picture * seen * inside
-    pixels = (skin[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels)
+        picture = picture_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
+    return Image.fromarray(to_bytes(texture(model, face.codes, face.head, picture)[0].numpy()))

@@ -76,7 +76,9 @@ def samples(plan: Plan, count: int) -> Iterator[Sample]:
         try:
             table = _row(store.join(commit.part), row)
         except FileNotFoundError as error:
-            raise PlanError(f"{store.join(commit.part)} is committed and missing. Run: deca verify {plan.dest}") from error
+            raise PlanError(
+                f"{store.join(commit.part)} is committed and missing. Run: deca verify {plan.dest}"
+            ) from error
         yield Sample(table, _item_of(table, [item for unit in plan.iter_units([commit.unit]) for item in unit.items]))
 
 
