@@ -31,7 +31,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 RUN = {
     "deca assets head bundle/": "",
     "deca assets show bundle/": "",
-    "deca plan photos/ out/": "",
+    "deca plan photos/ out/": "--set ray.workers=0 --set precision=fp32",
     "deca synth world/ --identities 50 --images-per-identity 4 --seed 99": "--identities 1 --images-per-identity 1 --workers 0",
     "deca fit photos/ heads/": "--workers 0",
     "deca status heads/": "",
