@@ -152,8 +152,13 @@ def screenshot(page: Path) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
         drawing = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars")
-        command = [program, "--headless=new", "--no-sandbox", f"--user-data-dir={folder}/profile", *drawing, f"--window-size={WIDTH},{TALL}"]
-        command += ["--virtual-time-budget=15000", f"--screenshot={shot}", page.resolve().as_uri()]
+        command = [program, "--headless=new", "--no-sandbox", f"--user-data-dir={folder}/profile", *drawing]
+        command += [
+            f"--window-size={WIDTH},{TALL}",
+            "--virtual-time-budget=15000",
+            f"--screenshot={shot}",
+            page.resolve().as_uri(),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         pixels = np.asarray(Image.open(shot).convert("RGB"))
     drawn = np.flatnonzero((pixels != pixels[-1, 0]).any(axis=(1, 2)))
@@ -162,7 +167,7 @@ def screenshot(page: Path) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("picture", type=Path, nargs="?", help="JPEG of the page, another of its charts beside it; none: only the page")
+    parser.add_argument("picture", type=Path, nargs="?", help="JPEG of the page, with another of its charts beside it")
     parser.add_argument("--folder", type=Path, help="where photographs, heads and page stay; default: nowhere")
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--pictures", type=int, default=4)

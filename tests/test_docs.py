@@ -26,13 +26,12 @@ PYTHON = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^ {4,}(deca .+)$", re.MULTILINE)
 QUOTED = re.compile(r"`(deca [^`]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-# Commands of the pages that really run, in this order, in a folder with photos/ of one procedural person; and what makes
-# them small.
+# Commands of the pages that really run, in this order, in a folder with photos/ of one procedural person; and what
+# makes them small.
 RUN = {
     "deca assets head bundle/": "",
     "deca assets show bundle/": "",
     "deca plan photos/ out/": "--set ray.workers=0 --set precision=fp32",
-    "deca synth world/ --identities 50 --images-per-identity 4 --seed 99": "--identities 1 --images-per-identity 1 --workers 0",
     "deca fit photos/ heads/": "--workers 0",
     "deca status heads/": "",
     "deca verify heads/": "",

@@ -26,6 +26,7 @@ from tasks.heads_viewer import library
 from tasks.plan import Plan, PlanError, committed_parts, load_plan
 from tasks.report import samples
 from tests.chromium import Browser
+from tests.tasks.stored_heads import make_heads
 
 HOSTILE = '"><script>alert(1)<!--'
 STEP = 2e-5  # metres: what the page promises of its positions
@@ -276,3 +277,35 @@ def test_play_moves_and_stops(browser):
     assert browser.evaluate("deca.state().rest") == 1
 
 
+# --- what rows may hold -----------------------------------------------------------------------------------------------
+
+PANELS = ["picture", "68 landmarks", "overlay", "shape", "detail", "displacement"]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> dict[str, Plan]:
+    """The same faces, reconstructed with other outputs and layouts."""
+    folder = tmp_path_factory.mktemp("kinds")
+    changes = {"codes": {"outputs": ["codes"]}, "files": {"layout": "files"}, "pictures": {"outputs": ["preview"]}}
+    return {name: load_plan(make_heads(folder, dest=str(folder / name), **own)) for name, own in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["picture", "68 landmarks", "detail"])]
+)
+def test_whatever_rows_hold_is_shown(kinds, kind, titles):
+    plan = kinds[kind]
+    written = write_report(plan, config_of(plan), 2)
+    text = plan.store.read("_report/report.html").decode()
+    assert re.findall(r"<th>([^<]+)</th>", text)[: len(titles)] == titles
+    assert ('id="canvas"' in text) == (kind != "pictures")
+    assert [note[:26] for note in written.notes] == (["The dataset holds no codes"] if kind == "pictures" else [])
+
+
+def test_maps_of_files_are_those_that_the_checkpoint_makes(kinds):
+    maps = []
+    for plan in (kinds["codes"], kinds["files"]):
+        sculptor = Sculptor(plan, config_of(plan))
+        [sample] = samples(plan, 1)
+        maps.append(sculptor.displacement(sample.row, sculptor.codes(sample.row)))
+    np.testing.assert_allclose(maps[0], maps[1], atol=2 * 0.01 / (2**16 - 1))
