@@ -10,12 +10,14 @@ from rich.table import Table
 
 from deca_core.assets import import_flame, load_bundle, procedural_head
 from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
-from pipelines.stages import find_faces, planned_dataset
+from pipelines.stages import find_faces, planned_dataset, stored_config
 from pipelines.summaries import megabytes, status_report, superseded
 from schemas.consensus import CONSENSUS_FOLDER
+from schemas.reconstruct import ReconstructConfig
 from schemas.tracks import TRACKS_FOLDER
 from tasks.card import README, is_up_to_date, write_card
 from tasks.consensus import consensus_record, verify_consensus
+from tasks.plan import PlanError, load_plan
 from tasks.storage import Store
 from tasks.tracks import tracks_record, verify_tracks
 from tasks.verify import Verification
@@ -23,6 +25,8 @@ from tasks.verify import verify as verify_dataset
 from tasks.versions import FacesError, gc, verify_faces
 
 datasets = typer.Typer()
+FACES = 8  # in the gallery of a report
+
 assets = typer.Typer(no_args_is_help=True, help="Head models: import FLAME, write the procedural head, show a bundle.")
 
 
@@ -103,13 +107,40 @@ def gc_command(
 
 
 @datasets.command()
-def report(dest: Dest) -> int:
-    """Draw the card of the faces: a page with charts and a sample, and the README.md that `load_dataset` reads.
+def report(
+    dest: Dest,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=64, help=f"Heads in the gallery of reconstructions. Default {FACES}.")
+    ] = None,
+) -> int:
+    """Draw what a person looks at: one HTML page that loads nothing, and the README.md that `load_dataset` reads.
 
-    Example: deca report out/faces
+    Of reconstructions: a gallery, a head in 3D with sliders, distributions, failures, cost over time. Of faces: the
+    card with charts and a sample.
+
+    Examples:
+
+      deca report heads/ --samples 16
+
+      deca report people/faces
     """
-    faces = _faces(dest)
-    console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
+    faces = find_faces(dest)
+    if faces is not None:
+        if samples is not None:
+            raise typer.BadParameter("--samples is for reconstructions; the card of faces has its own number")
+        console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
+        return COMPLETE
+    plan = load_plan(planned_dataset(dest))
+    flow = plan.record.config.get("flow")
+    if flow != "reconstruct":
+        own = "; its page is _report/report.html, which every run draws" if flow == "evaluate" else ""
+        raise PlanError(f"{plan.dest} was written by the flow {flow!r}{own}. Give reconstructions or faces")
+    from tasks.heads_report import write_report  # a second of imports that other commands do not pay
+
+    written = write_report(plan, stored_config(plan.dest, ReconstructConfig), samples or FACES)
+    for note in written.notes:
+        console.print(f"note    {note}", markup=False, soft_wrap=True)
+    console.print(f"page    {written.page}\nREADME  {written.readme}", markup=False, soft_wrap=True)
     return COMPLETE
 
 

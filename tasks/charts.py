@@ -54,15 +54,34 @@ def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = 
     return _svg(figure, label)
 
 
-def curves(series: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, height: str) -> str:
-    """A line each, (x, y) by name, with a legend; labels of the axes."""
-    figure, axes = _axes(label, CURVES_SIZE)
+def curves(
+    series: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, height: str, *, small: bool = False
+) -> str:
+    """A line each, (x, y) by name, with a legend of the names; labels of the axes. small: as large as a histogram."""
+    figure, axes = _axes(label, SIZE if small else CURVES_SIZE)
     for number, (name, (x, y)) in enumerate(series.items()):
         axes.plot(x, y, color=LINES[number % len(LINES)], linewidth=1.4, label=name)
     axes.set_ylabel(height, color=INK, fontsize=8)
     axes.margins(x=0)
-    if series:
+    if small:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    if any(series):
         axes.legend(fontsize=7, frameon=False, labelcolor=INK)
+    return _svg(figure, label + height)
+
+
+def bands(codes: NDArray[Any], label: str) -> str:
+    """Of every component of codes (N,K): the median, and between which values half and nine tenths of the rows lie."""
+    figure, axes = _axes(label)
+    if len(codes):
+        low, lower, middle, upper, high = np.quantile(codes, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
+        numbers = np.arange(1, codes.shape[1] + 1)
+        axes.fill_between(numbers, low, high, step="mid", color=FILL, alpha=0.25, linewidth=0)
+        axes.fill_between(numbers, lower, upper, step="mid", color=FILL, alpha=0.45, linewidth=0)
+        axes.step(numbers, middle, where="mid", color=INK, linewidth=0.8)
+    axes.margins(x=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     return _svg(figure, label)
 
 
@@ -75,6 +94,7 @@ def _axes(label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
     axes.spines["bottom"].set_color(GRID)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.ticklabel_format(useOffset=False)  # an offset would be written over the label
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure, axes
 

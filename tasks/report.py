@@ -23,13 +23,15 @@ from schemas.reconstruct import ReconstructConfig
 from tasks.face_rows import find_row, is_face_item, read_rows
 from tasks.images import decode_image
 from tasks.models import is_trained, load_model
-from tasks.plan import Plan, read_commits
+from tasks.plan import Plan, PlanError, read_commits
+from tasks.ranges import open_checked
 from tasks.read import read_items
 from tasks.storage import Store
 
 CONTACT_SHEET = "_report/contact_sheet.png"
 COLUMNS = ("picture", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
 HEADER, GAP = 26, 4  # pixels
+BLOCK = 2**18  # bytes read ahead in a part
 DISPLACEMENT_SHOWN = 0.002  # metres that appear black and white; wrinkles are below 1.5 mm
 
 
@@ -48,7 +50,7 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
     when there is nothing to show.
     """
     model = load_model(config)
-    strips = [_strip(model, sample, config) for sample in _samples(plan, config.contact_sheet_rows)]
+    strips = [_strip(model, sample, config) for sample in samples(plan, config.contact_sheet_rows)]
     if not strips:
         return None
     note = "" if is_trained(config) else "UNTRAINED NETWORK: shape, detail and displacement mean nothing"
@@ -60,7 +62,8 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
     return store.join(CONTACT_SHEET)
 
 
-def _samples(plan: Plan, count: int) -> Iterator[Sample]:
+def samples(plan: Plan, count: int) -> Iterator[Sample]:
+    """At most `count` rows spread evenly over a dataset, with what they came from; one row group is read for each."""
     commits = [commit for commit in read_commits(plan.dest) if commit.part is not None and commit.rows]
     ends = np.cumsum([commit.rows for commit in commits])
     total = int(ends[-1]) if commits else 0
@@ -70,8 +73,25 @@ def _samples(plan: Plan, count: int) -> Iterator[Sample]:
         commit = commits[which]
         assert commit.part is not None
         row = int(position) - int(ends[which] - commit.rows)
-        table = pq.read_table(io.BytesIO(store.read(commit.part))).slice(row, 1)
+        try:
+            table = _row(store.join(commit.part), row)
+        except FileNotFoundError as error:
+            raise PlanError(
+                f"{store.join(commit.part)} is committed and missing. Run: deca verify {plan.dest}"
+            ) from error
         yield Sample(table, _item_of(table, [item for unit in plan.iter_units([commit.unit]) for item in unit.items]))
+
+
+def _row(part: str, row: int) -> pa.Table:
+    """One row of a part."""
+    with open_checked(part, None, BLOCK) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if row < rows:
+                return parquet.read_row_group(group).slice(row, 1)
+            row -= rows
+    raise IndexError(f"{part} has fewer rows than its commit record says")
 
 
 def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
@@ -82,19 +102,19 @@ def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
     return next(item for item in items if item.image_id == image_id)
 
 
-def _crop(sample: Sample, transform: NDArray[np.float64], config: ReconstructConfig) -> NDArray[np.float32]:
-    """What the networks saw (3,224,224); black where the picture has gone since: the rest still shows."""
-    nothing = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | None:
+    """What the networks saw, (3,224,224); None where the picture has gone since."""
     if sample.item is None:
-        return nothing
+        return None
+    transform = fixed_values(sample.row, "crop_transform")[0].astype(np.float64)
     if is_face_item(sample.item):
         [(_, row)] = read_rows([sample.item])
         if isinstance(row, Exception):
-            return nothing
+            return None
         return row.warped(decode_image(row.crop, max_pixels=config.annotate.max_pixels), transform)
     [(_, data)] = read_items([sample.item], max_bytes=config.inputs.max_bytes)
     if isinstance(data, Exception):
-        return nothing
+        return None
     return warp(decode_image(data, max_pixels=config.annotate.max_pixels), transform)
 
 
@@ -105,7 +125,8 @@ def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArr
     codes = Codes(
         **{name: torch.from_numpy(fixed_values(sample.row, name).copy()) for name, _ in Codes.zeros().items()}
     )
-    crop = _crop(sample, row["crop_transform"][0].astype(np.float64), config)
+    found = crop_of(sample, config)
+    crop = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32) if found is None else found  # the rest still shows
     pictures = model.render(codes, model.decode(codes))
     alpha = pictures.alpha[0].numpy()
     points = row["landmarks"][0] @ row["crop_transform"][0][:, :2].T + row["crop_transform"][0][:, 2]

@@ -1,0 +1,118 @@
+"""What every column of every dataset means, in words: for the pages of docs/datasets and the cards beside the data."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# By column; a dataset whose column means something of its own has an entry in OWN.
+COMMON = {
+    "attempts": "how often it has been tried",
+    "bbox": "left, top, right, bottom of the face, source pixels",
+    "bytes": "of these files",
+    "cam": "weak-perspective camera s, tx, ty: x' = s (x + tx), y' = -s (y + ty)",
+    "challenge": "NoW's kind of picture; null elsewhere",
+    "checkpoint": "hash of the weights, `untrained-<seed>`, or `landmark-fit`",
+    "colours": "where base colours come from: `picture`, or `albedo` where the photograph is gone",
+    "count": "pictures of the person",
+    "crop": "JPEG of the square at twice the size of the face",
+    "crop_transform": "source pixels to pixels of the 224 crop that the networks saw",
+    "descriptor": "hash of the embedding that was clustered; null where none was",
+    "det_score": "the detector's score; comparable within one detector only",
+    "detail": "detail code δ of the person's wrinkles",
+    "detail_spread": "as `spread`, of the detail codes, Euclidean",
+    "displacement": "metres along the coarse normal on the UV map, F_d's output plus the bundle's fixed map",
+    "displacement_file": "name of a 16-bit PNG below the dataset; metres as the scale and offset of this field say",
+    "embedding": "identity descriptor of length D (dlib 128, ArcFace 512); not comparable between models",
+    "error": "type of the error",
+    "etag": "the store's etag, or `<mtime_ns>-<size>` of a local file; of the archive for members",
+    "exp": "FLAME expression coefficients ψ",
+    "eye_distance": "between the eyes' centres, source pixels",
+    "face_id": "`<image_id>-<face_index, 2 digits>`; unique in the dataset",
+    "face_index": "place in the picture, the largest face first",
+    "files": "names of the head's files below the dataset",
+    "first_row": "row of that file at which the identity starts",
+    "height": "of the upright source picture, pixels",
+    "identity_id": "who it is",
+    "identity_source": "`label`, `cluster` or `none`",
+    "image_id": "16 hex digits of the SHA-256 of the picture's place below the source",
+    "index": "position of the item in the plan",
+    "label": "identity that a file beside the picture gives",
+    "landmarks": "68 points in iBUG order, source pixels",
+    "landmarks2d": "68 points of the reconstructed head, contour following the view, source pixels",
+    "landmarks3d": "68 points fixed on the reconstructed head, metres, world space",
+    "left_out": "the filter or rule that keeps the face out of faces/; null: it is in",
+    "light": "spherical harmonics, 9 bands x RGB",
+    "mask_coverage": "skin inside the landmarks' outline, 0 to 1",
+    "member": "name inside an archive, or row of a table",
+    "message": "what the error says, at most 500 characters",
+    "method": "`model`, a baseline, or a name of `compare`",
+    "normals": "unit normals of the detailed surface on the UV map, world space",
+    "offset": "of a member: where its data starts in the unpacked tar, or its header in a zip",
+    "path": "of the picture below the archive, `file.tar#member` in tars",
+    "picture": "number of the picture within the identity",
+    "pitch": "degrees, estimated from the landmarks; positive: upwards",
+    "pose": "axis-angle of the head (0:3) and of the jaw (3:6), radians",
+    "preview": "JPEG, 224 x 224: the detailed head as it lies in the crop",
+    "rows": "number of the identity's faces",
+    "scan_metrical_mm": "as `scan_mm`, aligned without scale",
+    "scan_mm": "NoW: distance of every scan vertex to the predicted surface; empty elsewhere",
+    "sha256": "of the picture's bytes",
+    "shape": "FLAME identity coefficients β",
+    "shard": "file below faces/ that holds the identity",
+    "sharpness": "variance of the Laplacian of the face's grey values at a common size",
+    "size": "bytes of the picture, -1 unknown",
+    "skin_mask": "PNG of one channel in the crop's pixels, 255 is skin",
+    "source_uri": "where the picture lies, `archive#member` in archives",
+    "split": "`train` or `val`, decided by the identity",
+    "spread": "median distance of the pictures' heads to the shared one, millimetres (RMS over vertices)",
+    "stage": "where it failed: read, decode, detect, landmark, segment, embed, crop, encode, measure or unit",
+    "tex": "albedo coefficients α",
+    "texture": "JPEG, 256 x 256: the picture warped to the UV map, hidden texels included",
+    "unit": "the unit of work that the item belongs to",
+    "uri": "of the file, the object or the archive; never with credentials",
+    "used": "pictures that the shared codes are made of; the others lie too far from all",
+    "vertices": "posed head, metres, world space; V vertices as in the bundle",
+    "width": "of the upright source picture, pixels",
+    "yaw": "degrees, estimated from the landmarks; positive: to the subject's left",
+}
+OWN = {
+    ("consensus", "shape"): "FLAME identity coefficients β that all of the person's pictures share",
+    ("consensus", "detail"): "detail code δ that all of the person's pictures share",
+    ("exports", "source_uri"): "the row of reconstructions/",
+    ("exports", "checkpoint"): "as in that row",
+    ("annotations", "crop_transform"): "source pixels to pixels of this crop",
+    ("faces", "crop_transform"): "source pixels to pixels of this crop",
+    ("reconstructions", "identity_id"): "who it is, where the faces come from a faces/ dataset; else null",
+    ("evaluations", "face_id"): "as in the truth; `<subject>/<challenge>/<picture>` in NoW",
+    ("truth", "face_id"): "`<identity>-<picture>`",
+    ("truth", "size"): "pixels on a side of the square picture",
+    ("truth", "cam"): "weak-perspective camera s, tx, ty of the whole picture",
+    ("truth", "landmarks"): "68 points in iBUG order, pixels of the picture",
+    ("truth", "displacement"): "metres along the coarse normal on the UV map: the true wrinkles",
+    ("truth", "skin_mask"): "PNG of one channel, 255 on visible skin of the face",
+    ("truth", "normals"): "PNG of the detailed surface's normals on the UV map, (n + 1) / 2 x 255",
+    ("quarantine", "uri"): "where the picture lies, `archive#member` in archives",
+    ("quarantine", "face_index"): "which face; null: the whole picture",
+    ("items", "face_index"): "only this face of the picture (retry of one); null: all",
+    ("items", "attempts"): "earlier attempts at this row",
+}
+
+
+def meaning(dataset: str, column: str) -> str:
+    """What a column of a dataset holds. KeyError for one that nobody has described."""
+    return OWN.get((dataset, column)) or COMMON[column]
+
+
+def type_in_words(field: pa.Field) -> str:
+    """Arrow's type as people say it: `float32, 68 x 2`; `uint16, 256 x 256` for what is stored in steps."""
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind):
+        shape = (field.metadata or {}).get(b"shape", b"").decode().strip("[]").replace(", ", " x ")
+        return f"{_plain(kind.value_type)}, {shape or kind.list_size}"
+    if pa.types.is_list(kind):
+        return f"list of {_plain(kind.value_type)}"
+    return "picture" if pa.types.is_struct(kind) else _plain(kind)
+
+
+def _plain(kind: pa.DataType) -> str:
+    return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
