@@ -13,9 +13,10 @@ from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
 from pipelines.stages import find_faces, planned_dataset
 from pipelines.summaries import megabytes, status_report, superseded
 from schemas.consensus import CONSENSUS_FOLDER
+from schemas.secrets import shown
 from tasks.card import README, is_up_to_date, write_card
 from tasks.consensus import consensus_record, verify_consensus
-from tasks.storage import Store
+from tasks.storage import Store, check_allowed, normalise
 from tasks.verify import Verification
 from tasks.verify import verify as verify_dataset
 from tasks.versions import FacesError, gc, verify_faces
@@ -43,7 +44,8 @@ def status(
     rows = report.quarantine
     for row in rows[:quarantine]:
         face = "" if row.face_index is None else f" face {row.face_index}"
-        console.print(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}", markup=False, soft_wrap=True)
+        line = shown(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}")
+        console.print(line, markup=False, soft_wrap=True)
     if len(rows) > quarantine:
         console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
     if rows:
@@ -128,6 +130,7 @@ def assets_import(
 
     Example: deca assets import ~/flame bundle/
     """
+    check_allowed(normalise(dest))
     return _show(import_flame(source, dest), dest)
 
 
@@ -137,6 +140,7 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
 
     Example: deca assets head bundle/
     """
+    check_allowed(normalise(dest))
     bundle = procedural_head()
     bundle.save(dest)
     return _show(bundle, dest)

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from schemas.secrets import Uri
+
 Step = Literal["detect", "landmarks", "segment", "embed"]
 Provider = Literal["dlib", "facexlib", "face_alignment", "sidecar"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -115,7 +117,7 @@ class AnnotateConfig(BaseModel):
 
     # Folder or bucket (any fsspec URI) that mirrors the providers' weight files under their own names. A file that it
     # lacks is taken from where its library keeps it. None: that place, or else the library's own URL.
-    weights_uri: str | None = None
+    weights_uri: Uri | None = None
 
     # Where facexlib and face_alignment run. auto: on a GPU if the worker has one; the machine that plans may have none.
     device: Literal["auto", "cpu"] = "auto"

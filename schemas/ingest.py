@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 
@@ -46,7 +47,7 @@ class IdentityConfig(BaseModel):
     # within one folder, {any} for anything.
     pattern: str | None = None
     # CSV, TSV or Parquet with columns path (or uri) and identity_id (or identity, label), any fsspec URI.
-    table: str | None = None
+    table: Uri | None = None
     # Which faces of a labelled picture carry its label: a label names one person, and the largest face is most likely
     # that person. The others are left out.
     labelled_faces: Literal["largest", "all"] = "largest"
@@ -95,9 +96,9 @@ class IngestConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Folder, pattern, bucket prefix, archive, table or list; any fsspec URI.
-    source: str
+    source: Uri
     # Folder or bucket prefix that gets annotations/ and faces/; any fsspec URI.
-    dest: str
+    dest: Uri
     # What to do with annotations that DEST holds: plan what is new or changed in the source (extend), go on with the
     # plan as it is (resume), also plan quarantined rows once more (retry), drop everything (new), or refuse a source
     # that differs (refuse). Default extend, unlike reconstruct: an archive that grows is what ingest is for.

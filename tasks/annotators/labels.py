@@ -70,7 +70,10 @@ def read_identity(data: bytes, name: str) -> str:
     if not identity:
         raise LabelError(f"{name}: the first line is empty, an identity is expected there")
     if len(identity) > NAME_LIMIT or not identity.isprintable():
-        raise LabelError(f"{name}: {identity[:40]!r} is no identity: printable text up to {NAME_LIMIT} characters is")
+        raise LabelError(
+            f"{name}: the first line ({len(identity)} characters) is no identity: printable text up to {NAME_LIMIT} "
+            "characters is"
+        )
     return identity
 
 
@@ -100,7 +103,7 @@ def _txt(data: bytes, name: str) -> NDArray[Any]:
         try:
             x, y = (float(field) for field in fields)
         except ValueError as error:
-            raise LabelError(f"{name}: line {number} is not a point `x y`: {line.strip()[:40]!r}") from error
+            raise LabelError(f"{name}: line {number} ({len(line)} characters) is not a point `x y`") from error
         rows.append((x, y))
     return np.array(rows, np.float64).reshape(-1, 2)
 
