@@ -63,9 +63,13 @@ def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
         tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:", tarinfo=_StrictHeader))
         while (member := tar.next()) is not None:
             bounded.headers = 0
+            if member.size < 0:  # skipping it would lead back to its own header
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
             if member.isreg() and not member.issparse():
                 yield printable(member.name), member.offset_data, member.size
+        if packed is not None:
+            bounded.drain()
 
 
 def read_member(item: Item, max_bytes: int) -> bytes:
@@ -97,6 +101,13 @@ class _Bounded:
         if self.headers > HEADER_LIMIT:
             raise tarfile.ReadError(f"the headers of one member take more than {HEADER_LIMIT} bytes")
         return self.stream.read(size)
+
+    def drain(self) -> None:
+        """To the end of the packed stream, where its checksum stands."""
+        before = -1
+        while (at := self.stream.tell()) > before:
+            before = at
+            self.seek(at + BOMB_BYTES)
 
     def seek(self, target: int) -> int:
         if self.packed is None:

@@ -38,7 +38,11 @@ def table_schema(uri: str) -> tuple[pa.Schema, int]:
             if error.errno is None:  # pyarrow's word for a footer that makes no sense; a failing disk has a number
                 raise ValueError(str(error)) from error
             raise
-        return parquet.schema_arrow, parquet.metadata.num_rows
+        schema = parquet.schema_arrow
+        names = [field.name for field in schema if _is_bytes(field.type) or pa.types.is_struct(field.type)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns are called {max(names, key=names.count)!r}")
+        return schema, parquet.metadata.num_rows
 
 
 def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str | None:

@@ -83,8 +83,8 @@ def _npy(data: bytes, name: str) -> NDArray[Any]:
     try:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = readers[version](file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise LabelError(f"{name}: no .npy file ({error})") from error
+    except Exception as error:  # foreign bytes: numpy parses the header as Python's text and raises what that raises
+        raise LabelError(f"{name}: no .npy file ({type(error).__name__}: {error})") from error
     if dtype.kind not in "biuf":
         raise LabelError(f"{name}: an array of numbers is expected, this one holds {dtype}; it was not opened")
     need, have = dtype.itemsize * int(np.prod(shape, dtype=object)), len(data) - file.tell()

@@ -53,7 +53,12 @@ def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) -> byt
 
 
 def forged_zip(
-    members: Iterable[tuple[str, bytes, int]], *, method: int = 8, flags: int = 0, copies: int = 1, crc: int | None = None
+    members: Iterable[tuple[str, bytes, int]],
+    *,
+    method: int = 8,
+    flags: int = 0,
+    copies: int = 1,
+    crc: int | None = None,
 ) -> bytes:
     """A zip written by hand: (name, packed bytes, declared size); `copies` directory entries for each place."""
     body, directory = b"", b""
@@ -95,9 +100,10 @@ def packed_tar(*parts: bytes | int) -> bytes:
 
 
 def _gzip_zeros(count: int) -> bytes:
-    """A gzip member of so many zero bytes, out of repeated members of 64 MiB."""
-    block = 2**26
-    whole = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + zeros(block)[2:-4] + struct.pack("<II", zlib.crc32(bytes(block)), block)
+    """A gzip member of so many zero bytes, out of repeated members of 16 MiB."""
+    block = 2**24
+    packed, check = zeros(block)[2:-4], zlib.crc32(bytes(block))
+    whole = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + packed + struct.pack("<II", check, block)
     return whole * (count // block) + gzip.compress(bytes(count % block))
 
 
@@ -105,20 +111,57 @@ def _gzip_zeros(count: int) -> bytes:
 
 one("tar whose member climbs out", rows(), "a.tar", lambda: tar_of("../../escaped.jpg"), "../../escaped.jpg")
 one("tar whose member is absolute", rows(), "a.tar", lambda: tar_of("/tmp/escaped.jpg"), "/tmp/escaped.jpg")
-one("packed tar whose member climbs out", rows(), "a.tgz", lambda: tar_of("../escaped.jpg", mode="w:gz"), "../escaped.jpg")
+one(
+    "packed tar whose member climbs out",
+    rows(),
+    "a.tgz",
+    lambda: tar_of("../escaped.jpg", mode="w:gz"),
+    "../escaped.jpg",
+)
 one("zip whose member climbs out", rows(), "a.zip", lambda: zipped(("../../escaped.jpg", jpeg())), "../../escaped.jpg")
-one("zip whose member has backslashes", rows(), "a.zip", lambda: zipped(("x\\..\\..\\escaped.jpg", jpeg())), "x\\..\\..\\escaped.jpg")
-one("member called with markup", rows(), "a.zip", lambda: zipped(("<img onerror=x>.jpg", jpeg())), "<img onerror=x>.jpg")
-one("member with a name of 60,000 letters", rows(), "a.zip", lambda: zipped(("n" * 60_000 + ".jpg", jpeg())), "n" * 60_000 + ".jpg")
+one(
+    "zip whose member has backslashes",
+    rows(),
+    "a.zip",
+    lambda: zipped(("x\\..\\..\\escaped.jpg", jpeg())),
+    "x\\..\\..\\escaped.jpg",
+)
+one(
+    "member called with markup", rows(), "a.zip", lambda: zipped(("<img onerror=x>.jpg", jpeg())), "<img onerror=x>.jpg"
+)
+one(
+    "member with a name of 60,000 letters",
+    rows(),
+    "a.zip",
+    lambda: zipped(("n" * 60_000 + ".jpg", jpeg())),
+    "n" * 60_000 + ".jpg",
+)
 
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 one("tar with a symbolic link", left_out(), "a.tar", lambda: tar([entry("x.jpg", **LINK)]))
 one("tar with a hard link", left_out(), "a.tar", lambda: tar([entry("x.jpg", **{**LINK, "type": tarfile.LNKTYPE})]))
-one("tar with a device and a pipe", left_out(), "a.tar", lambda: tar([entry("x.jpg", type=tarfile.CHRTYPE), entry("y.jpg", type=tarfile.FIFOTYPE)]))
-one("tar that writes through its own link", rows(), "a.tar", lambda: tar([entry("way", type=tarfile.SYMTYPE, linkname="/tmp"), entry("way/escaped.jpg", jpeg())]), "way/escaped.jpg")
+one(
+    "tar with a device and a pipe",
+    left_out(),
+    "a.tar",
+    lambda: tar([entry("x.jpg", type=tarfile.CHRTYPE), entry("y.jpg", type=tarfile.FIFOTYPE)]),
+)
+one(
+    "tar that writes through its own link",
+    rows(),
+    "a.tar",
+    lambda: tar([entry("way", type=tarfile.SYMTYPE, linkname="/tmp"), entry("way/escaped.jpg", jpeg())]),
+    "way/escaped.jpg",
+)
 one("zip with a symbolic link", quarantined("decode", "found text"), "a.zip", lambda: zip_link(), "x.jpg")
 one("archive inside an archive", left_out(), "a.tar", lambda: tar([entry("inner.zip", zipped(("y.jpg", jpeg())))]))
-one("archive under a picture's name inside an archive", quarantined("decode", "zip archive"), "a.tar", lambda: tar([entry("x.jpg", zipped(("y.jpg", jpeg())))]), "x.jpg")
+one(
+    "archive under a picture's name inside an archive",
+    quarantined("decode", "zip archive"),
+    "a.tar",
+    lambda: tar([entry("x.jpg", zipped(("y.jpg", jpeg())))]),
+    "x.jpg",
+)
 
 
 def zip_link() -> bytes:
@@ -131,10 +174,10 @@ def zip_link() -> bytes:
     return buffer.getvalue()
 
 
-TWICE = quarantined("read", "more than once")
+TWICE = Ending("quarantined", "read", "more than once", faces=1)  # the first counts
 
 
-@archive("tar that holds a name twice", rows(), place="a.tar#x.jpg")
+@archive("tar that holds a name twice", TWICE, place="a.tar#x.jpg")
 def doubled_tar() -> dict[str, bytes]:
     return {"a.tar": tar_of("x.jpg", "x.jpg")}
 
@@ -148,43 +191,149 @@ def doubled_zip() -> dict[str, bytes]:
 
 BOMB = 2**29  # bytes that a bomb becomes
 
-one("zip bomb that says so", quarantined("read", "more than the limit"), "a.zip", lambda: forged_zip([("x.jpg", zeros(BOMB)[2:-4], BOMB)]), "x.jpg")
-one("zip bomb that lies about its size", quarantined("read", ""), "a.zip", lambda: forged_zip([("x.jpg", zeros(BOMB)[2:-4], 5000)]), "x.jpg")
-one("zip bomb below the limit", quarantined("read", "checksum"), "a.zip", lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)]), "x.jpg")
-one("zip whose members share their bytes", quarantined("read", "overlap"), "a.zip", lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)], copies=5000))
-one("zip whose picture packs nothing else", rows(), "a.zip", lambda: forged_zip([("x.jpg", raw_deflate(jpeg()), len(jpeg()))], crc=zlib.crc32(jpeg())), "x.jpg")
-one("zip inside itself (quine)", quarantined("read", ""), "a.zip", lambda: forged_zip([("x.jpg", b"\0\0\0\xff\xff" * 9, 999)]), "x.jpg")
-one("packed tar of eight gigabytes of nothing", quarantined("read", "unpacks to"), "a.tar.gz", lambda: packed_tar(header("x.bin", 2**33), 2**33))
-one("packed tar with a name of a gigabyte", quarantined("read", "damaged archive"), "a.tar.gz", lambda: packed_tar(header("././@LongLink", 2**30, b"L"), 2**30))
-one("packed tar with a pax header of a gigabyte", quarantined("read", "damaged archive"), "a.tar.gz", lambda: packed_tar(header("x", 2**30, b"x"), 2**30))
+one(
+    "zip bomb that says so",
+    quarantined("read", "more than the limit"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", zeros(BOMB)[2:-4], BOMB)]),
+    "x.jpg",
+)
+one(
+    "zip bomb that lies about its size",
+    quarantined("read", ""),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", zeros(BOMB)[2:-4], 5000)]),
+    "x.jpg",
+)
+one(
+    "zip bomb below the limit",
+    quarantined("read", "checksum"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)]),
+    "x.jpg",
+)
+one(
+    "zip whose members share their bytes",
+    quarantined("read", "overlap"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)], copies=5000),
+)
+one(
+    "zip whose picture packs nothing else",
+    rows(),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", raw_deflate(jpeg()), len(jpeg()))], crc=zlib.crc32(jpeg())),
+    "x.jpg",
+)
+one(
+    "zip inside itself (quine)",
+    quarantined("read", ""),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", b"\0\0\0\xff\xff" * 9, 999)]),
+    "x.jpg",
+)
+one(
+    "packed tar of eight gigabytes of nothing",
+    quarantined("read", "unpacks to"),
+    "a.tar.gz",
+    lambda: packed_tar(header("x.bin", 2**33), 2**33),
+)
+one(
+    "packed tar with a name of a gigabyte",
+    quarantined("read", "damaged archive"),
+    "a.tar.gz",
+    lambda: packed_tar(header("././@LongLink", 2**30, b"L"), 2**30),
+)
+one(
+    "packed tar with a pax header of a gigabyte",
+    quarantined("read", "damaged archive"),
+    "a.tar.gz",
+    lambda: packed_tar(header("x", 2**30, b"x"), 2**30),
+)
 one("tar with a sparse terabyte", left_out(), "a.tar", lambda: sparse())
-one("tar of twenty thousand empty files", left_out(), "a.tar", lambda: tar(entry(f"{number}.txt") for number in range(20_000)))
+one(
+    "tar of five thousand empty files",
+    left_out(),
+    "a.tar",
+    lambda: tar(entry(f"{number}.txt") for number in range(5000)),
+)
 
 
 def sparse() -> bytes:
     """A GNU sparse member that would unpack to a terabyte of holes."""
     info = tarfile.TarInfo("x.jpg")
-    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "x.jpg", "GNU.sparse.size": str(2**40), "GNU.sparse.map": "0,1"}
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.name": "x.jpg",
+        "GNU.sparse.size": str(2**40),
+        "GNU.sparse.map": "0,1",
+    }
     return tar([(info, b"")])
 
 
 # --- encrypted, cut, forged -------------------------------------------------------------------------------------------
 
-one("encrypted zip", quarantined("read", "encrypted"), "a.zip", lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=0, flags=1), "x.jpg")
-one("zip encrypted with AES", quarantined("read", "encrypted"), "a.zip", lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=99, flags=1), "x.jpg")
-one("zip packed with LZMA", quarantined("read", "method 14"), "a.zip", lambda: zipped(("x.jpg", jpeg()), method=zipfile.ZIP_LZMA), "x.jpg")
-one("zip with a false checksum", quarantined("read", "checksum"), "a.zip", lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=0, crc=7), "x.jpg")
+one(
+    "encrypted zip",
+    quarantined("read", "encrypted"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=0, flags=1),
+    "x.jpg",
+)
+one(
+    "zip encrypted with AES",
+    quarantined("read", "encrypted"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=99, flags=1),
+    "x.jpg",
+)
+one(
+    "zip packed with LZMA",
+    quarantined("read", "method 14"),
+    "a.zip",
+    lambda: zipped(("x.jpg", jpeg()), method=zipfile.ZIP_LZMA),
+    "x.jpg",
+)
+one(
+    "zip with a false checksum",
+    quarantined("read", "checksum"),
+    "a.zip",
+    lambda: forged_zip([("x.jpg", jpeg(), len(jpeg()))], method=0, crc=7),
+    "x.jpg",
+)
 one("zip whose entry points outside", quarantined("read", ""), "a.zip", lambda: pointing(2**31), "x.jpg")
-one("zip whose entry points into the directory", quarantined("read", "no zip header"), "a.zip", lambda: pointing(len(jpeg())), "x.jpg")
+one(
+    "zip whose entry points into the directory",
+    quarantined("read", "no zip header"),
+    "a.zip",
+    lambda: pointing(len(jpeg())),
+    "x.jpg",
+)
 one("zip without its directory", DAMAGED, "a.zip", lambda: zipped(("x.jpg", jpeg()))[:-40])
-one("zip whose directory is forged", DAMAGED, "a.zip", lambda: zipped(("x.jpg", jpeg())).replace(b"PK\x01\x02", b"PK\x01\x07"))
+one(
+    "zip whose directory is forged",
+    DAMAGED,
+    "a.zip",
+    lambda: zipped(("x.jpg", jpeg())).replace(b"PK\x01\x02", b"PK\x01\x07"),
+)
 one("zip with a directory of four gigabytes", DAMAGED, "a.zip", lambda: huge_directory())
 one("empty zip", left_out(), "a.zip", lambda: zipped())
 one("tar cut inside a picture", DAMAGED, "a.tar", lambda: tar_of("x.jpg", "y.jpg")[: len(jpeg()) + 900])
-one("tar with a damaged header", DAMAGED, "a.tar", lambda: (lambda data: data[:100] + b"\xff" * 60 + data[160:])(tar_of("x.jpg")))
+one(
+    "tar with a damaged header",
+    DAMAGED,
+    "a.tar",
+    lambda: (lambda data: data[:100] + b"\xff" * 60 + data[160:])(tar_of("x.jpg")),
+)
 one("tar with a member of negative size", DAMAGED, "a.tar", lambda: negative())
 one("packed tar cut short", DAMAGED, "a.tar.gz", lambda: tar_of("x.jpg", mode="w:gz")[:4000])
-one("packed tar with a flipped byte", DAMAGED, "a.tar.gz", lambda: (lambda data: data[:2000] + bytes([data[2000] ^ 255]) + data[2001:])(tar_of("x.jpg", mode="w:gz")))
+one(
+    "packed tar with a flipped byte",
+    DAMAGED,
+    "a.tar.gz",
+    lambda: (lambda data: data[:2000] + bytes([data[2000] ^ 255]) + data[2001:])(tar_of("x.jpg", mode="w:gz")),
+)
 one("noise called tar", DAMAGED, "a.tar", lambda: b"\x07" * 5000)
 one("zip called tar", DAMAGED, "a.tar", lambda: zipped(("x.jpg", jpeg())))
 
@@ -202,9 +351,9 @@ def huge_directory() -> bytes:
 
 
 def negative() -> bytes:
-    """A size in base 256 with the sign bit set, and a true checksum."""
+    """A member of -1024 bytes: whoever skips it finds its header again, for ever."""
     block = bytearray(header("x.jpg", 0))
-    block[124:136] = b"\xff" * 11 + b"\x00"
+    block[124:136] = b"\xff" * 10 + b"\xfc\x00"
     block[148:156] = b" " * 8
     block[148:156] = f"{sum(block):06o}\0 ".encode()
     return bytes(block) + bytes(1024)

@@ -42,8 +42,20 @@ setting("a list for a number", "ray.workers", "ray.workers=[1, 2]")
 setting("a value that is no YAML", "--set", "ray.workers=[")
 setting("an object of Python", "--set", "ray.workers=!!python/object/apply:os.system ['touch escaped']")
 setting("values nested without end", "--set", "ray.workers=" + "[" * 5000)
-setting("aliases that multiply", "", "inputs=" + "{a: &a [x,x,x,x,x,x,x,x,x], " + ", ".join(f"{b}: &{b} [{','.join(['*' + a] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)) + "}")
-setting("a pattern that never ends", "identity.pattern", "identity.method=path", "identity.pattern=" + "{any}" * 12 + "{identity}{x}")
+setting(
+    "aliases that multiply",
+    "",
+    "inputs="
+    + "{a: &a [x,x,x,x,x,x,x,x,x], "
+    + ", ".join(f"{b}: &{b} [{','.join(['*' + a] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    + "}",
+)
+setting(
+    "a pattern that never ends",
+    "identity.pattern",
+    "identity.method=path",
+    "identity.pattern=" + "{any}" * 12 + "{identity}{x}",
+)
 setting("a secret in a URI", "credentials", "annotate.weights_uri=https://user:planted@host/weights")
 
 yaml("a file that is a list", "expected settings", "- a\n- b\n")
@@ -55,11 +67,21 @@ yaml("a file with a zero byte in a path", "", b'dest: "/tmp/a\\0b"\n')
 
 DEST_IS_A_FILE = ("ingest", "{source}", "{source}/good.jpg", *INGEST[3:])
 settings("DEST that is a file", refused("good.jpg"), arguments=DEST_IS_A_FILE)(dict)
-settings("a source that is not there", refused("does not exist"), arguments=("ingest", "{source}/none", *INGEST[2:]))(dict)
-settings("a source of an unknown protocol", refused("gopher"), arguments=("ingest", "gopher://host/x", *INGEST[2:]))(dict)
-settings("a source whose protocol needs more", refused("reference"), arguments=("ingest", "reference://x", *INGEST[2:]))(dict)
-settings("DEST of an unknown protocol", refused("gopher"), arguments=("ingest", "{source}", "gopher://x/y", *INGEST[3:]))(dict)
-settings("a source with credentials", refused("credentials"), arguments=("ingest", "ftp://user:planted@h/x", *INGEST[2:]))(dict)
+settings("a source that is not there", refused("does not exist"), arguments=("ingest", "{source}/none", *INGEST[2:]))(
+    dict
+)
+settings("a source of an unknown protocol", refused("gopher"), arguments=("ingest", "gopher://host/x", *INGEST[2:]))(
+    dict
+)
+settings(
+    "a source whose protocol needs more", refused("reference"), arguments=("ingest", "reference://x", *INGEST[2:])
+)(dict)
+settings(
+    "DEST of an unknown protocol", refused("gopher"), arguments=("ingest", "{source}", "gopher://x/y", *INGEST[3:])
+)(dict)
+settings(
+    "a source with credentials", refused("credentials"), arguments=("ingest", "ftp://user:planted@h/x", *INGEST[2:])
+)(dict)
 
 # --- records of a dataset that somebody has tampered with -------------------------------------------------------------
 
@@ -108,7 +130,11 @@ OUTSIDE = {"file": "../outside/key.txt", "bytes": 1, "sha256": "0" * 64}
 record("a plan that is no JSON", "damaged", lambda: {"_plan.json": b"{"})
 record("a plan that is noise", "damaged", lambda: {"_plan.json": bytes(range(256)) * 9})
 record("a plan nested without end", "damaged", lambda: {"_plan.json": b"[" * 100_000})
-record("a plan whose files lie outside", "files", lambda: {"_plan.json": plan(files=[OUTSIDE | {"first_unit": 0, "units": 1, "items": 1}])})
+record(
+    "a plan whose files lie outside",
+    "files",
+    lambda: {"_plan.json": plan(files=[OUTSIDE | {"first_unit": 0, "units": 1, "items": 1}])},
+)
 record("a commit whose part lies outside", "part", lambda: commit(part="../outside/key.txt"))
 record("a commit whose part is absolute", "part", lambda: commit(part="/etc/passwd"))
 record("a commit whose files lie outside", "files", lambda: commit(files=[OUTSIDE]))
@@ -116,7 +142,9 @@ record("a commit of a negative count", "rows", lambda: commit(rows=-1))
 record("a commit that is no JSON", "damaged", lambda: commit() | {"_commits/00000-01234567.json": b"\xff\xfe"})
 record("a commit whose name is no number", "", lambda: commit() | {"_commits/x-01234567.json": b"{}"})
 record("a dataset without a plan", "no plan", dict)
-record("a version of faces whose shard lies outside", "shards", lambda: {"_current.json": version()}, ("gc", "{source}"))
+record(
+    "a version of faces whose shard lies outside", "shards", lambda: {"_current.json": version()}, ("gc", "{source}")
+)
 
 
 def version() -> bytes:
@@ -136,7 +164,13 @@ class _Touch:
         return os.system, ("touch escaped",)
 
 
-FLAME = ("landmark_embedding.npy", "head_template.obj", "uv_face_mask.png", "uv_face_eye_mask.png", "fixed_displacement_256.npy")
+FLAME = (
+    "landmark_embedding.npy",
+    "head_template.obj",
+    "uv_face_mask.png",
+    "uv_face_eye_mask.png",
+    "fixed_displacement_256.npy",
+)
 
 
 def flame(name: str, says: str, content: Callable[[], bytes]) -> None:
@@ -158,12 +192,27 @@ flame("a pickle of noise", "", lambda: bytes(range(256)) * 99)
 
 def checkpoint(name: str, says: str, make: Callable[[], Files]) -> None:
     arguments = ("reconstruct", "{source}", "{dest}", "--workers", "0", "--checkpoint", "{source}/ckpt")
-    kind("model", name, refused(says), arguments=arguments)(lambda: {f"ckpt/{file}": data for file, data in make().items()})
+    kind("model", name, refused(says), arguments=arguments)(
+        lambda: {f"ckpt/{file}": data for file, data in make().items()}
+    )
 
 
-META = {"schema_version": 1, "backbone": "resnet18", "bundle": {"name": "x", "hash": None}, "info": {}, "weights_sha256": "0" * 64}
-checkpoint("weights that are a pickle", "", lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": pickle.dumps(_Touch())})
-checkpoint("weights with a header of an exabyte", "", lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": struct.pack("<Q", 2**60) + b"{}"})
+META = {
+    "schema_version": 1,
+    "backbone": "resnet18",
+    "bundle": {"name": "x", "hash": None},
+    "info": {},
+    "weights_sha256": "0" * 64,
+}
+checkpoint(
+    "weights that are a pickle",
+    "",
+    lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": pickle.dumps(_Touch())},
+)
+checkpoint(
+    "weights with a header of an exabyte",
+    "",
+    lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": struct.pack("<Q", 2**60) + b"{}"},
+)
 checkpoint("a description that is no JSON", "damaged", lambda: {"checkpoint.json": b"{", "model.safetensors": b""})
 checkpoint("a description that is a list", "schema", lambda: {"checkpoint.json": b"[]", "model.safetensors": b""})
-

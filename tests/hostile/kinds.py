@@ -27,7 +27,7 @@ class Ending:
     outcome: Outcome
     stage: str = ""  # of the quarantined row
     says: str = ""  # words of the reason
-    faces: int = 1  # rows of the picture, where there are any
+    faces: int = 0  # rows of the picture
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Result:
             found.append(f"quarantined at {self.stage} instead of {expected.stage}: {self.reason}")
         elif expected.says not in self.reason:
             found.append(f"the reason does not say {expected.says!r}: {self.reason}")
-        if self.outcome == "rows" and self.faces != expected.faces:
+        if self.faces != expected.faces:
             found.append(f"{self.faces} faces instead of {expected.faces}")
         if expected.outcome in ("quarantined", "left out") and self.good != 1 and kind.arguments[0] == "ingest":
             found.append(f"the picture beside it gave {self.good} faces")
@@ -283,7 +283,12 @@ def _watched(folder: Path, touched: list[str]) -> Iterator[None]:
 
 def escapes(folder: Path) -> list[str]:
     """Files that some kinds would leave if anything of them were unpacked or executed."""
-    places = [Path("/tmp/escaped.jpg"), folder / "escaped.jpg", folder.parent / "escaped.jpg", *folder.rglob("escaped*")]
+    places = [
+        Path("/tmp/escaped.jpg"),
+        folder / "escaped.jpg",
+        folder.parent / "escaped.jpg",
+        *folder.rglob("escaped*"),
+    ]
     return [str(path) for path in places if path.exists()]
 
 
