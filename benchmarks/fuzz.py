@@ -118,7 +118,7 @@ def fuzz_by_coverage(name: str, executions: int, seed: int, keep: Path | None = 
     with atheris.instrument_imports(include=["pickle", "deca_core.assets.unpickle", "tasks", "schemas", "tarfile"]):
         import pickle  # noqa: F401
 
-        import deca_core.assets.unpickle
+        import deca_core.assets.unpickle  # noqa: F401
         import tasks.annotators.labels  # noqa: F401
     with tempfile.TemporaryDirectory(prefix="deca-fuzz-") as folder:
         fuzzer, corpus = Fuzzer(name, Path(folder), keep), Path(folder) / "corpus"
@@ -197,7 +197,7 @@ def _in_subprocess(name: str, options: argparse.Namespace) -> bool:
     command = [sys.executable, "-m", "benchmarks.fuzz", "--here", "--target", name]
     command += ["--executions", str(options.executions), "--seed", str(options.seed)]
     command += ["--keep", str(options.keep)] if options.keep else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout.rstrip() or f"{name}: ended with {done.returncode}: {done.stderr[-300:]}", flush=True)
     return done.returncode == 0
 

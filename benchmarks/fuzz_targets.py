@@ -240,7 +240,7 @@ TARGETS: dict[str, Target] = {
 
 
 def mutated(seeds: list[bytes], draw: np.random.Generator) -> Iterator[bytes]:
-    """Seeds with one to eight changes: bytes and numbers overwritten, pieces cut, doubled, swapped, or of another seed."""
+    """The seeds, then seeds with one to eight changes: bytes and numbers overwritten, pieces cut, doubled, spliced."""
     numbers = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
     yield from seeds
     while True:

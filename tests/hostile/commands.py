@@ -7,10 +7,9 @@ import pickle
 import struct
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tests.hostile.kinds import INGEST, Ending, Files, add_writer, jpeg, kind, refused
+from tests.hostile.kinds import INGEST, Files, kind, refused
 
 settings = partial(kind, "settings")
 YAML = (*INGEST, "--config", "{source}/run.yaml")

@@ -26,8 +26,8 @@ from schemas.ledger import (
     quarantine_to_table,
     table_to_items,
     table_to_quarantine,
+    units_to_table,
 )
-from schemas.ledger import units_to_table
 from schemas.parquet import fixed_field, write_table
 from schemas.reconstruct import LEVELS, quantise
 from tasks.plan import load_plan, open_or_build
