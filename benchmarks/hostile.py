@@ -1,7 +1,8 @@
 """The hostile corpus, kind by kind: `python -m benchmarks.hostile --markdown docs/hostile-corpus.md`.
 
 Each kind meets the real command in a process of its own (tests/hostile/trial.py). Memory is the peak above what the
-program takes once its models are loaded, time that of the core; every kind of `deca ingest` includes one honest picture that is annotated.
+program takes once its models are loaded, time that of the core; every kind of `deca ingest` includes one honest picture
+that is annotated.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def main() -> None:
                 problems = result.problems() + [f"left {path}" for path in escapes(place)]
                 wrong += bool(problems)
                 results.append(result)
-                print(f"{result.kind:<60} {ended(result):<22} {result.peak_mib:>6.0f} MiB {result.seconds:>6.2f} s", flush=True)
+                figures = f"{result.peak_mib:>6.0f} MiB {result.seconds:>6.2f} s"
+                print(f"{result.kind:<60} {ended(result):<22} {figures}", flush=True)
                 print("".join(f"    {problem}\n" for problem in problems), end="", flush=True)
                 clear(place)
     outcomes = Counter(result.outcome for result in results)

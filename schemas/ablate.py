@@ -57,7 +57,7 @@ FULL_RECIPE: dict[str, Any] = {"preset": "small", "weights": {"coarse": {"identi
 class AblateConfig(BaseModel):
     """Settings of `deca evaluate --ablations` and of the deployment `evaluate/ablations`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Archive of `deca synth` that every model is measured on: people whom training does not see.
     source: Uri

@@ -10,7 +10,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 class SourceConfig(BaseModel):
     """Which files of a source are pictures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # File extensions without dot, any case. Default: what the decoder reads.
     extensions: tuple[str, ...] = IMAGE_EXTENSIONS
@@ -39,7 +39,7 @@ class SourceConfig(BaseModel):
 class UnitsConfig(BaseModel):
     """How a plan is cut."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pictures in a unit. Default 256: seconds to minutes of work, so a crash costs little and a commit costs nothing.
     items_per_unit: int = Field(default=256, gt=0)
@@ -48,7 +48,7 @@ class UnitsConfig(BaseModel):
 class RayConfig(BaseModel):
     """What runs the units. Nothing here influences results, so none of it belongs in a plan's config."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Address of a Ray cluster; RAY_ADDRESS wins. Default None: a cluster of this machine, started for the run.
     address: str | None = None

@@ -58,7 +58,7 @@ METRICS: tuple[Metric, ...] = (
 class EvaluateConfig(BaseModel):
     """Settings of `deca evaluate` and of the deployment `evaluate`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder or bucket prefix: an archive of `deca synth`, or the NoW dataset as it is distributed.
     source: Uri

@@ -19,7 +19,7 @@ class FilterConfig(BaseModel):
     None switches a limit off.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pixels between the eyes' centres. Default 16: a face some 40 pixels wide, the smallest that dlib finds; below, a
     # 224 crop is enlarged more than fivefold and holds no wrinkle.
@@ -37,7 +37,7 @@ class FilterConfig(BaseModel):
 class IdentityConfig(BaseModel):
     """Who is who."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # auto: path where `pattern` is given, table where `table` is, sidecar where annotate.sidecar.identity is, else
     # cluster. none: every face is a person of its own.
@@ -79,7 +79,7 @@ class IdentityConfig(BaseModel):
 class ShardConfig(BaseModel):
     """How faces/ is cut."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Faces in a shard, about. Default 4096: some 150 MB, one PUT, and fine enough for many ranks.
     faces_per_shard: int = Field(default=4096, ge=1)
@@ -93,7 +93,7 @@ class ShardConfig(BaseModel):
 class IngestConfig(BaseModel):
     """Settings of `deca ingest` and of the deployments `ingest`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder, pattern, bucket prefix, archive, table or list; any fsspec URI.
     source: Uri

@@ -31,7 +31,7 @@ PICTURES: tuple[Output, ...] = ("texture", "preview")
 class ReconstructConfig(BaseModel):
     """Settings of `deca reconstruct` and of the deployment `reconstruct`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder, bucket prefix, tar, zip or single picture; any fsspec URI.
     source: Uri

@@ -20,7 +20,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 class WorldConfig(BaseModel):
     """People of the embedded world, made in memory, in place of a faces/ dataset (`source: world`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     people: int = Field(default=100, ge=1)
     # Photographs of each.
@@ -33,7 +33,7 @@ class WorldConfig(BaseModel):
 class StageConfig(BaseModel):
     """One stage of training (numerics of the release: its batch sizes, Adam at 1e-4 throughout)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Optimiser steps. 0 leaves the stage out.
     steps: int = Field(ge=0)
@@ -62,7 +62,7 @@ class StageConfig(BaseModel):
 class NetworksConfig(BaseModel):
     """The frozen networks that judge pictures: identity (eq. 7) and ID-MRF (eq. 13)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
     # dependency; random: a ResNet with seeded random weights, which compares colours, not people. auto: vggface2 where
@@ -80,7 +80,7 @@ class NetworksConfig(BaseModel):
 class TrainRayConfig(BaseModel):
     """What trains. The number of workers changes batches per rank but not the batch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Address of a Ray cluster; RAY_ADDRESS wins. None: a cluster of this machine, started for the run.
     address: str | None = None
@@ -128,7 +128,7 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
 class TrainConfig(BaseModel):
     """Settings of `deca train` and of the deployment `train`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # A faces/ dataset (any fsspec URI), or "world": the embedded world, without a disk.
     source: Uri

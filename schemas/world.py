@@ -22,7 +22,7 @@ PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string(
 class SynthConfig(BaseModel):
     """Settings of `deca synth` and of the deployment `synth`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder or bucket prefix to write: photos/ and truth.parquet/.
     dest: Uri

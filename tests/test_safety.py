@@ -72,6 +72,10 @@ def _call(node: ast.Call, names: dict[str, str]) -> Iterator[tuple[int, str, str
         given = keywords.get(argument)
         if not (isinstance(given, ast.Constant) and given.value is wanted):
             yield node.lineno, called, f"needs {argument}={wanted}"
+    if called == "jinja2.Environment":
+        escapes = keywords.get("autoescape")
+        if escapes is None or (isinstance(escapes, ast.Constant) and escapes.value is not True):
+            yield node.lineno, called, "needs autoescape"
     unpacks = isinstance(node.func, ast.Attribute) and node.func.attr in UNPACKING
     if unpacks and set(ARCHIVES) & {name.partition(".")[0] for name in names.values()}:
         yield node.lineno, called or node.func.attr, "unpacks an archive"  # type: ignore[attr-defined]
@@ -136,6 +140,7 @@ def test_every_exception_is_still_needed() -> None:
         "import yaml\nyaml.load(t, Loader=yaml.Loader)",
         "import tarfile\ntarfile.open(p).extractall(d)",
         "import zipfile\nwith zipfile.ZipFile(p) as z:\n    z.extract('a', d)",
+        "import jinja2\njinja2.Environment(loader=loader)",
         "import shutil\nshutil.unpack_archive(p, d)",
         "def f():\n    from pandas import read_pickle\n    return read_pickle(p)",
     ],

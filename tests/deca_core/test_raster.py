@@ -78,7 +78,7 @@ import sys
 import torch
 from deca_core.raster import rasterize
 
-cases = torch.load(sys.argv[1])
+cases = torch.load(sys.argv[1], weights_only=True)
 torch.save({name: rasterize(*case, "triton") for name, case in cases.items()}, sys.argv[2])
 """
 

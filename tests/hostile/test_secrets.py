@@ -205,6 +205,11 @@ def test_what_a_driver_says_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\x202eb\n"
 
 
+def test_a_place_with_a_zero_byte_is_none() -> None:
+    with pytest.raises(StorageError, match="zero byte"):
+        Store("/tmp/a\0b")
+
+
 # --- roots ------------------------------------------------------------------------------------------------------------
 
 
