@@ -42,7 +42,8 @@ class UnitsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pictures in a unit. Default 256: seconds to minutes of work, so a crash costs little and a commit costs nothing.
-    items_per_unit: int = Field(default=256, gt=0)
+    # A unit is held in memory: at most a million.
+    items_per_unit: int = Field(default=256, gt=0, le=1_000_000)
 
 
 class RayConfig(BaseModel):

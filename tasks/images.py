@@ -139,7 +139,7 @@ def _describe(data: bytes) -> str:
     # What it says is not repeated: a link under a picture's name may lead to a letter, or to a key.
     if text and all(char.isprintable() or char.isspace() for char in text):
         kind = "HTML or XML" if text.lstrip().startswith("<") else "text"
-        return f"{kind} of {len(data)} bytes (a server's answer saved as a picture?)"
+        return f"{kind} of {len(data)} bytes (saved from a server's answer?)"
     return f"unknown data of {len(data)} bytes, starting 0x{data[:4].hex()}"
 
 

@@ -103,7 +103,7 @@ def _txt(data: bytes, name: str) -> NDArray[Any]:
         try:
             x, y = (float(field) for field in fields)
         except ValueError as error:
-            raise LabelError(f"{name}: line {number} ({len(line)} characters) is not a point `x y`") from error
+            raise LabelError(f"{name}: line {number} is not a point `x y` ({len(line)} characters)") from error
         rows.append((x, y))
     return np.array(rows, np.float64).reshape(-1, 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import struct
@@ -37,7 +38,7 @@ setting("not a number", "ray.unit_timeout_s", "ray.unit_timeout_s=.nan")
 setting("infinity", "ray.unit_timeout_s", "ray.unit_timeout_s=.inf")
 setting("a fraction for a count", "units.items_per_unit", "units.items_per_unit=2.5")
 setting("a number beyond every memory", "units.items_per_unit", f"units.items_per_unit={10**30}")
-setting("a list for a number", "ray.workers", "ray.workers=[1, 2]")
+setting("a list for a number", "units.items_per_unit", "units.items_per_unit=[1, 2]")
 setting("a value that is no YAML", "--set", "ray.workers=[")
 setting("an object of Python", "--set", "ray.workers=!!python/object/apply:os.system ['touch escaped']")
 setting("values nested without end", "--set", "ray.workers=" + "[" * 5000)
@@ -148,8 +149,11 @@ record(
 def version() -> bytes:
     """`_current.json` with a shard that is none of ours."""
     index = {"file": "index/x.parquet", "bytes": 1, "sha256": "0" * 64}
-    shard = OUTSIDE | {"split": "train", "rows": 1}
-    return json.dumps({"schema_version": 1, "version": 2, "shards": [shard], "identities_file": index}).encode()
+    shard = OUTSIDE | {"split": "train", "rows": 1, "identities": 1, "rows_sha256": "0"}
+    values = {"fingerprint": "f", "annotations": "f", "config": {}, "weights": {}, "assignments_file": index}
+    values |= {"faces": 1, "identities": 1, "left_out": {}}
+    record = {"schema_version": 1, "version": 2, "shards": [shard], "identities_file": index, **values}
+    return json.dumps(record).encode()
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -195,22 +199,19 @@ def checkpoint(name: str, says: str, make: Callable[[], Files]) -> None:
     )
 
 
-META = {
-    "schema_version": 1,
-    "backbone": "resnet18",
-    "bundle": {"name": "x", "hash": None},
-    "info": {},
-    "weights_sha256": "0" * 64,
-}
-checkpoint(
-    "weights that are a pickle",
-    "",
-    lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": pickle.dumps(_Touch())},
-)
-checkpoint(
-    "weights with a header of an exabyte",
-    "",
-    lambda: {"checkpoint.json": json.dumps(META).encode(), "model.safetensors": struct.pack("<Q", 2**60) + b"{}"},
-)
+def weights(data: bytes) -> Files:
+    """A checkpoint that describes its weights truly."""
+    meta = {
+        "schema_version": 1,
+        "backbone": "resnet18",
+        "bundle": {"name": "procedural-head", "hash": None},
+        "info": {},
+    }
+    meta["weights_sha256"] = hashlib.sha256(data).hexdigest()
+    return {"checkpoint.json": json.dumps(meta).encode(), "model.safetensors": data}
+
+
+checkpoint("weights that are a pickle", "", lambda: weights(pickle.dumps(_Touch())))
+checkpoint("weights with a header of an exabyte", "", lambda: weights(struct.pack("<Q", 2**60) + b"{}"))
 checkpoint("a description that is no JSON", "damaged", lambda: {"checkpoint.json": b"{", "model.safetensors": b""})
 checkpoint("a description that is a list", "schema", lambda: {"checkpoint.json": b"[]", "model.safetensors": b""})

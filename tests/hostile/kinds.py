@@ -39,7 +39,7 @@ class Kind:
     ending: Ending
     write: Callable[[Path], None]  # puts the trouble into the source folder
     place: str  # of the picture that it is about, below the source; empty where nothing is planned of it
-    arguments: tuple[str, ...]  # of `deca`, with {source}, {dest} and {outside} to fill in
+    arguments: tuple[str, ...]  # of `deca`, with {source} and {dest} to fill in
     limit_mib: int  # memory that the command may take above what it has once its models are loaded
 
 

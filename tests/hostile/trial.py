@@ -28,7 +28,7 @@ from tests.hostile.kinds import GOOD, INGEST
 CPU_SECONDS = 60  # for a kind: a bomb that never ends is killed
 TIMEOUT = 900.0  # by the clock, for a process that sleeps; a busy machine may need minutes for one
 HEADROOM = 3 * 2**30  # bytes of address space beyond what is taken at the start: a bomb must not take the machine down
-MIB = 2**20
+CACHE = "home/.cache/deca/"  # the procedural head, once made, and downloaded weights; no input names anything there
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Trials:
         return self._run([kind.name for kind in kinds], folder)
 
     def _run(self, names: list[str], folder: Path) -> list[Result]:
-        for name in ("source", "outside", "home", "tmp"):
+        for name in ("source", "home/.cache", "tmp"):
             (folder / name).mkdir(parents=True)
         for name in names:
             source = _source(folder, name, names)
@@ -126,7 +126,7 @@ def _tree(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for path in folder.rglob("*"):
         place = path.relative_to(folder).as_posix()
-        if place != "dest" and not place.startswith("dest/") and not path.is_dir():
+        if not place.startswith(("dest/", CACHE)) and place != "dest" and not path.is_dir():
             stat = path.lstat()
             found[place] = stat.st_size, stat.st_mtime_ns
     return found
@@ -137,7 +137,7 @@ def _tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _child(names: list[str], folder_name: str, sender: Any) -> None:
     folder, first = Path(folder_name), KINDS[names[0]]
-    places = {part: str(folder / part) for part in ("source", "dest", "outside")}
+    places = {part: str(folder / part) for part in ("source", "dest")}
     os.chdir(folder / "home")
     os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "PREFECT_API_URL": ""}
     tempfile.tempdir = str(folder / "tmp")
@@ -146,9 +146,11 @@ def _child(names: list[str], folder_name: str, sender: Any) -> None:
     limit = int(time.process_time()) + CPU_SECONDS * (1 if len(names) == 1 else 5)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
     run = Result(first.name)
-    with _peak(run), _watched(folder, run.touched):
+    arguments = [_filled(argument, places) for argument in first.arguments]
+    own = arguments[2:3] if first.arguments[0] in ("ingest", "reconstruct") else []  # DEST, wherever it is
+    with _peak(run), _watched([*own, *(str(folder / name) for name in ("dest", "tmp", CACHE))], run.touched):
         started = time.process_time()
-        code, run.printed = _command([_filled(argument, places) for argument in first.arguments])
+        code, run.printed = _command(arguments)
         run.seconds = time.process_time() - started
     results = []
     for name in names:
@@ -243,9 +245,9 @@ STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spaw
 
 
 @contextlib.contextmanager
-def _watched(folder: Path, touched: list[str]) -> Iterator[None]:
-    """Notes what is written outside DEST and the folder for temporary files, started, or connected to."""
-    allowed = tuple(os.path.realpath(folder / name) for name in ("dest", "tmp"))
+def _watched(places: Sequence[str], touched: list[str]) -> Iterator[None]:
+    """Notes what is written outside these places, started, or connected to."""
+    allowed = tuple(os.path.realpath(place) for place in places)
     watching = True
 
     def inside(path: Any, folder_handle: int = -1) -> bool:
