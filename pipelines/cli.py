@@ -47,6 +47,7 @@ from schemas.evaluate import EvaluateConfig
 from schemas.export import ExportConfig
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
+from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.annotators import AnnotatorError
@@ -60,7 +61,7 @@ from tasks.heads import HeadsError
 from tasks.identities import IdentityError
 from tasks.plan import PlanError, load_plan
 from tasks.samples import SamplesError
-from tasks.storage import StorageError
+from tasks.storage import StorageError, check_allowed, normalise
 from tasks.tracks import TracksError
 from tasks.train import TrainError
 from tasks.train_inputs import TrainConfigError
@@ -115,7 +116,7 @@ class _Lines(logging.Handler):
     """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(shown(self.format(record)), file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def main() -> None:
 
 
 def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+    return shown(str(error)).replace("[", r"\[")
 
 
 @app.command("ingest")
@@ -354,6 +355,7 @@ def demo(
     """
     from pipelines.demo import write_photos
 
+    check_allowed(normalise(dest))
     photos = write_photos(dest / "photos")
     resolved = ReconstructConfig(source=str(photos), dest=str(dest / "reconstructions"), existing="new")
     code = run_flow("reconstruct", resolved, prefect=False)

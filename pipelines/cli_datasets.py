@@ -14,11 +14,12 @@ from pipelines.stages import find_faces, planned_dataset, stored_config
 from pipelines.summaries import megabytes, status_report, superseded
 from schemas.consensus import CONSENSUS_FOLDER
 from schemas.reconstruct import ReconstructConfig
+from schemas.secrets import shown
 from schemas.tracks import TRACKS_FOLDER
 from tasks.card import README, is_up_to_date, write_card
 from tasks.consensus import consensus_record, verify_consensus
 from tasks.plan import PlanError, load_plan
-from tasks.storage import Store
+from tasks.storage import Store, check_allowed, normalise
 from tasks.tracks import tracks_record, verify_tracks
 from tasks.verify import Verification
 from tasks.verify import verify as verify_dataset
@@ -49,7 +50,8 @@ def status(
     rows = report.quarantine
     for row in rows[:quarantine]:
         face = "" if row.face_index is None else f" face {row.face_index}"
-        console.print(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}", markup=False, soft_wrap=True)
+        line = shown(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}")
+        console.print(line, markup=False, soft_wrap=True)
     if len(rows) > quarantine:
         console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
     if rows:
@@ -163,6 +165,7 @@ def assets_import(
 
     Example: deca assets import ~/flame bundle/
     """
+    check_allowed(normalise(dest))
     return _show(import_flame(source, dest), dest)
 
 
@@ -172,6 +175,7 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
 
     Example: deca assets head bundle/
     """
+    check_allowed(normalise(dest))
     bundle = procedural_head()
     bundle.save(dest)
     return _show(bundle, dest)

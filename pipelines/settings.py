@@ -23,8 +23,8 @@ def resolve(kind: type[Kind], path: Path | None, settings: list[str], options: d
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            values = _read_yaml(path.read_text(), str(path)) or {}
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: expected settings (key: value), found {type(values).__name__}")
@@ -32,7 +32,7 @@ def resolve(kind: type[Kind], path: Path | None, settings: list[str], options: d
         key, found, value = setting.partition("=")
         if not found:
             raise ConfigError(f"--set {setting}: expected KEY=VALUE, as in --set ray.workers=4")
-        _put(values, key.split("."), yaml.safe_load(value))
+        _put(values, key.split("."), _read_yaml(value, f"--set {key}"))
     for name, value in options.items():
         if value is not None:
             _put(values, name.split("."), value)
@@ -41,6 +41,16 @@ def resolve(kind: type[Kind], path: Path | None, settings: list[str], options: d
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
         raise ConfigError("settings: " + "; ".join(lines)) from error
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """Plain values only: no tag makes an object. Raises ConfigError."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply for settings") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a number or a date that is none
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

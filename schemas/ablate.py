@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.evaluate import METRICS, EvaluateConfig, Metric
+from schemas.secrets import Uri
 from schemas.train import StageName, TrainConfig, merged
 
 SCHEMA_VERSION = 1
@@ -56,21 +57,21 @@ FULL_RECIPE: dict[str, Any] = {"preset": "small", "weights": {"coarse": {"identi
 class AblateConfig(BaseModel):
     """Settings of `deca evaluate --ablations` and of the deployment `evaluate/ablations`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Archive of `deca synth` that every model is measured on: people whom training does not see.
-    source: str
+    source: Uri
     # What every model is trained on: a faces/ dataset, or "world".
-    faces: str
+    faces: Uri
     # Folder or bucket prefix for the models, the evaluation and the report.
-    dest: str
+    dest: Uri
     # Settings of `deca train` for all models, the full recipe's weights among them. Default: FULL_RECIPE, setting by
     # setting.
     train: dict[str, Any] = {}
     # Settings of `deca evaluate`.
     evaluate: dict[str, Any] = {}
     # Bundle folder. None: the procedural head.
-    bundle: str | None = None
+    bundle: Uri | None = None
     # Which losses are taken away, one at a time. Default: all that the paper's section 6.3 takes away, and more.
     variants: tuple[VariantName, ...] = get_args(VariantName)
     # Every model is trained once for each. One tells people from people; only several tell training from luck.

@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from schemas.secrets import Uri
+
 Step = Literal["detect", "landmarks", "segment", "embed"]
 Provider = Literal["dlib", "facexlib", "face_alignment", "sidecar"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -22,7 +24,7 @@ OFFERS: dict[Provider, tuple[Step, ...]] = {
 class DlibConfig(BaseModel):
     """Limits of dlib's detectors, whose smallest face is about 80 pixels wide."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # hog: frontal to half-profile faces, 20 to 200 ms a picture on one core.
     # cnn: any pose, but 1 to 20 s a picture without a GPU.
@@ -46,7 +48,7 @@ class DlibConfig(BaseModel):
 class FacexlibConfig(BaseModel):
     """Which of facexlib's networks to use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # RetinaFace on this backbone. resnet50: the surer one. mobile0.25: a twentieth of its time, for CPUs.
     detector: Literal["resnet50", "mobile0.25"] = "resnet50"
@@ -61,7 +63,7 @@ class FacexlibConfig(BaseModel):
 class FaceAlignmentConfig(BaseModel):
     """How FAN is asked for landmarks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Average the heat maps of the face and of its mirror image, as the library does by default: steadier, twice the
     # time.
@@ -75,7 +77,7 @@ class SidecarConfig(BaseModel):
     Each pattern that does not exist costs one request: on a bucket, name only what you have.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # .npy (68, 2) or (faces, 68, 2); .txt, one point a line; .mat with pt3d_68, as AFLW2000 has it.
     landmarks: tuple[str, ...] = ("{stem}.npy", "{stem}.txt", "{stem}.mat")
@@ -101,7 +103,7 @@ class SidecarConfig(BaseModel):
 class AnnotateConfig(BaseModel):
     """How faces are found and described."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # For every step that is not set below and that this provider can do; what it cannot do, dlib does (see OFFERS).
     # dlib is the default because its weights come with the installation.
@@ -115,7 +117,7 @@ class AnnotateConfig(BaseModel):
 
     # Folder or bucket (any fsspec URI) that mirrors the providers' weight files under their own names. A file that it
     # lacks is taken from where its library keeps it. None: that place, or else the library's own URL.
-    weights_uri: str | None = None
+    weights_uri: Uri | None = None
 
     # Where facexlib and face_alignment run. auto: on a GPU if the worker has one; the machine that plans may have none.
     device: Literal["auto", "cpu"] = "auto"

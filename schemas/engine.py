@@ -10,7 +10,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 class SourceConfig(BaseModel):
     """Which files of a source are pictures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # File extensions without dot, any case. Default: what the decoder reads.
     extensions: tuple[str, ...] = IMAGE_EXTENSIONS
@@ -42,16 +42,17 @@ class SourceConfig(BaseModel):
 class UnitsConfig(BaseModel):
     """How a plan is cut."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pictures in a unit. Default 256: seconds to minutes of work, so a crash costs little and a commit costs nothing.
-    items_per_unit: int = Field(default=256, gt=0)
+    # A unit is held in memory: at most a million.
+    items_per_unit: int = Field(default=256, gt=0, le=1_000_000)
 
 
 class RayConfig(BaseModel):
     """What runs the units. Nothing here influences results, so none of it belongs in a plan's config."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Address of a Ray cluster; RAY_ADDRESS wins. Default None: a cluster of this machine, started for the run.
     address: str | None = None

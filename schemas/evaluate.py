@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.parquet import fixed_field
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 
@@ -57,23 +58,23 @@ METRICS: tuple[Metric, ...] = (
 class EvaluateConfig(BaseModel):
     """Settings of `deca evaluate` and of the deployment `evaluate`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder or bucket prefix: an archive of `deca synth`, or the NoW dataset as it is distributed.
-    source: str
+    source: Uri
     # Folder or bucket prefix that rows and report are written to.
-    dest: str
+    dest: Uri
     # What the source is. world: everything about the pictures is known; now: scans of real people.
     benchmark: Literal["world", "now"] = "world"
     # Checkpoint folder, or "untrained". None: the weights that come with the package, as in `reconstruct`.
-    checkpoint: str | None = None
+    checkpoint: Uri | None = None
     # More checkpoint folders by name: rows of the same table (baselines, ablations).
-    compare: dict[str, str] = {}
+    compare: dict[str, Uri] = {}
     # Rows of the same table that need no network. The landmark fit takes the landmarks that a face is cropped by: NoW,
     # which brings boxes, goes without it.
     baselines: tuple[Baseline, ...] = BASELINES
     # Bundle folder. None: the procedural head. A world must have been photographed over the same one.
-    bundle: str | None = None
+    bundle: Uri | None = None
     # Seed of an untrained network's weights.
     seed: int = 0
     # As in `synth`.

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 
@@ -18,7 +19,7 @@ class FilterConfig(BaseModel):
     None switches a limit off.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pixels between the eyes' centres. Default 16: a face some 40 pixels wide, the smallest that dlib finds; below, a
     # 224 crop is enlarged more than fivefold and holds no wrinkle.
@@ -36,7 +37,7 @@ class FilterConfig(BaseModel):
 class IdentityConfig(BaseModel):
     """Who is who."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # auto: path where `pattern` is given, table where `table` is, sidecar where annotate.sidecar.identity is, else
     # cluster. none: every face is a person of its own.
@@ -46,7 +47,7 @@ class IdentityConfig(BaseModel):
     # within one folder, {any} for anything.
     pattern: str | None = None
     # CSV, TSV or Parquet with columns path (or uri) and identity_id (or identity, label), any fsspec URI.
-    table: str | None = None
+    table: Uri | None = None
     # Which faces of a labelled picture carry its label: a label names one person, and the largest face is most likely
     # that person. The others are left out.
     labelled_faces: Literal["largest", "all"] = "largest"
@@ -78,7 +79,7 @@ class IdentityConfig(BaseModel):
 class ShardConfig(BaseModel):
     """How faces/ is cut."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Faces in a shard, about. Default 4096: some 150 MB, one PUT, and fine enough for many ranks.
     faces_per_shard: int = Field(default=4096, ge=1)
@@ -92,12 +93,12 @@ class ShardConfig(BaseModel):
 class IngestConfig(BaseModel):
     """Settings of `deca ingest` and of the deployments `ingest`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder, pattern, bucket prefix, archive, table or list; any fsspec URI.
-    source: str
+    source: Uri
     # Folder or bucket prefix that gets annotations/ and faces/; any fsspec URI.
-    dest: str
+    dest: Uri
     # What to do with annotations that DEST holds: plan what is new or changed in the source (extend), go on with the
     # plan as it is (resume), also plan quarantined rows once more (retry), drop everything (new), or refuse a source
     # that differs (refuse). Default extend, unlike reconstruct: an archive that grows is what ingest is for.

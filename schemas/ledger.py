@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
+
+from schemas.secrets import redact
 
 SCHEMA_VERSION = 1
 
@@ -100,7 +102,7 @@ class Quarantined:
     ) -> Quarantined:
         """The row for an `error` (or the name of its type, with a message) that struck `item` at `stage`."""
         name = error if isinstance(error, str) else type(error).__name__
-        text = " ".join((str(error) if message is None else message).split())[:MESSAGE_LIMIT]
+        text = redact(" ".join((str(error) if message is None else message).split()))[:MESSAGE_LIMIT]
         face = item.face_index if face_index is None else face_index
         return cls(item.index, item.source_uri, face, stage, name, text, item.attempts + 1)
 
@@ -153,21 +155,33 @@ class _Record(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
 
+def _inside(name: str) -> str:
+    """A name that stays below the dataset: a forged record must not lead a reader, or a deletion, anywhere else."""
+    if name.startswith("/") or "://" in name or "\\" in name or not name.isprintable():
+        raise ValueError("must be a name below the dataset")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError("must be a name below the dataset, without . and ..")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_inside)]
+
+
 class StoredFile(BaseModel):
     """One published file and what it must hash to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    file: str  # name below the dataset
-    bytes: int
+    file: Name  # below the dataset
+    bytes: NonNegativeInt
     sha256: str
 
 
 class UnitFile(StoredFile):
     """A Parquet file of a plan: consecutive units, one row group each."""
 
-    first_unit: int
-    units: int
-    items: int
+    first_unit: NonNegativeInt
+    units: NonNegativeInt
+    items: NonNegativeInt
 
 
 class PlanRecord(_Record):
@@ -178,9 +192,9 @@ class PlanRecord(_Record):
     config: dict[str, Any]  # the resolved settings that influence results
     code: str  # package version and hash of the sources
     weights: dict[str, str]  # name -> hash of each model that takes part
-    items_per_unit: int
-    items: int
-    units: int
+    items_per_unit: NonNegativeInt
+    items: NonNegativeInt
+    units: NonNegativeInt
     items_sha256: str  # over every item
     files: list[UnitFile]
     fingerprint: str
@@ -193,10 +207,10 @@ class RoundRecord(_Record):
     """
 
     kind: Literal["retry", "extend"]
-    round: int  # from 1
+    round: NonNegativeInt  # from 1
     fingerprint: str  # of the plan it belongs to
-    items: int
-    units: int
+    items: NonNegativeInt
+    units: NonNegativeInt
     files: list[UnitFile]
     # Of an extension: hash and fingerprint that a new plan over all inputs of that moment would have, how many planned
     # inputs the source no longer had (their rows stay), and the items whose content is planned anew in this round.
@@ -209,14 +223,14 @@ class RoundRecord(_Record):
 class CommitRecord(_Record):
     """`_commits/00042-<fp8>.json`: what makes a unit's part data. Read by every reader before any part."""
 
-    unit: int
+    unit: NonNegativeInt
     fingerprint: str
-    items: int
-    rows: int
-    quarantined: int
+    items: NonNegativeInt
+    rows: NonNegativeInt
+    quarantined: NonNegativeInt
     stages: dict[str, int] = Field(default_factory=dict)  # quarantined rows by stage
-    part: str | None  # None: the unit was given up as a whole and has no rows
-    bytes: int
+    part: Name | None  # None: the unit was given up as a whole and has no rows
+    bytes: NonNegativeInt
     sha256: str | None
     quarantine: StoredFile | None = None
     files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each

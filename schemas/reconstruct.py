@@ -14,6 +14,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
 from schemas.faces import PICTURE, picture_schema
 from schemas.parquet import fixed_field
+from schemas.secrets import Uri
 from schemas.tracks import VideoConfig
 
 SCHEMA_VERSION = 1
@@ -32,20 +33,20 @@ PICTURES: tuple[Output, ...] = ("texture", "preview")
 class ReconstructConfig(BaseModel):
     """Settings of `deca reconstruct` and of the deployment `reconstruct`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder, bucket prefix, tar, zip or single picture; any fsspec URI.
-    source: str
+    source: Uri
     # Folder or bucket prefix that the dataset is written to; any fsspec URI.
-    dest: str
+    dest: Uri
     # Where codes come from. network: a checkpoint's encoders. landmarks: fitted to the 68 landmarks of each face, which
     # tell nothing of albedo and detail: those codes are zero, and of the displacement the bundle's fixed one is left.
     codes: Literal["network", "landmarks"] = "network"
     # Checkpoint folder (any fsspec URI), or "untrained": random weights, said in log, metadata and report. None: the
     # small weights that come with the package, which are for the procedural head; on another bundle, untrained.
-    checkpoint: str | None = None
+    checkpoint: Uri | None = None
     # Bundle folder. None: the procedural head that comes with the package.
-    bundle: str | None = None
+    bundle: Uri | None = None
     # What to do with a plan that DEST holds: go on if it is the same and refuse another one, naming the difference
     # (refuse); go on with it as it is (resume); also plan its quarantined rows once more (retry); also plan what is new
     # or changed in the source (extend); drop it with its results (new).

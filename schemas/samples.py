@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class DataConfig(BaseModel):
     """How faces become batches. A resumed run must keep what decides the order: all but the last three."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # An identity with fewer pictures than a sample needs: leave it out, or fill the sample with repeated pictures.
     # Default skip: two equal pictures teach shape consistency nothing.

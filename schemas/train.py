@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.ledger import StoredFile
 from schemas.samples import DataConfig
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 
@@ -19,7 +20,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 class WorldConfig(BaseModel):
     """People of the embedded world, made in memory, in place of a faces/ dataset (`source: world`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     people: int = Field(default=100, ge=1)
     # Photographs of each.
@@ -32,7 +33,7 @@ class WorldConfig(BaseModel):
 class StageConfig(BaseModel):
     """One stage of training (numerics of the release: its batch sizes, Adam at 1e-4 throughout)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Optimiser steps. 0 leaves the stage out.
     steps: int = Field(ge=0)
@@ -61,7 +62,7 @@ class StageConfig(BaseModel):
 class NetworksConfig(BaseModel):
     """The frozen networks that judge pictures: identity (eq. 7) and ID-MRF (eq. 13)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
     # dependency; random: a ResNet with seeded random weights, which compares colours, not people. auto: vggface2 where
@@ -69,17 +70,17 @@ class NetworksConfig(BaseModel):
     identity: Literal["auto", "vggface2", "arcface", "dlib", "random"] = "auto"
     # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle), the ArcFace file, or in place of the
     # dependency's another copy of dlib's .dat; any fsspec URI.
-    identity_weights: str | None = None
+    identity_weights: Uri | None = None
     # auto: VGG19 from `perceptual_weights` where given, else torchvision's if it can be had, else seeded random.
     perceptual: Literal["auto", "vgg19", "random"] = "auto"
     # A VGG19 state dict (.pth or .safetensors) with torchvision's names; any fsspec URI.
-    perceptual_weights: str | None = None
+    perceptual_weights: Uri | None = None
 
 
 class TrainRayConfig(BaseModel):
     """What trains. The number of workers changes batches per rank but not the batch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Address of a Ray cluster; RAY_ADDRESS wins. None: a cluster of this machine, started for the run.
     address: str | None = None
@@ -127,12 +128,12 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
 class TrainConfig(BaseModel):
     """Settings of `deca train` and of the deployment `train`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # A faces/ dataset (any fsspec URI), or "world": the embedded world, without a disk.
-    source: str
+    source: Uri
     # Folder or bucket prefix for checkpoints and the trained model; any fsspec URI.
-    dest: str
+    dest: Uri
     # Where settings come from that are not given: the paper's (paper), or a laptop's (small).
     preset: PresetName = "paper"
     # Version of the faces/ dataset. None: the current one, which the run then keeps to.
@@ -140,12 +141,12 @@ class TrainConfig(BaseModel):
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     # Head bundle folder. None: the procedural head.
-    bundle: str | None = None
+    bundle: Uri | None = None
     # resnet50 as in the paper; dlib, which starts from the trained weights of a dependency; or any torchvision
     # classifier by name.
     backbone: str = "resnet50"
     # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
-    start: str | None = None
+    start: Uri | None = None
     # Which variant of the losses: the paper's text or the released code (docs/train.md lists the differences).
     recipe: Literal["paper", "release"] = "paper"
     # Weights of single losses in place of the recipe's, by stage and name, as in {"coarse": {"identity": 0}}.

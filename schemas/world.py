@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.parquet import fixed_field
 from schemas.reconstruct import LEVELS
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 DISPLACEMENT_LIMIT = 0.002  # metres: wrinkles stay below 1.5 mm
@@ -21,10 +22,10 @@ PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string(
 class SynthConfig(BaseModel):
     """Settings of `deca synth` and of the deployment `synth`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Folder or bucket prefix to write: photos/ and truth.parquet/.
-    dest: str
+    dest: Uri
     identities: int = Field(default=100, ge=1)
     images_per_identity: int = Field(default=5, ge=1)
     # Number of the first identity, so that a world can be continued without repeating anybody.
@@ -40,7 +41,7 @@ class SynthConfig(BaseModel):
     # Glasses, hands and strands before the face.
     occluders: bool = True
     # Bundle folder with an albedo model. None: the procedural head.
-    bundle: str | None = None
+    bundle: Uri | None = None
     # As in `reconstruct`.
     existing: Literal["refuse", "resume", "retry", "new"] = "refuse"
     # Pictures in a unit. Default 64: half a minute of one core.

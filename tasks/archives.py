@@ -24,6 +24,13 @@ TAR_SUFFIXES, GZIP_TAR_SUFFIXES, ZIP_SUFFIXES = (".tar",), (".tar.gz", ".tgz"), 
 # What reading an archive raises where it is cut off, overwritten or no archive at all.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, ValueError)
 HOP = 2**20  # bytes fetched at once while hopping from header to header of a remote archive
+DOUBLE = -1  # as an offset: a member whose name an earlier member has
+
+# Headers of one member: names, times, access lists. Real ones are some kilobytes; a forged one may claim gigabytes.
+HEADER_LIMIT = 4 * 2**20
+# Pictures hardly shrink in a packed tar. What unpacks to more than this many times its size is a bomb, once it is so
+# large that it takes time; deflate's own limit is 1032.
+BOMB_RATIO, BOMB_BYTES = 200, 64 * 2**20
 
 # Records of a zip, PKWARE APPNOTE 4.3.7, 4.3.12, 4.3.14 and 4.3.16; `x` skips what is not needed.
 ZIP_LOCAL = struct.Struct("<4s2xHH4xI8xHH")
@@ -49,24 +56,69 @@ def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
         if uri.lower().endswith(ZIP_SUFFIXES):
             yield from _zip_members(file)
             return
+        stream, packed = file, None
         if uri.lower().endswith(GZIP_TAR_SUFFIXES):
-            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file)))
-        tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictHeader))
+            stream, packed = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=file))), file
+        bounded = _Bounded(stream, packed)
+        tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:", tarinfo=_StrictHeader))
         while (member := tar.next()) is not None:
+            bounded.headers = 0
+            if member.size < 0:  # skipping it would lead back to its own header
+                raise tarfile.ReadError(f"a member of {member.size} bytes")
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
             if member.isreg() and not member.issparse():
                 yield printable(member.name), member.offset_data, member.size
+        if packed is not None:
+            bounded.drain()
 
 
 def read_member(item: Item, max_bytes: int) -> bytes:
     """The bytes of a planned member; raises ReadError, one of DAMAGE, or what the storage driver raises."""
     if item.offset is None:
         raise ReadError(f"member {item.member!r} was planned without an offset; plan again with --new")
+    if item.offset == DOUBLE:
+        raise ReadError(f"the archive holds {item.member!r} more than once; its first picture of that name counts")
     if item.uri.lower().endswith(ZIP_SUFFIXES):
         return _read_zip(item, item.offset, max_bytes)
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
         return _packed_tar.read(item, item.offset)
     return read_bytes(item.uri, item.offset, item.size, etag=item.etag)
+
+
+class _Bounded:
+    """A tar as tarfile reads it, with an end to its headers and to what it unpacks to; tarfile itself has none.
+
+    headers: bytes read since the last member; what lies between members is skipped by `seek`.
+    """
+
+    def __init__(self, stream: IO[bytes], packed: IO[bytes] | None) -> None:
+        self.stream, self.packed = stream, packed
+        self.headers = 0
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        self.headers += size
+        if self.headers > HEADER_LIMIT:
+            raise tarfile.ReadError(f"the headers of one member take more than {HEADER_LIMIT} bytes")
+        return self.stream.read(size)
+
+    def drain(self) -> None:
+        """To the end of the packed stream, where its checksum stands."""
+        before = -1
+        while (at := self.stream.tell()) > before:
+            before = at
+            self.seek(at + BOMB_BYTES)
+
+    def seek(self, target: int) -> int:
+        if self.packed is None:
+            return self.stream.seek(target)
+        while (at := self.stream.tell()) < target:
+            before, at = at, self.stream.seek(min(target, at + BOMB_BYTES))
+            if at > BOMB_BYTES and at > BOMB_RATIO * self.packed.tell():
+                raise tarfile.ReadError(f"unpacks to more than {BOMB_RATIO} times its size: a bomb, not pictures")
+            if at == before:
+                break  # the end, before the target: tarfile says so
+        return self.stream.seek(target)
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -88,8 +140,12 @@ def printable(name: str) -> str:
 
 
 def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    """The central directory, record by record; zipfile would hold all of it, some 600 bytes a member."""
-    tail_at = max(0, file.seek(0, io.SEEK_END) - ZIP_TAIL)
+    """The central directory, record by record; zipfile would hold all of it, some 600 bytes a member.
+
+    Members that share their bytes let a small file unpack to any size; together they are larger than the file.
+    """
+    length_of_file = file.seek(0, io.SEEK_END)
+    tail_at, taken = max(0, length_of_file - ZIP_TAIL), 0
     file.seek(tail_at)
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
@@ -101,6 +157,8 @@ def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
         _, size, offset = ZIP64_END.unpack_from(tail, end)
     at = tail_at + end - size  # right before the end records; what is more than `offset` lies before the zip
     prefix = at - offset
+    if at < 0 or prefix < 0:
+        raise zipfile.BadZipFile(f"a directory of {size} bytes at byte {offset} does not fit into the file")
     while at < tail_at + end:
         file.seek(at)
         head = file.read(ZIP_CENTRAL.size)
@@ -109,22 +167,27 @@ def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
             raise zipfile.BadZipFile(f"damaged directory at byte {at}")
         label = file.read(name).decode("utf-8" if flags & ZIP_UTF8 else "cp437", "backslashreplace")
         if 0xFFFFFFFF in (length, packed, offset):
-            length, offset = _zip64_fields(file.read(extra), length, packed, offset)
+            length, packed, offset = _zip64_fields(file.read(extra), length, packed, offset)
+        taken += packed
+        if taken > length_of_file:
+            raise zipfile.BadZipFile("its members overlap: together they are larger than the file")
         if not label.endswith("/"):
             yield label, prefix + offset, length
         at += ZIP_CENTRAL.size + name + extra + comment
 
 
-def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[int, int]:
-    """(length, offset), those that overflowed taken from the extra field 1, where they stand in this order."""
+def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """(length, packed length, offset), those that overflowed taken from the extra field 1, in this order."""
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
         if kind == 1:
             large = iter(struct.unpack_from(f"<{size // 8}Q", extra, at + 4))
-            length, _, offset = (next(large) if value == 0xFFFFFFFF else value for value in (length, packed, offset))
+            length, packed, offset = (
+                next(large) if value == 0xFFFFFFFF else value for value in (length, packed, offset)
+            )
         at += 4 + size
-    return length, offset
+    return length, packed, offset
 
 
 def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:

@@ -19,7 +19,7 @@ from itertools import islice
 
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
-from tasks.archives import DAMAGE, archive_members, is_archive
+from tasks.archives import DAMAGE, DOUBLE, archive_members, is_archive
 from tasks.listings import URI_COLUMNS, is_list, listed_uris
 from tasks.ranges import S3
 from tasks.read import read_items
@@ -147,11 +147,16 @@ def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, singl
 
 
 def _members(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
-    """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item."""
+    """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item.
+
+    Of several pictures of one name the first counts, for a name gives one id; the others are planned to fail.
+    """
+    seen = Digests()
     for member, offset, size in archive_members(file.uri):
         hidden = member.rpartition("/")[2].startswith(".")  # macOS `._*` too
         if not hidden and _wanted(f"{place}#{member}", config):
-            yield member, offset, size
+            new = seen.add(hashlib.blake2b(member.encode(), digest_size=16).digest())
+            yield member, offset if new else DOUBLE, size
 
 
 def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:

@@ -136,10 +136,11 @@ def _describe(data: bytes) -> str:
         text = start.decode("utf-8", errors="strict" if len(data) <= 40 else "ignore")
     except UnicodeDecodeError:
         text = ""
+    # What it says is not repeated: a link under a picture's name may lead to a letter, or to a key.
     if text and all(char.isprintable() or char.isspace() for char in text):
         kind = "HTML or XML" if text.lstrip().startswith("<") else "text"
-        return f"{kind} starting {text.strip()[:32]!r}"
-    return f"unknown data starting 0x{data[:8].hex()}"
+        return f"{kind} of {len(data)} bytes (saved from a server's answer?)"
+    return f"unknown data of {len(data)} bytes, starting 0x{data[:4].hex()}"
 
 
 def _decoding_error(image: ImageFile.ImageFile, error: Exception) -> ImageError:

@@ -289,8 +289,8 @@ def _publish_units(store: Store, folder: Path, file: UnitFile, mark: str) -> Uni
 def committed_units(plan: Plan) -> set[int]:
     """Indices of the committed units, from the names of the records alone."""
     suffix = f"-{plan.fingerprint[:8]}.json"
-    names = plan.store.list(COMMITS)
-    return {int(Path(name).name.removesuffix(suffix)) for name in names if name.endswith(suffix)}
+    stems = (Path(name).name.removesuffix(suffix) for name in plan.store.list(COMMITS) if name.endswith(suffix))
+    return {int(stem) for stem in stems if stem.isdecimal()}  # what is no number is none of ours: `verify` tells
 
 
 def pending(plan: Plan) -> list[int]:

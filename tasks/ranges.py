@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from typing import IO, Any
 
 import fsspec
@@ -35,6 +36,7 @@ def read_bytes(
         return b""
     if is_local(uri):
         with open(uri, "rb", opener=_open_at_once) as file:
+            check_regular(file, uri)
             check_stamp(file, uri, etag)
             _check_size(os.fstat(file.fileno()).st_size if length is None else None, max_bytes)
             file.seek(start)
@@ -56,6 +58,7 @@ def open_checked(uri: str, etag: str | None, block: int) -> IO[bytes]:
     file: Any = fs.open(path, "rb", **({} if is_local(uri) else {"block_size": block}))
     try:
         if is_local(uri):
+            check_regular(file, uri)
             check_stamp(file, uri, etag)
         elif uri.startswith(S3):
             _check_etag(file.details.get("ETag"), uri, etag)  # the driver sends If-Match with every later range
@@ -70,9 +73,15 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def stamp(stat: os.stat_result) -> str:
+def check_regular(file: IO[bytes], uri: str) -> None:
+    """ReadError for a pipe, a socket or a device: a link to /dev/zero would never end."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise ReadError(f"{uri} is no regular file")
+
+
+def stamp(found: os.stat_result) -> str:
     """What stands for the etag of a local file."""
-    return f"{stat.st_mtime_ns}-{stat.st_size}"
+    return f"{found.st_mtime_ns}-{found.st_size}"
 
 
 def check_stamp(file: IO[bytes], uri: str, etag: str | None) -> None:

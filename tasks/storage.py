@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import secrets
 import socket
 import tempfile
@@ -22,9 +21,13 @@ from typing import Any
 
 import fsspec
 
+from schemas.secrets import credential_in, redact, refusal
+
 # The default mode gives up after few tries; 403 is not retried in either.
 S3_RETRIES: dict[str, Any] = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
+ALLOWED_ROOTS = "DECA_ALLOWED_ROOTS"  # environment: folders or prefixes, with commas between; unset or empty: anywhere
 S3, AZURE, GOOGLE = {"s3", "s3a"}, {"abfs", "abfss", "az"}, {"gs", "gcs"}
+ALIASES = {"s3a": "s3", "gcs": "gs"}
 OBJECT_STORES = {*S3, *AZURE, *GOOGLE, "memory"}  # no folders to make
 SCRATCH_PREFIX = ".deca-"
 STALE_SECONDS = 24 * 3600  # a leftover of another host is taken for dead after a day
@@ -35,20 +38,23 @@ class StorageError(Exception):
 
 
 def normalise(uri: str | os.PathLike[str]) -> str:
-    """The URI as it is stored and shown: local paths absolute and without scheme, no credentials, no slash at the end.
+    """The URI as it is stored and shown: local paths absolute and without scheme, no slash at the end.
 
-    >>> normalise("s3://key:secret@bucket/photos/")
+    Raises StorageError, which does not repeat it, for one with credentials.
+
+    >>> normalise("s3://bucket/photos/")
     's3://bucket/photos'
     """
-    text = re.sub(r"^([\w+.-]+://)[^/@]*:[^/@]*@", r"\1", os.fspath(uri))
+    text = os.fspath(uri)
+    if found_in := credential_in(text):
+        raise StorageError(refusal(text, found_in))
+    if "\0" in text:
+        raise StorageError(f"{text!r} is no place: it has a zero byte in it")
     protocol, found, rest = text.partition("://")
     if not found or protocol in ("file", "local"):
         return os.path.abspath(os.path.expanduser(rest if found else text))
     if protocol in S3 | GOOGLE and ":" in rest.partition("/")[0]:
-        raise StorageError(
-            f"{protocol}:// URI with credentials in it: they would end up in plans and logs. Set them in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and name only the bucket and the path"
-        )
+        raise StorageError(refusal(text, "a colon in the bucket's name"))
     return f"{protocol}://{rest.rstrip('/')}"
 
 
@@ -74,6 +80,32 @@ def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return _filesystem(protocol, tuple(sorted(options.items()))), kind._strip_protocol(uri)
     except (ImportError, ValueError) as error:
         raise StorageError(f"no file system for {protocol}:// ({error}). Install the fsspec driver it names") from error
+    except TypeError as error:  # drivers that cannot be opened by a URI alone
+        raise StorageError(f"{protocol}:// needs more than a URI ({error}). Name the files where they lie") from error
+
+
+def check_allowed(uri: str) -> None:
+    """StorageError where a normalised URI that is to be written lies in none of the folders of DECA_ALLOWED_ROOTS.
+
+    Links are followed first. Empty or unset, everything may be written.
+    """
+    roots = [_real(normalise(root.strip())) for root in os.environ.get(ALLOWED_ROOTS, "").split(",") if root.strip()]
+    place = _real(uri) if roots else uri
+    if roots and not any(place == root or place.startswith(f"{root.rstrip('/')}/") for root in roots):
+        raise StorageError(
+            f"{uri} may not be written: it lies in none of the folders that {ALLOWED_ROOTS} names "
+            f"({', '.join(roots)}). Choose a place below one of them, or ask whoever runs this machine to add it"
+        )
+
+
+def _real(uri: str) -> str:
+    """Where a normalised URI leads: without links, `..` and other names of its protocol."""
+    if is_local(uri):
+        return os.path.realpath(uri)
+    protocol, _, rest = uri.partition("://")
+    if {".", ".."} & set(rest.split("/")):
+        raise StorageError(f"{uri}: a place with . or .. in it is refused where {ALLOWED_ROOTS} is set")
+    return f"{ALIASES.get(protocol, protocol)}://{rest}"
 
 
 @contextlib.contextmanager
@@ -89,7 +121,7 @@ def storage_errors(action: str, uri: str) -> Iterator[None]:
 
 def _explain(action: str, uri: str, error: Exception) -> StorageError:
     number = getattr(error, "errno", None)
-    cause = f"{type(error).__name__}: {error}"
+    cause = redact(f"{type(error).__name__}: {error}")
     if number in (errno.ENOSPC, errno.EDQUOT):
         cause = "the disk is full"
     elif isinstance(error, PermissionError):
@@ -165,6 +197,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove a file; none there is fine."""
         uri = self.join(name)
+        check_allowed(uri)
         with storage_errors("delete", uri), contextlib.suppress(FileNotFoundError):
             fs, path = open_uri(uri)
             fs.rm_file(path)
@@ -172,6 +205,7 @@ class Store:
     def delete_folder(self, name: str) -> None:
         """Remove a folder with all that is in it; none there is fine."""
         uri = self.join(name)
+        check_allowed(uri)
         with storage_errors("delete", uri), contextlib.suppress(FileNotFoundError):
             fs, path = open_uri(uri)
             fs.rm(path, recursive=True)
@@ -183,6 +217,7 @@ class Store:
         On a local store it lies beside its target, so that publishing is one rename.
         """
         uri = self.join(name)
+        check_allowed(uri)
         folder = Path(uri).parent if self.local else Path(tempfile.gettempdir())
         mark = f"{os.getpid()}-{secrets.token_hex(4)}"
         path = folder / f"{_scratch_prefix()}{mark}-{Path(name).name}.tmp"
@@ -198,6 +233,7 @@ class Store:
     def publish(self, path: Path, name: str) -> tuple[int, str]:
         """Make a finished scratch file visible as `name`, replacing it whole; returns (bytes, SHA-256)."""
         uri = self.join(name)
+        check_allowed(uri)
         with _write_errors(uri):
             _sync(path)
             result = hash_file(path)
@@ -218,6 +254,7 @@ class Store:
     def create(self, name: str, data: bytes) -> None:
         """Publish bytes as `name` only if nothing is there yet; FileExistsError otherwise."""
         uri = self.join(name)
+        check_allowed(uri)
         if not self.local:
             with _write_errors(uri):
                 fs, target = self._target(uri)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.ledger import Item
+from tasks.archives import BOMB_BYTES, BOMB_RATIO
 from tasks.ranges import ReadError, open_checked
 from tasks.walk import SourceError
 
@@ -37,7 +38,11 @@ def table_schema(uri: str) -> tuple[pa.Schema, int]:
             if error.errno is None:  # pyarrow's word for a footer that makes no sense; a failing disk has a number
                 raise ValueError(str(error)) from error
             raise
-        return parquet.schema_arrow, parquet.metadata.num_rows
+        schema = parquet.schema_arrow
+        names = [field.name for field in schema if _is_bytes(field.type) or pa.types.is_struct(field.type)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns are called {max(names, key=names.count)!r}")
+        return schema, parquet.metadata.num_rows
 
 
 def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str | None:
@@ -46,8 +51,7 @@ def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str | None:
     Hugging Face's own note of its Image columns comes first, then `struct<bytes, ...>`, then plain bytes.
     Raises SourceError, listing the columns, where the wanted one cannot be it or several can.
     """
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    noted = [name for name in schema.names if (features.get(name) or {}).get("_type") == "Image"]
+    noted = _noted_pictures(schema)
     structs = [field.name for field in schema if pa.types.is_struct(field.type) and _holds_bytes(field)]
     plain = [field.name for field in schema if _is_bytes(field.type)]
     if wanted is not None:
@@ -58,7 +62,7 @@ def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str | None:
                 "leave other files out with --set inputs.exclude=[...]"
             )
         return wanted
-    candidates = [name for name in noted if name in structs] or structs or plain
+    candidates = [name for name in structs if name in noted] or structs or plain
     if len(candidates) > 1:
         candidates = [name for name in candidates if name == "image"] or candidates
     if len(candidates) > 1:
@@ -67,6 +71,16 @@ def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> str | None:
             f"{candidates[0]}. The columns are {describe(schema)}"
         )
     return candidates[0] if candidates else None
+
+
+def _noted_pictures(schema: pa.Schema) -> set[str]:
+    """Columns that Hugging Face's note calls pictures; a note of any other form says nothing."""
+    try:
+        note = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = note["info"]["features"]
+        return {name for name, feature in features.items() if feature["_type"] == "Image"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever a stranger has put there
+        return set()
 
 
 def describe(schema: pa.Schema) -> str:
@@ -134,6 +148,8 @@ class _Cursor:
         self.leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         groups = (self.parquet.metadata.row_group(index).num_rows for index in range(self.parquet.num_row_groups))
         self.starts = [0, *accumulate(groups)]
+        paths = [self.parquet.schema.column(index).path for index in range(len(self.parquet.schema))]
+        self.column = paths.index(self.leaf)
         self.key, self.group = (item.uri, item.etag, column), -1
 
     def _go_to(self, row: int) -> None:
@@ -142,6 +158,7 @@ class _Cursor:
             raise ReadError(f"there is no row {row}: the file has {self.starts[-1]}")
         if self.group < 0 or not self.starts[self.group] <= row < self.starts[self.group + 1] or row < self.first:
             self.group = next(index for index, start in enumerate(self.starts[1:]) if row < start)
+            self._check_size(self.group)
             self.first, self.batch = self.starts[self.group], pa.array([])
             self.batches = self.parquet.iter_batches(
                 BATCH, row_groups=[self.group], columns=[self.leaf], use_threads=False
@@ -149,6 +166,16 @@ class _Cursor:
         while row >= self.first + len(self.batch):
             self.first += len(self.batch)
             self.batch = next(self.batches).column(0)
+
+    def _check_size(self, group: int) -> None:
+        """ReadError before pages are unpacked that pictures could not have been packed from."""
+        chunk = self.parquet.metadata.row_group(group).column(self.column)
+        unpacked, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
+            raise ReadError(
+                f"row group {group}: {packed} bytes that unpack to {unpacked}, more than {BOMB_RATIO} times their "
+                "size: a bomb, not pictures"
+            )
 
 
 _cursor = _Cursor()

@@ -232,7 +232,7 @@ def _npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except ValueError as error:
+    except Exception as error:  # foreign bytes, as in unpickle.py
         raise BundleError(f"{name} is not a readable array ({error})") from error
     if len(shape) != 2 or dtype.hasobject:
         raise BundleError(f"{name} has shape {shape} and type {dtype}, expected a matrix of numbers")

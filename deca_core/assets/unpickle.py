@@ -69,8 +69,8 @@ def load_npy(path: Path) -> Any:
         version = np.lib.format.read_magic(stream)
         read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
         shape, _, dtype = read_header(stream)
-    except (ValueError, KeyError) as error:
-        raise UnpickleError(f"{path}: not a readable .npy file ({error})") from error
+    except Exception as error:  # foreign bytes: numpy parses the header as Python's text and raises what that raises
+        raise UnpickleError(f"{path}: not a readable .npy file ({type(error).__name__}: {error})") from error
     if dtype.hasobject:
         content = _load(path, data[stream.tell() :])
         return content.item() if isinstance(content, np.ndarray) and content.shape == () else content

@@ -70,7 +70,10 @@ def read_identity(data: bytes, name: str) -> str:
     if not identity:
         raise LabelError(f"{name}: the first line is empty, an identity is expected there")
     if len(identity) > NAME_LIMIT or not identity.isprintable():
-        raise LabelError(f"{name}: {identity[:40]!r} is no identity: printable text up to {NAME_LIMIT} characters is")
+        raise LabelError(
+            f"{name}: the first line ({len(identity)} characters) is no identity: printable text up to {NAME_LIMIT} "
+            "characters is"
+        )
     return identity
 
 
@@ -80,8 +83,8 @@ def _npy(data: bytes, name: str) -> NDArray[Any]:
     try:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = readers[version](file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise LabelError(f"{name}: no .npy file ({error})") from error
+    except Exception as error:  # foreign bytes: numpy parses the header as Python's text and raises what that raises
+        raise LabelError(f"{name}: no .npy file ({type(error).__name__}: {error})") from error
     if dtype.kind not in "biuf":
         raise LabelError(f"{name}: an array of numbers is expected, this one holds {dtype}; it was not opened")
     need, have = dtype.itemsize * int(np.prod(shape, dtype=object)), len(data) - file.tell()
@@ -100,7 +103,7 @@ def _txt(data: bytes, name: str) -> NDArray[Any]:
         try:
             x, y = (float(field) for field in fields)
         except ValueError as error:
-            raise LabelError(f"{name}: line {number} is not a point `x y`: {line.strip()[:40]!r}") from error
+            raise LabelError(f"{name}: line {number} is not a point `x y` ({len(line)} characters)") from error
         rows.append((x, y))
     return np.array(rows, np.float64).reshape(-1, 2)
 

@@ -78,7 +78,7 @@ import sys
 import torch
 from deca_core.raster import rasterize
 
-cases = torch.load(sys.argv[1])
+cases = torch.load(sys.argv[1], weights_only=True)
 torch.save({name: rasterize(*case, "triton") for name, case in cases.items()}, sys.argv[2])
 """
 
@@ -92,7 +92,7 @@ def interpreted(tmp_path_factory) -> dict[str, torch.Tensor]:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.load(folder / "answers.pt")
+    return torch.load(folder / "answers.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("backend", ["numba", pytest.param("triton", marks=needs_triton)])

@@ -15,6 +15,7 @@ from s3fs import S3FileSystem
 
 from schemas.engine import SourceConfig
 from tasks.discover import Digests, SourceError, discover
+from tasks.ranges import ReadError
 from tasks.read import read_item
 from tasks.storage import Store
 
@@ -148,7 +149,9 @@ def test_tar_members_by_offset(tmp_path: Path, name: str, where: str, request: p
     items = list(discover(source))
     expected = [names[0], names[1], names[2], names[5]]
     assert [item.member for item in items] == expected
-    assert [read_item(item) for item in items] == [member.encode() * 100 for member in expected]
+    assert [read_item(item) for item in items[:3]] == [member.encode() * 100 for member in expected[:3]]
+    with pytest.raises(ReadError, match="more than once"):  # the second of one name has no id of its own
+        read_item(items[3])
     assert list(discover(f"{source}/{name}"))[1].image_id == items[1].image_id
 
 

@@ -1,0 +1,270 @@
+"""What is fuzzed: every reader of foreign bytes, the inputs it starts from, and the errors that it may answer with."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+
+from deca_core.assets.unpickle import UnpickleError, load_npy, load_pickle
+from pipelines.settings import ConfigError, resolve
+from schemas.faces import FacesVersion
+from schemas.ingest import IngestConfig
+from schemas.ledger import CommitRecord, Item, PlanRecord, RoundRecord, StoredFile
+from schemas.reconstruct import ReconstructConfig
+from tasks.annotators.labels import LabelError, read_identity, read_landmarks, read_mask
+from tasks.archives import DAMAGE, archive_members, read_member
+from tasks.images import ImageError, decode_image
+from tasks.listings import listed_uris
+from tasks.ranges import ReadError
+from tasks.storage import StorageError
+from tasks.tables import image_column, image_rows, read_row, table_schema
+from tasks.walk import SourceError
+
+MAX_PIXELS, MAX_BYTES = 10**6, 2**20
+MEMBERS = 50  # of an archive or a table that one execution reads
+
+
+class Executed(BaseException):
+    """A reader started a process, connected somewhere or wrote a file: never caught by the readers themselves."""
+
+
+class Payload:
+    """What would start a program if anything executed it."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader: `run` takes the fuzzed bytes and a path whose file holds them."""
+
+    run: Callable[[bytes, Path], object]
+    seeds: Callable[[], list[bytes]]
+    answers: tuple[type[Exception], ...]
+    suffix: str = ".bin"
+
+
+def _encoded(kind: str, **options: Any) -> bytes:
+    y, x = np.mgrid[:24, :20] * 9
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([x, y, x + y // 2], -1).astype(np.uint8)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def _points() -> np.ndarray:
+    return np.random.default_rng(0).random((68, 2)).astype(np.float32)
+
+
+def _pickles() -> list[bytes]:
+    import torch
+    from scipy import sparse
+
+    content = {
+        "v": np.arange(6.0).reshape(2, 3),
+        "s": sparse.csc_matrix(np.eye(3)),
+        "t": torch.arange(4.0),
+        "o": np.array([1, "x"], object),
+        "l": [1, (2.5, b"y", None)],
+    }
+    whole = [pickle.dumps(content, protocol) for protocol in (0, 2, 4, 5)]
+    return [*whole, pickle.dumps(Payload()), pickle.dumps([np.ones(2), Payload()], 2), b"cos\nsystem\n(S'x'\ntR."]
+
+
+def _mat() -> list[bytes]:
+    from scipy import io as matlab
+
+    found = []
+    for packed in (False, True):
+        buffer = io.BytesIO()
+        matlab.savemat(buffer, {"pt3d_68": np.random.default_rng(0).random((3, 68))}, do_compression=packed)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _tar(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, format=tarfile.PAX_FORMAT) as file:  # type: ignore[call-overload]
+        for name in ("a.jpg", "ü" * 60 + ".jpg", "n" * 120 + ".jpg"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 700
+            file.addfile(entry, io.BytesIO(b"x" * 700))
+    return buffer.getvalue()
+
+
+def _zip(method: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name in ("a.jpg", "b/ü.jpg"):
+            file.writestr(name, b"x" * 700)
+    return buffer.getvalue()
+
+
+def _parquet() -> list[bytes]:
+    found = []
+    pictures = [{"bytes": b"x" * 50, "path": None}, None, {"bytes": b"", "path": "y"}]
+    for column in (pa.array([b"x" * 50, None, b"y"]), pa.array(pictures)):
+        buffer = io.BytesIO()
+        note = {b"huggingface": b'{"info": {"features": {"image": {"_type": "Image"}}}}'}
+        pq.write_table(pa.table({"image": column, "n": [1, 2, 3]}).replace_schema_metadata(note), buffer)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _records() -> list[bytes]:
+    plan = {"source": "/a", "root": "/a", "config": {}, "code": "1", "weights": {}, "items_per_unit": 1, "items": 1}
+    plan |= {"units": 1, "items_sha256": "0", "files": [], "fingerprint": "f"}
+    file = StoredFile(file="a/b", bytes=1, sha256="0")
+    commit = {"unit": 0, "fingerprint": "f", "items": 1, "rows": 1, "quarantined": 0, "part": "p", "bytes": 1}
+    commit |= {"sha256": "0", "seconds": 1.0, "files": [file]}
+    later = {"kind": "retry", "round": 1, "fingerprint": "f", "items": 1, "units": 1, "files": []}
+    records = (PlanRecord.model_validate(plan), CommitRecord.model_validate(commit), RoundRecord.model_validate(later))
+    return [record.model_dump_json().encode() for record in records]
+
+
+RECORDS: tuple[type[BaseModel], ...] = (PlanRecord, CommitRecord, RoundRecord, FacesVersion)
+
+
+def _run_archive(data: bytes, path: Path) -> None:
+    for name, offset, size in islice(archive_members(str(path)), MEMBERS):
+        item = Item(0, str(path), name, offset, size)
+        if 0 <= size <= MAX_BYTES:
+            _one(lambda item=item: read_member(item, MAX_BYTES))  # type: ignore[misc]
+
+
+def _run_table(data: bytes, path: Path) -> None:
+    schema, rows = table_schema(str(path))
+    column = image_column(schema, None, str(path))
+    if column is not None:
+        for member, row in islice(image_rows(column, rows), MEMBERS):
+            item = replace(Item(0, str(path), member, row), etag=None)
+            _one(lambda item=item: read_row(item, MAX_BYTES))  # type: ignore[misc]
+
+
+def _one(read: Callable[[], object]) -> None:
+    """A row that fails alone, as in a unit: whatever a driver raises is that row's."""
+    try:
+        read()
+    except Exception:
+        return
+
+
+def _run_records(data: bytes, path: Path) -> None:
+    for kind in RECORDS:
+        try:
+            kind.model_validate_json(data)
+        except ValidationError:
+            continue
+
+
+def _run_settings(data: bytes, path: Path) -> None:
+    resolve(ReconstructConfig, path, [], {"source": "a", "dest": "b"})
+
+
+def _run_setting(data: bytes, path: Path) -> None:
+    resolve(IngestConfig, None, data.decode("utf-8", "replace").split("\n")[:5], {"source": "a", "dest": "b"})
+
+
+def _run_list(data: bytes, path: Path) -> None:
+    for _ in islice(listed_uris(str(path), None), 1000):
+        pass
+
+
+def _mask_seeds() -> list[bytes]:
+    return [_npy(np.eye(20, dtype=dtype)) for dtype in (np.uint8, bool, np.float32)]
+
+
+LIST_ANSWERS = (SourceError, OSError, StorageError)
+YAML = [b"ray: {workers: 2, threads: 1}\nunits:\n  items_per_unit: 3\n", b"batch_size: 8 # x\noutputs: [codes]\n"]
+SETTINGS = [b"ray.workers=2\nunits.items_per_unit=3", b"inputs={extensions: [jpg]}", b"shards.val_fraction=0.5"]
+PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+
+TARGETS: dict[str, Target] = {
+    "unpickler": Target(lambda data, path: load_pickle(path), _pickles, (UnpickleError,)),
+    "unpickler npy": Target(
+        lambda data, path: load_npy(path),
+        lambda: [_npy(_points()), _npy(np.array({"a": np.ones(2)}, object)), _npy(np.array(Payload(), object))],
+        (UnpickleError,),
+    ),
+    "landmarks npy": Target(
+        lambda data, path: read_landmarks(data, "x.npy"),
+        lambda: [_npy(_points()), _npy(np.array(Payload(), object))],
+        (LabelError,),
+    ),
+    "landmarks txt": Target(
+        lambda data, path: read_landmarks(data, "x.txt"), lambda: [b"1.5, 2e3 # x\n-1 2\n" * 34], (LabelError,)
+    ),
+    "landmarks mat": Target(lambda data, path: read_landmarks(data, "x.mat"), _mat, (LabelError,)),
+    "mask npy": Target(lambda data, path: read_mask(data, "x.npy", MAX_PIXELS), _mask_seeds, (LabelError,)),
+    "mask png": Target(
+        lambda data, path: read_mask(data, "x.png", MAX_PIXELS), lambda: [_encoded("PNG")], (LabelError,)
+    ),
+    "identity": Target(
+        lambda data, path: read_identity(data, "x.txt"), lambda: ["Ada Lovelace ü\n".encode()], (LabelError,)
+    ),
+    "pictures": Target(
+        lambda data, path: decode_image(data, max_pixels=MAX_PIXELS),
+        lambda: [_encoded(kind) for kind in PICTURES],
+        (ImageError,),
+    ),
+    "tar": Target(_run_archive, lambda: [_tar("w")], DAMAGE, ".tar"),
+    "packed tar": Target(_run_archive, lambda: [_tar("w:gz")], DAMAGE, ".tar.gz"),
+    "zip": Target(_run_archive, lambda: [_zip(0), _zip(8)], DAMAGE, ".zip"),
+    "parquet": Target(_run_table, _parquet, (SourceError, ReadError, ValueError, OSError), ".parquet"),
+    "list txt": Target(_run_list, lambda: [b"a.jpg\ns3://b/c.jpg\n/d/../e.jpg\n"], LIST_ANSWERS, ".txt"),
+    "list csv": Target(_run_list, lambda: [b'path,age\na.jpg,3\n"b, c.jpg",4\n'], LIST_ANSWERS, ".csv"),
+    "records": Target(_run_records, _records, ()),
+    "settings yaml": Target(_run_settings, lambda: YAML, (ConfigError,), ".yaml"),
+    "settings": Target(_run_setting, lambda: SETTINGS, (ConfigError,)),
+}
+
+
+def mutated(seeds: list[bytes], draw: np.random.Generator) -> Iterator[bytes]:
+    """The seeds, then seeds with one to eight changes: bytes and numbers overwritten, pieces cut, doubled, spliced."""
+    numbers = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
+    yield from seeds
+    while True:
+        data = bytearray(seeds[draw.integers(len(seeds))])
+        for _ in range(draw.integers(1, 9)):
+            at = int(draw.integers(len(data) + 1))
+            length = int(min(draw.geometric(0.05), 400))
+            kind = draw.integers(7)
+            if kind == 0 and at < len(data):
+                data[at] = draw.integers(256)
+            elif kind == 1:
+                size = int(draw.choice([1, 2, 4, 8]))
+                number = numbers[draw.integers(len(numbers))] & (2 ** (8 * size) - 1)
+                data[at : at + size] = number.to_bytes(size, "little" if draw.integers(2) else "big")
+            elif kind == 2:
+                del data[at : at + length]
+            elif kind == 3:
+                data[at:at] = data[at : at + length]
+            elif kind == 4:
+                data[at:at] = draw.bytes(length)
+            elif kind == 5:
+                other = seeds[draw.integers(len(seeds))]
+                start = int(draw.integers(len(other) + 1))
+                data[at : at + length] = other[start : start + length]
+            elif at < len(data):
+                data[at] ^= 1 << int(draw.integers(8))
+        yield bytes(data)

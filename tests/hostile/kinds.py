@@ -1,0 +1,130 @@
+"""What a kind of hostile input is: the files it puts into a source, the command it meets, and how that must end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+Group = Literal["picture", "name", "archive", "table", "label", "list", "settings", "record", "model"]
+# rows: faces come out. quarantined: a row says at which stage and why. left out: no input of ours, without a word.
+# refused: the command ends with one line of error before any work, exit code 1.
+Outcome = Literal["rows", "quarantined", "left out", "refused"]
+
+GOOD = "good.jpg"  # lies beside everything that is quarantined or left out, and must give its one face all the same
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a kind must end."""
+
+    outcome: Outcome
+    stage: str = ""  # of the quarantined row
+    says: str = ""  # words of the reason
+    faces: int = 0  # rows of the picture
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of trouble."""
+
+    name: str
+    group: Group
+    ending: Ending
+    write: Callable[[Path], None]  # puts the trouble into the source folder
+    place: str  # of the picture that it is about, below the source; empty where nothing is planned of it
+    arguments: tuple[str, ...]  # of `deca`, with {source} and {dest} to fill in
+    limit_mib: int  # memory that the command may take above what it has once its models are loaded
+
+
+def rows(faces: int = 1) -> Ending:
+    return Ending("rows", faces=faces)
+
+
+def quarantined(stage: str, says: str) -> Ending:
+    return Ending("quarantined", stage, says)
+
+
+def left_out() -> Ending:
+    return Ending("left out")
+
+
+def refused(says: str) -> Ending:
+    return Ending("refused", says=says)
+
+
+INGEST = ("ingest", "{source}", "{dest}", "--workers", "0", "--set", "identity.method=none")
+LIMIT_MIB = 256
+KINDS: dict[str, Kind] = {}
+
+
+def kind(
+    group: Group,
+    name: str,
+    ending: Ending,
+    *,
+    place: str | None = None,
+    arguments: tuple[str, ...] = INGEST,
+    limit_mib: int = LIMIT_MIB,
+) -> Callable[[Callable[[], Files]], Callable[[], Files]]:
+    """Adds a function that makes files, by name below the source, as a kind; its picture is the first of them.
+
+    The function may itself be a writer: one that takes the source folder, where names or types of files matter.
+    """
+
+    def add(make: Callable[[], Files]) -> Callable[[], Files]:
+        def write(folder: Path) -> None:
+            (folder / GOOD).write_bytes(jpeg())
+            for file, data in make().items():
+                path = folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+
+        about = place if place is not None else _first_name(make, ending)
+        add_writer(group, name, ending, write, about, arguments, limit_mib)
+        return make
+
+    return add
+
+
+def _first_name(make: Callable[[], Files], ending: Ending) -> str:
+    return "" if ending.outcome in ("left out", "refused") else next(iter(make()))
+
+
+def add_writer(
+    group: Group,
+    name: str,
+    ending: Ending,
+    write: Callable[[Path], None],
+    place: str = "",
+    arguments: tuple[str, ...] = INGEST,
+    limit_mib: int = LIMIT_MIB,
+) -> None:
+    full = f"{group}: {name}"
+    assert full not in KINDS, full
+    KINDS[full] = Kind(full, group, ending, write, place, arguments, limit_mib)
+
+
+@cache
+def face() -> Image.Image:
+    """The astronaut's head: a public-domain photograph, 220 x 220 pixels."""
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@cache
+def jpeg() -> bytes:
+    return encoded(face(), "JPEG", quality=92)

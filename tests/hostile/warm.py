@@ -1,0 +1,30 @@
+"""What a trial's process finds loaded already: the program and its models, by one small run of everything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+def warm() -> None:
+    sys.dont_write_bytecode = True
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    import pipelines.cli  # noqa: F401
+    from pipelines.ingest import ingest
+    from schemas.ingest import IngestConfig
+    from tests.hostile.kinds import GOOD, jpeg
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="deca-warm-") as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        (source / GOOD).write_bytes(jpeg())
+        settings = {"identity": {"method": "none"}, "ray": {"workers": 0}}
+        ingest(IngestConfig.model_validate({"source": str(source), "dest": f"{folder}/dest", **settings}))
+
+
+warm()
