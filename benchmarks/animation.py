@@ -2,8 +2,9 @@
 
 In the embedded world the displacement of every person under every expression is known. The shipped weights have next to
 no displacement (deca_core/weights/README.md), so here F_d is fitted to the truth itself: one free detail code a person,
-and F_d, see some people under some expressions (some thousand steps: on a GPU). Then every person is animated (`Codes.animate`, eq. 9) by expressions
-and jaws of others that were never shown, and what F_d makes of it is compared with what the world says.
+and F_d, see some people under some expressions (some thousand steps: on a GPU). Then every person is animated
+(`Codes.animate`, eq. 9) by expressions and jaws of others that were never shown, and what F_d makes of it is compared
+with what the world says.
 
     python -m benchmarks.animation --picture docs/animate/transfer.jpg
 """

@@ -13,11 +13,12 @@ import tokenize
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 import pyarrow as pa
 from pydantic import BaseModel
 
+from schemas.animate import AnimateOutput, animation_schema
 from schemas.columns import meaning, type_in_words
 from schemas.consensus import ConsensusRecord, consensus_schema
 from schemas.evaluate import METRICS, evaluations_schema
@@ -40,6 +41,7 @@ from schemas.ledger import (
     UnitFile,
 )
 from schemas.reconstruct import Output, reconstruction_schema
+from schemas.tracks import TRACKS_SCHEMA
 from schemas.world import DISPLACEMENT_LIMIT, truth_schema
 
 VERTICES, DESCRIPTOR = 7919, 127  # sizes that are known only with a head and an embedder: primes that nothing else has
@@ -97,6 +99,24 @@ DATASETS = (
         "```python\nfrom tasks.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
         lambda: consensus_schema(detail=True),
         "`detail` and `detail_spread` are there only where the detail code is shared as well.",
+    ),
+    Dataset(
+        "tracks",
+        "tracks/",
+        "`deca reconstruct` of films",
+        "One row a frame of a person's track, smoothed over time. Lies beside the reconstructions; "
+        "`tracks/_current.json` names the file that holds ([animate.md](../animate.md)).",
+        '```python\nfrom tasks.tracks import read_tracks\n\ntable = read_tracks("out/")\n```',
+        lambda: TRACKS_SCHEMA,
+    ),
+    Dataset(
+        "animations",
+        "animations/",
+        "`deca animate`",
+        "One row a frame of an animation: one head under one expression of a motion.",
+        PARTS.format(dest="moving/", example='expressions = fixed_values(table, "exp")  # (N, 50)'),
+        lambda: animation_schema(get_args(AnimateOutput), LIMIT),
+        "Columns of an output are there only where it was asked for.",
     ),
     Dataset(
         "exports",

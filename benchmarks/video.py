@@ -172,7 +172,7 @@ def main() -> None:
         if not saved.exists():
             _, truth, times = film(folder, options.seed, options.person, options.size)
             np.savez(saved, times=times, **{name: value.numpy() for name, value in truth.items()})
-        with np.load(saved) as arrays:
+        with np.load(saved, allow_pickle=False) as arrays:
             times = arrays["times"]
             truth = Codes(**{name: torch.from_numpy(arrays[name]) for name, _ in Codes.zeros().items()})
         done = ReconstructConfig.model_validate(

@@ -101,7 +101,7 @@ def test_files_hold_the_stored_head(stored_heads, done):
     glb = Read(folder / "head.glb")
     assert np.abs(glb.vertices() - posed[rig_of(model.bundle).split.vertex]).max() < 1e-4
     assert glb.gltf.scenes[0].extras["face_id"] == "000001-00"
-    with np.load(folder / "head.npz") as arrays:
+    with np.load(folder / "head.npz", allow_pickle=False) as arrays:
         assert np.abs(arrays["vertices"] - posed).max() < 1e-7
         assert np.abs(arrays["dense_vertices"] - dense.vertices).max() < 1e-7
     assert len(trimesh.load(folder / "dense.ply", process=False).vertices) == len(dense.vertices)
@@ -176,7 +176,7 @@ def test_rows_without_maps_and_with_maps_in_files(stored_heads, tmp_path):
         run(source, tmp_path / name, formats=["npz"], where="identity_id != 'person-002'")
         maps[name] = {}
         for path in (tmp_path / name).rglob("head.npz"):
-            with np.load(path) as arrays:
+            with np.load(path, allow_pickle=False) as arrays:
                 maps[name][path.parent.name] = arrays["displacement"]
     step = float(field.metadata[b"scale"])
     assert len(maps["stored"]) == 5
