@@ -48,7 +48,7 @@ VERTICES, DESCRIPTOR = 7919, 127  # sizes that are known only with a head and an
 LETTERS = {str(VERTICES): "V", str(DESCRIPTOR): "D"}
 LIMIT = 0.01  # metres: only scale and offset depend on it, which no page quotes
 COLUMN_OUTPUTS: tuple[Output, ...] = (
-    "codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview",
+    "codes", "displacement", "vertices", "landmarks", "normals", "texture", "mesh", "preview",
 )  # fmt: skip
 GENERATED = "<!-- Written by `python -m benchmarks.dataset_pages docs/datasets`: change schemas/, not this page. -->"
 

@@ -50,6 +50,7 @@ COMMON = {
     "light": "spherical harmonics, 9 bands x RGB",
     "mask_coverage": "skin inside the landmarks' outline, 0 to 1",
     "member": "name inside an archive, or row of a table",
+    "mesh_file": "name of a GLB file below the dataset, as `deca export` makes it",
     "message": "what the error says, at most 500 characters",
     "method": "`model`, a baseline, or a name of `compare`",
     "normals": "unit normals of the detailed surface on the UV map, world space",

@@ -25,7 +25,7 @@ LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
 VERTEX_LIMIT = 0.5  # metres from the head's origin that a vertex column spans: steps of 15 um
 
 Precision = Literal["auto", "fp32", "mixed", "bf16", "fp16"]
-Output = Literal["codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview"]
+Output = Literal["codes", "displacement", "vertices", "landmarks", "normals", "texture", "mesh", "preview"]
 Layout = Literal["columns", "files"]
 PICTURES: tuple[Output, ...] = ("texture", "preview")
 
@@ -188,6 +188,7 @@ def reconstruction_schema(
         ],
         "normals": [fixed_field("normals", (256, 256, 3), pa.uint8(), scale=2 / 255, offset=-1.0)],  # detailed, on UV
         "texture": [pa.field("texture", PICTURE)],  # JPEG, 256 x 256: the picture warped to UV
+        "mesh": [pa.field("mesh_file", pa.string(), nullable=False)],  # a GLB file below the dataset
         "preview": [pa.field("preview", PICTURE)],  # JPEG, 224 x 224: the detailed head as in the crop
     }
     fields = [

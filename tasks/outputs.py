@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ from torch import Tensor
 
 from deca_core import DECA, Codes, Reconstruction
 from deca_core.camera import IMAGE_SIZE, project
+from deca_core.export import glb, rig_of
+from deca_core.export.gltf import rigged_head
 from deca_core.uv import picture_on_uv
 from schemas.reconstruct import VERTEX_LIMIT, Output, quantise
 
 JPEG_QUALITY = 90  # of textures and previews
 PNG_LEVEL = 1  # zlib's: higher ones take several times as long for a few per cent (docs/reconstruct.md)
-NEED_HEAD: frozenset[Output] = frozenset({"vertices", "landmarks", "normals", "texture", "preview"})
+NEED_HEAD: frozenset[Output] = frozenset({"vertices", "landmarks", "normals", "texture", "mesh", "preview"})
 
 
 @torch.inference_mode()
@@ -57,11 +61,33 @@ def columns_of_head(
     if "normals" in outputs:
         normals = (model.detail_normals(head) + 1) * 127.5
         columns["normals"] = normals.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    if {"texture", "mesh"} & set(outputs):
+        on_uv = picture_on_uv(model.atlas, head.projected, images)
     if "texture" in outputs:
-        columns["texture"] = as_jpegs(picture_on_uv(model.atlas, head.projected, images))
+        columns["texture"] = as_jpegs(on_uv)
+    if "mesh" in outputs:
+        columns["mesh"] = as_glbs(model, codes, head, on_uv)
     if "preview" in outputs:
         columns["preview"] = as_jpegs(model.render(codes, head).shaded_detail)
     return columns
+
+
+def as_glbs(model: DECA, codes: Codes, head: Reconstruction, on_uv: Tensor) -> list[bytes]:
+    """A GLB file of each head as `deca export` makes it, on_uv (B,3,256,256) being the pictures on the UV map."""
+    rig, codes, on_uv = rig_of(model.bundle), codes.to("cpu"), on_uv.cpu()
+    if model.faces.is_cuda:  # files are made by numpy
+        model = _on_cpu(model)
+    made = []
+    for place in range(len(codes)):
+        one = slice(place, place + 1)
+        out = Reconstruction(**{name: value[one].cpu() for name, value in vars(head).items()})
+        made.append(glb(rig, rigged_head(model, codes[one], out, picture=on_uv[one])))
+    return made
+
+
+@lru_cache(maxsize=1)
+def _on_cpu(model: DECA) -> DECA:
+    return copy.deepcopy(model).cpu()
 
 
 def to_source(points: NDArray[np.float32], transforms: NDArray[np.float64]) -> NDArray[np.float32]:

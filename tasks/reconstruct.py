@@ -210,28 +210,32 @@ class ReconstructWorker:
             "bbox": np.array([one.columns["bbox"] for one in faces], np.float32).reshape(-1, 4),
             "landmarks": np.array([one.columns["landmarks"] for one in faces], np.float32).reshape(-1, 68, 2),
             "crop_transform": np.array([one.transform for one in faces], np.float32).reshape(-1, 2, 3),
-            **batch.extra,
+            **{name: value for name, value in batch.extra.items() if name != "mesh"},
             **{name: value.numpy() for name, value in batch.codes.items()},
         }
         if "displacement" in self.config.outputs:
             steps = quantise(batch.displacement, self.limit)
             if self.config.layout == "files":
-                columns["displacement_file"] = self._publish(faces, steps, files)
+                columns["displacement_file"] = self._publish(faces, map(encode_map, steps), ".png", files)
             else:
                 columns["displacement"] = steps
+        if "mesh" in batch.extra:
+            columns["mesh_file"] = self._publish(faces, batch.extra["mesh"], ".glb", files)
         if not faces:  # columns of a head that nobody has
             return pa.RecordBatch.from_pylist([], schema=self.schema)
         return record_batch(self.schema, columns)
 
-    def _publish(self, faces: list[CroppedFace], steps: NDArray[np.uint16], files: list[StoredFile]) -> list[str]:
-        """Put the maps as files; their names."""
+    def _publish(
+        self, faces: list[CroppedFace], made: Iterable[bytes], suffix: str, files: list[StoredFile]
+    ) -> list[str]:
+        """Put what was made of each face as a file; the names."""
 
-        def put(pair: tuple[CroppedFace, NDArray[np.uint16]]) -> StoredFile:
-            name = file_name(pair[0].columns["face_id"])
-            size, sha256 = self.store.write(name, encode_map(pair[1]))
+        def put(pair: tuple[CroppedFace, bytes]) -> StoredFile:
+            name = file_name(pair[0].columns["face_id"], suffix)
+            size, sha256 = self.store.write(name, pair[1])
             return StoredFile(file=name, bytes=size, sha256=sha256)
 
-        stored = list(in_order(put, zip(faces, steps, strict=True), FILES_AT_ONCE))
+        stored = list(in_order(put, zip(faces, made, strict=True), FILES_AT_ONCE))
         files += stored
         return [file.file for file in stored]
 
@@ -240,9 +244,9 @@ class ReconstructWorker:
 KNOWN = ("face_id", "image_id", "source_uri", "face_index", "identity_id", "width", "height", "det_score")
 
 
-def file_name(face_id: str) -> str:
-    """Where a face's displacement map lies below DEST: 256 folders keep listings of a million files usable."""
-    return f"{FILES}/{face_id[:2]}/{face_id}.png"
+def file_name(face_id: str, suffix: str) -> str:
+    """Where a file of a face lies below DEST: 256 folders keep listings of a million files usable."""
+    return f"{FILES}/{face_id[:2]}/{face_id}{suffix}"
 
 
 def _finite(codes: Codes, displacement: Tensor, head: Reconstruction | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,8 @@ from schemas.ledger import CommitRecord
 from schemas.parquet import write_table
 from tasks.storage import Store, hash_file
 
-SOURCE_COLUMN, FILE_COLUMN, FILES_COLUMN = "source_uri", "displacement_file", "files"
+SOURCE_COLUMN, FILES_COLUMN = "source_uri", "files"
+FILE_COLUMNS = ("displacement_file", "mesh_file")
 
 
 def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> CommitRecord:
@@ -38,7 +40,8 @@ def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> Comm
         store.publish(path, name)
     files = commit.files
     if files:
-        lists = FILES_COLUMN in kept.schema.names
-        named = set((kept[FILES_COLUMN].combine_chunks().flatten() if lists else kept[FILE_COLUMN]).to_pylist())
+        names = [kept[name].to_pylist() for name in FILE_COLUMNS if name in kept.schema.names]
+        names += kept[FILES_COLUMN].to_pylist() if FILES_COLUMN in kept.schema.names else []
+        named = set(chain.from_iterable(names))
         files = [file for file in files if file.file in named]  # the others are written anew with their rows
     return commit.model_copy(update={"part": name, "rows": len(kept), "bytes": size, "sha256": sha256, "files": files})

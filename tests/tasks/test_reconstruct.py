@@ -26,7 +26,7 @@ from tasks.verify import verify
 from tests.tasks.stored_faces import publish
 
 PEOPLE = [2, 3, 2]
-EVERYTHING = ("codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview")
+EVERYTHING = ("codes", "displacement", "vertices", "landmarks", "normals", "texture", "mesh", "preview")
 
 
 def config(source: object, dest: object, **changes: Any) -> ReconstructConfig:
@@ -117,6 +117,19 @@ def test_textures_have_the_colour_of_the_picture(done):
         assert np.asarray(preview).std() > 10  # a head before a black ground
 
 
+def test_meshes_are_files_of_the_unit(done):
+    """A GLB file a face beside the part, in the commit, of the head that the row's codes decode to."""
+    table = rows(done)
+    names = table["mesh_file"].to_pylist()
+    assert names == [f"files/{name[:2]}/{name}.glb" for name in table["face_id"].to_pylist()]
+    assert {file.file for commit in read_commits(str(done)) for file in commit.files} == set(names)
+    for name in names:
+        data = (done / name).read_bytes()
+        assert data[:4] == b"glTF"
+        assert int.from_bytes(data[8:12], "little") == len(data)
+    assert verify(str(done)).ok
+
+
 def test_only_what_is_asked_for_is_there(faces, tmp_path):
     reconstruct(config(faces, tmp_path / "out", outputs=["landmarks"]))
     names = rows(tmp_path / "out").schema.names
@@ -174,7 +187,7 @@ def test_a_head_that_is_not_finite_is_quarantined_alone(faces, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"outputs": ["mesh"]}, "Input should be"),
+        ({"outputs": ["skeleton"]}, "Input should be"),
         ({"outputs": ["codes", "codes"]}, "twice"),
         ({"outputs": []}, "at least 1"),
         ({"outputs": ["codes"], "layout": "files"}, "does not name displacement"),
@@ -190,7 +203,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     import pipelines.reconstruct as flow
 
     first = prepare(config(faces, tmp_path / "out", precision="auto"))
-    assert first.precision in ("fp32", "bf16")
+    assert first.precision in ("fp32", "mixed", "bf16")
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
     summary = reconstruct(config(faces, tmp_path / "out", precision="bf16"))
     assert summary.precision == "bf16"
