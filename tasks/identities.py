@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from tasks.annotators.labels import NAME_LIMIT
 from tasks.listings import NOTHING, URI_COLUMNS, resolve
 from tasks.plan import PLAN, committed_parts
 from tasks.ranges import open_checked
@@ -117,6 +118,11 @@ def _read_table(uri: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     table = table.filter(pc.and_(_says_something(table["path"]), _says_something(table["identity"])))
     if not len(table):
         raise IdentityError(f"{uri}: no row names a picture and a person (identity.table)")
+    longest = pc.max(pc.utf8_length(table["identity"])).as_py()
+    if longest > NAME_LIMIT:
+        raise IdentityError(
+            f"{uri}: an identity of {longest} characters; a name has at most {NAME_LIMIT} (identity.table)"
+        )
     return table["path"], table["identity"]
 
 

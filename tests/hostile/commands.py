@@ -194,7 +194,7 @@ flame("a pickle of noise", "", lambda: bytes(range(256)) * 99)
 
 def checkpoint(name: str, says: str, make: Callable[[], Files]) -> None:
     arguments = ("reconstruct", "{source}", "{dest}", "--workers", "0", "--checkpoint", "{source}/ckpt")
-    kind("model", name, refused(says), arguments=arguments)(
+    kind("model", name, refused(says), arguments=arguments, limit_mib=512)(
         lambda: {f"ckpt/{file}": data for file, data in make().items()}
     )
 

@@ -59,7 +59,9 @@ def refused(says: str) -> Ending:
     return Ending("refused", says=says)
 
 
-INGEST = ("ingest", "{source}", "{dest}", "--workers", "0", "--set", "identity.method=none")
+# The face is found without enlarging the picture, which saves most of a run's time.
+INGEST = ("ingest", "{source}", "{dest}", "--workers", "0", "--set", "annotate.dlib.max_upsample=1")
+INGEST += ("--set", "identity.method=none")
 LIMIT_MIB = 256
 KINDS: dict[str, Kind] = {}
 

@@ -11,14 +11,17 @@ from pathlib import Path
 def warm() -> None:
     sys.dont_write_bytecode = True
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["DECA_CACHE"] = os.environ.get("DECA_CACHE") or str(Path.home() / ".cache" / "deca")  # HOME will differ
     import torch
 
     import pipelines.cli  # noqa: F401
+    from deca_core.assets import procedural_head
     from pipelines.ingest import ingest
     from schemas.ingest import IngestConfig
     from tests.hostile.kinds import GOOD, jpeg
 
     torch.set_num_threads(1)
+    procedural_head()
     with tempfile.TemporaryDirectory(prefix="deca-warm-") as folder:
         source = Path(folder) / "source"
         source.mkdir()

@@ -176,7 +176,7 @@ def test_pictures_without_a_defined_white_are_refused(mode):
     ("data", "kind", "word"),
     [
         (b"", "empty", "0 bytes"),
-        (b"404: no such photograph", "not-an-image", "text of 24 bytes"),
+        (b"404: no such photograph", "not-an-image", "text of 23 bytes"),
         (b"<html><body>Sign in to go on</body></html>" * 9, "not-an-image", "HTML"),
         (b"%PDF-1.7 ....", "not-an-image", "PDF"),
         (b"\0" * 64, "not-an-image", "0x00000000"),
