@@ -55,7 +55,7 @@ def deca(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command in this process: (exit code, everything printed or logged at any level)."""
     printed = io.StringIO()
     for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "file", printed)
+        monkeypatch.setattr(console, "_file", printed)  # "file" would be bound to today's stream for good
         monkeypatch.setattr(console, "_width", 10_000)
     monkeypatch.setattr(sys, "stderr", printed)
     every = logging.StreamHandler(printed)
