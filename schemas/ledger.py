@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from schemas.secrets import redact
 
-SCHEMA_VERSION = 1
+# 2: commit records know the part that their rows came in first; programs that write rows read tombstones.
+SCHEMA_VERSION = 2
 
 Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
 STAGES: tuple[str, ...] = get_args(Stage)
@@ -73,10 +74,15 @@ class Item:
     @property
     def image_id(self) -> str:
         """Stable id of the picture: 16 hex digits of the SHA-256 of its place below the plan's source."""
-        place, folder = self.source_uri, f"{self.root.rstrip('/')}/"
-        if self.root and place.startswith(folder):  # not "photos-2/a.jpg" below "photos"
-            place = place[len(folder) :].lstrip("/")
-        return hashlib.sha256(place.encode()).hexdigest()[:16]
+        return image_id_of(self.source_uri, self.root)
+
+
+def image_id_of(source_uri: str, root: str) -> str:
+    """`Item.image_id` of the picture that a row names. root: the plan's."""
+    place, folder = source_uri, f"{root.rstrip('/')}/"
+    if root and place.startswith(folder):  # not "photos-2/a.jpg" below "photos"
+        place = place[len(folder) :].lstrip("/")
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +238,9 @@ class CommitRecord(_Record):
     part: Name | None  # None: the unit was given up as a whole and has no rows
     bytes: NonNegativeInt
     sha256: str | None
+    # Hash of the part that the rows were first published in, where rows were taken out of it since: what is left is
+    # what it was, so whoever copied these rows (tasks/layout.py) need not copy them again.
+    origin: str | None = None
     quarantine: StoredFile | None = None
     files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each
     seconds: float

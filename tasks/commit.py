@@ -1,6 +1,8 @@
 """What a worker makes of a unit, and how it becomes data: files beside the part, quarantine, part, commit record.
 
-In this order, so that whatever stops in between leaves nothing that a reader would take for data.
+In this order, so that whatever stops in between leaves nothing that a reader would take for data. Rows of whoever is
+erased (tasks/tombstones.py) are taken out before a part is published. An erasure may begin while a unit is worked: its
+tombstone comes first, and a unit looks for new ones once it is committed, so one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -11,14 +13,26 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from schemas.ledger import CommitRecord, Quarantined, StoredFile, Unit, quarantine_to_table, settle
+from schemas.ledger import (
+    CommitRecord,
+    Quarantined,
+    StoredFile,
+    Unit,
+    quarantine_to_table,
+    settle,
+    table_to_quarantine,
+)
 from schemas.parquet import write_batches, write_table
 from tasks.plan import Plan, publish_commit
 from tasks.ray_cluster import EngineError
-from tasks.storage import StorageError, Store
+from tasks.rewrite import files_left, publish_without, spare
+from tasks.storage import StorageError, hash_file
+from tasks.tombstones import Erased, read_erased
 
 
 @dataclass
@@ -59,6 +73,10 @@ def settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
     return list(found.values())
 
 
+class Withdrawn(Exception):
+    """A part that an erasure took away before it was committed: the unit is to be done again."""
+
+
 def commit_unit(
     plan: Plan,
     unit: Unit,
@@ -74,28 +92,38 @@ def commit_unit(
     code: version of the worker that made the table; empty: the plan's.
     files: what the worker has published beside the part.
     """
-    quarantine, part = _publish_quarantine(plan, unit, rows), None
+    erased = read_erased(plan.store)
+    failed = _living(plan, rows, erased)
+    quarantine, part, count, left = _publish_quarantine(plan, unit, failed), None, 0, list(files)
     if table is not None:
-        part = _publish_table(plan.store, plan.part_name(unit.index), table, _metadata(plan))
-    count = 0 if table is None else table.num_rows
-    return _record(plan, unit, part, count, rows, quarantine, files, seconds, code)
+        with plan.store.scratch(plan.part_name(unit.index)) as path:
+            write_table(table, path, _metadata(plan))
+            part, count, left = _publish_part(plan, unit, path, table.num_rows, files, erased)
+    commit = _record(plan, unit, part, count, failed, quarantine, left, seconds, code)
+    try:
+        return _publish_record(plan, commit, erased)
+    except Withdrawn:
+        return commit_unit(plan, unit, table, rows, seconds, code, left)
 
 
 def commit_rows(plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started: float, code: str) -> CommitRecord:
-    """As `commit_unit`, for rows that are still to be made: they are encoded while the worker makes the next ones."""
-    name = plan.part_name(unit.index)
-    with plan.store.scratch(name) as path:
+    """As `commit_unit`, for rows that are still to be made: they are encoded while the worker makes the next ones.
+
+    Raises WorkerFault, and Withdrawn where the rows are to be made once more.
+    """
+    with plan.store.scratch(plan.part_name(unit.index)) as path:
         with contextlib.closing(_guarded(rows.batches)) as batches:
             count = write_batches(rows.schema, batches, path, _metadata(plan))
         try:
             failed = settled(unit, output.quarantine)
         except EngineError as error:
             raise WorkerFault(error) from error
+        erased = read_erased(plan.store)
+        failed = _living(plan, failed, erased)
         quarantine = _publish_quarantine(plan, unit, failed)
-        size, sha256 = plan.store.publish(path, name)
-    part = StoredFile(file=name, bytes=size, sha256=sha256)
+        part, count, files = _publish_part(plan, unit, path, count, output.files, erased)
     seconds = time.monotonic() - started
-    return _record(plan, unit, part, count, failed, quarantine, output.files, seconds, code)
+    return _publish_record(plan, _record(plan, unit, part, count, failed, quarantine, files, seconds, code), erased)
 
 
 def _guarded(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
@@ -119,7 +147,7 @@ def _record(
     seconds: float,
     code: str,
 ) -> CommitRecord:
-    commit = CommitRecord(
+    return CommitRecord(
         unit=unit.index,
         fingerprint=plan.fingerprint,
         items=len(unit.items),
@@ -134,8 +162,6 @@ def _record(
         seconds=round(seconds, 3),
         versions={"code": code or plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
     )
-    publish_commit(plan, commit)
-    return commit
 
 
 def _metadata(plan: Plan) -> dict[str, str]:
@@ -145,11 +171,88 @@ def _metadata(plan: Plan) -> dict[str, str]:
 def _publish_quarantine(plan: Plan, unit: Unit, rows: Sequence[Quarantined]) -> StoredFile | None:
     if not rows:
         return None
-    return _publish_table(plan.store, plan.quarantine_name(unit.index), quarantine_to_table(rows), _metadata(plan))
-
-
-def _publish_table(store: Store, name: str, table: pa.Table, metadata: dict[str, str]) -> StoredFile:
-    with store.scratch(name) as path:
-        write_table(table, path, metadata)
-        size, sha256 = store.publish(path, name)
+    name = plan.quarantine_name(unit.index)
+    with plan.store.scratch(name) as path:
+        write_table(quarantine_to_table(rows), path, _metadata(plan))
+        size, sha256 = plan.store.publish(path, name)
     return StoredFile(file=name, bytes=size, sha256=sha256)
+
+
+def _publish_part(
+    plan: Plan, unit: Unit, path: Path, count: int, files: Sequence[StoredFile], erased: Erased
+) -> tuple[StoredFile, int, list[StoredFile]]:
+    """Publish a finished scratch file as a unit's part without the erased: (part, rows, files beside it)."""
+    left = list(files)
+    if erased and (spared := spare(path, files, erased)):
+        count, split = spared
+        left = split.stay
+        for name in split.gone:
+            plan.store.delete(name)
+    size, sha256 = plan.store.publish(path, plan.part_name(unit.index))
+    return StoredFile(file=plan.part_name(unit.index), bytes=size, sha256=sha256), count, left
+
+
+# --- erasure ----------------------------------------------------------------------------------------------------------
+
+
+def _living(plan: Plan, rows: Sequence[Quarantined], erased: Erased) -> list[Quarantined]:
+    return [row for row in rows if not (erased and erased.has_quarantined(row, plan.record.root))]
+
+
+def _publish_record(plan: Plan, commit: CommitRecord, known: Erased) -> CommitRecord:
+    """Commit a unit from which `known` are gone; whoever was erased since goes at once."""
+    publish_commit(plan, commit)
+    try:
+        while (erased := read_erased(plan.store)).number != known.number:
+            commit, known = erase_unit(plan, commit, erased)[0], erased
+    except FileNotFoundError as error:
+        plan.store.delete(plan.commit_name(commit.unit))
+        raise Withdrawn(f"unit {commit.unit} met an erasure; it is done again without the erased") from error
+    return commit
+
+
+def erase_unit(plan: Plan, commit: CommitRecord, erased: Erased) -> tuple[CommitRecord, list[str]]:
+    """Take the erased out of a committed unit: (its record now, files that stay because other rows need them too).
+
+    New part and quarantine first, then the files of the erased go, then the record switches, then the old part goes:
+    interrupted anywhere, doing it again ends the same.
+    """
+    store, now, shared = plan.store, commit, list[str]()
+    if commit.part is not None:
+        table = pq.read_table(pa.BufferReader(store.read(commit.part)))
+        going = erased.rows(table)
+        files = files_left(commit.files, table, going, erased)
+        shared = files.shared
+        if going.any():
+            now = publish_without(store, commit, table, going, files.stay)
+        now = now.model_copy(update={"files": files.stay})
+        for name in files.gone:
+            store.delete(name)
+    now = _erase_quarantine(plan, now, erased)
+    if now != commit:
+        publish_commit(plan, now)
+    before = {commit.part, commit.quarantine.file if commit.quarantine else None}
+    after = {now.part, now.quarantine.file if now.quarantine else None}
+    for old in sorted(name for name in before - after if name):
+        store.delete(old)
+    return now, shared
+
+
+def _erase_quarantine(plan: Plan, commit: CommitRecord, erased: Erased) -> CommitRecord:
+    if commit.quarantine is None:
+        return commit
+    data = plan.store.read(commit.quarantine.file)
+    rows = table_to_quarantine(pq.read_table(pa.BufferReader(data)))
+    living = _living(plan, rows, erased)
+    if len(living) == len(rows):
+        return commit
+    stages = dict(sorted(Counter(row.stage for row in living).items()))
+    file: StoredFile | None = None
+    if living:
+        stem = plan.quarantine_name(commit.unit).removesuffix(".parquet")
+        with plan.store.scratch(stem) as path:
+            write_table(quarantine_to_table(living), path, _metadata(plan))
+            size, sha256 = hash_file(path)
+            file = StoredFile(file=f"{stem}-{sha256[:8]}.parquet", bytes=size, sha256=sha256)
+            plan.store.publish(path, file.file)
+    return commit.model_copy(update={"quarantined": len(living), "stages": stages, "quarantine": file})

@@ -21,11 +21,12 @@ from typing import Any, Protocol
 
 from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, Unit
-from tasks.commit import Rows, UnitOutput, WorkerFault, commit_rows, commit_unit, settled
+from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
 from tasks.draft import code_version
 from tasks.plan import Plan, pending
 from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError
+from tasks.tombstones import read_erased
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
@@ -110,8 +111,12 @@ class _Runner:
             torch.set_num_threads(self.threads)
         started = time.monotonic()
         code = code_version(type(self.worker).__module__)
+        erased = read_erased(self.plan.store)
+        items = [item for item in unit.items if not erased.has_item(item)] if erased else unit.items
+        if unit.items and not items:
+            return commit_unit(self.plan, unit, None, [], time.monotonic() - started, code)
         try:
-            output = self.worker.process(unit.items)
+            output = self.worker.process(items)
             failed = [] if isinstance(output.table, Rows) else settled(unit, output.quarantine)
         except Exception as error:
             return _Failure(type(error).__name__, str(error))
@@ -121,6 +126,8 @@ class _Runner:
             return commit_rows(self.plan, unit, output.table, output, started, code)
         except WorkerFault as fault:
             return _Failure(type(fault.error).__name__, str(fault.error))
+        except Withdrawn as withdrawn:
+            return _Failure("Withdrawn", str(withdrawn))
 
 
 # --- all units --------------------------------------------------------------------------------------------------------

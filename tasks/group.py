@@ -2,7 +2,7 @@
 
 Identities come from the pictures' paths, a table, labels beside the pictures, or clustering. Every annotated face gets
 one row of ASSIGNMENTS_SCHEMA: with an identity where it has one, and with a reason where it is left out. The reasons,
-in this order: the filters by name, NO_LABEL, ANOTHER_FACE, FEW.
+in this order: the filters by name, NO_LABEL, ANOTHER_FACE, ERASED, FEW.
 
 Clustering knows a face again by its face_id and its descriptor: under the path of a picture, which gives the face_id,
 another picture may lie today.
@@ -33,10 +33,12 @@ from tasks.cluster import cluster
 from tasks.identities import IdentityError, Labels, path_labels, places_below, table_labels
 from tasks.plan import READ_THREADS, load_plan, read_commits
 from tasks.storage import Store, open_uri, storage_errors
+from tasks.tombstones import read_erased
 
 FILTERS = ("eye_distance", "sharpness", "yaw", "mask_coverage")
 NO_LABEL, ANOTHER_FACE, FEW = "no label", "another face of a labelled picture", "few images"
-REASONS = ("", *FILTERS, NO_LABEL, ANOTHER_FACE, FEW)
+ERASED = "erased"  # new pictures of somebody who was erased: who it is is not kept either
+REASONS = ("", *FILTERS, NO_LABEL, ANOTHER_FACE, ERASED, FEW)
 
 # Largest distance within one person, where strangers come no closer; where they do, tasks/cluster.py asks for less.
 # dlib: its authors' 0.6 decides on single pairs, and an archive has millions; six real people were 0.70 to 1.00 apart.
@@ -125,6 +127,7 @@ def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None
         identity = pc.binary_join_element_wise("p", faces.column("face_id"), "-")
     else:
         identity = _labelled(faces, labels, config.identity.labelled_faces)
+    identity = _leave_out_erased(faces, identity)
     _leave_out_few(faces, identity, config.shards.min_images)
     left_out = pa.DictionaryArray.from_arrays(pa.array(faces.reason, mask=faces.reason == 0), pa.array(REASONS))
     sources = pa.repeat(pa.scalar(source), len(identity))
@@ -365,6 +368,16 @@ def _agreement(faces: _Faces, identity: pa.Array, labels: Labels | None) -> Scor
     mask = pa.array(both)
     assigned, true = (side.filter(mask).dictionary_encode().indices.to_numpy() for side in (identity, labels))
     return pairwise_scores(assigned, true)
+
+
+def _leave_out_erased(faces: _Faces, identity: pa.Array) -> pa.Array:
+    """Leave out people who were erased, under every reason; the identities without theirs."""
+    erased = read_erased(Store(faces.dest))
+    going = erased.rows(pa.table({"identity_id": identity}))
+    if not going.any():
+        return identity
+    faces.reason[going] = REASONS.index(ERASED)
+    return pc.if_else(pa.array(going), pa.scalar(None, pa.string()), identity)
 
 
 def _leave_out_few(faces: _Faces, identity: pa.Array, min_images: int) -> None:

@@ -109,7 +109,7 @@ class FaceIndex:
     part: NDArray[np.int64]  # of each face: index into `uris`
     row: NDArray[np.int64]  # of each face: row of that part
     uris: list[str]
-    sha256: list[str]  # of the parts
+    sha256: list[str]  # of the parts, as they were before rows were taken out: the others are what they were
     embedding: int  # length of the identity descriptors; 0 where there is no part
     bytes_a_face: float  # in the parts, on average
 
@@ -140,7 +140,7 @@ def index_faces(annotations: str) -> FaceIndex:
         part,
         np.arange(len(part)) - starts,
         uris,
-        [commit.sha256 or "" for commit in commits],
+        [commit.origin or commit.sha256 or "" for commit in commits],
         found[0][1] if found else 0,
         sum(commit.bytes for commit in commits) / max(1, len(part)),
     )

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from schemas.engine import SourceConfig, UnitsConfig
 from schemas.ledger import (
+    SCHEMA_VERSION,
     CommitRecord,
     Item,
     PlanRecord,
@@ -44,6 +45,7 @@ from schemas.ledger import (
     table_to_quarantine,
 )
 from tasks.draft import InputChanges, code_version, cut_units, differences, make_draft, setting_differences, write_units
+from tasks.records import read_record
 from tasks.rewrite import drop_rows
 from tasks.storage import Store
 
@@ -237,7 +239,7 @@ def load_plan(dest: str) -> Plan:
     """The plan stored at `dest`; PlanError if there is none or another version wrote it."""
     store = Store(dest)
     try:
-        record = PlanRecord.model_validate_json(store.read(PLAN))
+        record = PlanRecord.model_validate_json(read_record(store, PLAN, SCHEMA_VERSION, "items_sha256"))
         names = [name for name in store.list(PLAN_FOLDER) if name.endswith(".json")]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             rounds = [RoundRecord.model_validate_json(data) for data in pool.map(store.read, names)]
@@ -256,7 +258,7 @@ def load_plan(dest: str) -> Plan:
 
 
 def drop_plan(dest: str) -> None:
-    """Delete a plan and everything that belongs to plans at `dest`; the record first, so that nothing half is valid."""
+    """Delete a plan and its results at `dest`; the record first, so that nothing half is valid. Tombstones stay."""
     store = Store(dest)
     store.delete(PLAN)
     parts = [name for name in store.list() if PART_NAME.fullmatch(name)]
@@ -311,7 +313,7 @@ def read_commits(dest: str) -> list[CommitRecord]:
 
     def read(name: str) -> CommitRecord:
         try:
-            return CommitRecord.model_validate_json(plan.store.read(name))
+            return CommitRecord.model_validate_json(read_record(plan.store, name, SCHEMA_VERSION, "unit"))
         except ValidationError as error:
             uri = plan.store.join(name)
             raise PlanError(f"{uri} is damaged ({_first(error)}). Delete it: its unit is then done again") from error

@@ -86,8 +86,8 @@ def publish(
     draft.check(assignments)
     shards = draft.make_shards(config)
     indexes = {
-        "identities": _index_file("identities", _identities(draft.layout, shards)),
-        "assignments": _index_file("assignments", assignments),
+        "identities": index_file("identities", _identities(draft.layout, shards)),
+        "assignments": index_file("assignments", assignments),
     }
     version = _version(config, plan, draft.layout, shards, indexes, assignments)
     known = previous if previous and previous.fingerprint == version.fingerprint else None
@@ -126,6 +126,11 @@ def _version(
         identities=sum(shard.identities for shard in shards),
         left_out=dict(sorted(left_out.items())),
     )
+    return stamped(version)
+
+
+def stamped(version: FacesVersion) -> FacesVersion:
+    """A version with the fingerprint of its content."""
     content = json.dumps(version.model_dump(mode="json", exclude={"version", "fingerprint"}), sort_keys=True)
     return version.model_copy(update={"fingerprint": hashlib.sha256(content.encode()).hexdigest()})
 
@@ -139,7 +144,7 @@ def _switch(store: Store, version: FacesVersion, previous: FacesVersion | None, 
     else:
         version = version.model_copy(update={"version": latest + 1})
         try:
-            store.create(record_name(version.version), _to_json(version))
+            store.create(record_name(version.version), to_json(version))
         except FileExistsError as error:
             cause = f"another run published version {version.version} at the same time"
             raise PublishConflict(store.uri, cause) from error
@@ -150,15 +155,16 @@ def _switch(store: Store, version: FacesVersion, previous: FacesVersion | None, 
     holds = current(store.uri)
     if holds and holds.version > before and holds.fingerprint != version.fingerprint:
         raise PublishConflict(store.uri, f"another run published version {holds.version} at the same time")
-    store.write(CURRENT, _to_json(version))
+    store.write(CURRENT, to_json(version))
     return version
 
 
-def _to_json(version: FacesVersion) -> bytes:
+def to_json(version: FacesVersion) -> bytes:
+    """A version's record as it is stored."""
     return version.model_dump_json(indent=1).encode()
 
 
-def _index_file(name: str, table: pa.Table) -> tuple[StoredFile, bytes]:
+def index_file(name: str, table: pa.Table) -> tuple[StoredFile, bytes]:
     """An index file as it is to be published: known whole before anything is written, for it may exist already."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)

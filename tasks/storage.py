@@ -181,6 +181,16 @@ class Store:
             return False
         return True
 
+    def walk(self) -> list[str]:
+        """Sorted names of all files at any depth, those still being written too; empty if there are none."""
+        with storage_errors("list", self.uri):
+            fs, path = open_uri(self.uri)
+            try:
+                found = fs.find(path)
+            except FileNotFoundError:
+                return []
+        return sorted(name.removeprefix(path.rstrip("/")).lstrip("/") for name in found)
+
     def list(self, folder: str = "") -> list[str]:
         """Sorted names of the files right in `folder`, without those still being written; empty if there is none."""
         uri = self.join(folder)

@@ -168,7 +168,7 @@ def test_damaged_records_are_refused_by_name(photos: Callable[..., Path], tmp_pa
     with pytest.raises(PlanError, match=rf"{plan.dest}/_commits/00000-.*json is damaged .* Delete it"):
         status(plan.dest)
     assert not verify(plan.dest).ok
-    (tmp_path / "out" / "_plan.json").write_text('{"schema_version": 9}')
+    (tmp_path / "out" / "_plan.json").write_text('{"schema_version": 2, "items": 4}')
     with pytest.raises(PlanError, match=r"another version.*--new"):
         load_plan(plan.dest)
     assert open_or_build(plan.dest, str(tmp_path / "photos"), mode="new") == plan
@@ -295,7 +295,7 @@ def test_commit_records_say_what_design_promises(photos: Callable[..., Path], tm
     plan = open_or_build(tmp_path / "out", str(photos(6, {1: b"bad"})), units=FOUR, weights={"hog": "abc"})
     run(plan)
     record = json.loads((tmp_path / "out" / plan.commit_name(0)).read_text())
-    expected = {"unit": 0, "items": 4, "rows": 3, "quarantined": 1, "stages": {"decode": 1}, "schema_version": 1}
+    expected = {"unit": 0, "items": 4, "rows": 3, "quarantined": 1, "stages": {"decode": 1}, "schema_version": 2}
     assert expected.items() <= record.items()
     assert {"bytes", "sha256", "seconds", "versions"} <= record.keys()
     meta = pq.read_metadata(tmp_path / "out" / record["part"]).metadata
