@@ -19,6 +19,7 @@ from pipelines.cli_animate import animating
 from pipelines.cli_datasets import assets, datasets
 from pipelines.cli_export import exporting
 from pipelines.cli_reconstruct import reconstructing
+from pipelines.cli_trust import trust
 from pipelines.launch import run_flow
 from pipelines.options import (
     COMPLETE,
@@ -60,8 +61,10 @@ from tasks.filters import FilterError
 from tasks.heads import HeadsError
 from tasks.identities import IdentityError
 from tasks.plan import PlanError, load_plan
+from tasks.records import SchemaError
 from tasks.samples import SamplesError
 from tasks.storage import StorageError, check_allowed, normalise
+from tasks.tombstones import EraseError
 from tasks.tracks import TracksError
 from tasks.train import TrainError
 from tasks.train_inputs import TrainConfigError
@@ -77,6 +80,7 @@ KNOWN_ERRORS = (
     ConfigError,
     ConsensusError,
     EngineError,
+    EraseError,
     EvaluateError,
     FacesError,
     FilterError,
@@ -87,6 +91,7 @@ KNOWN_ERRORS = (
     PlanError,
     RecognitionError,
     SamplesError,
+    SchemaError,
     SourceError,
     StorageError,
     TracksError,
@@ -109,6 +114,7 @@ app.add_typer(reconstructing)
 app.add_typer(exporting)
 app.add_typer(animating)
 app.add_typer(datasets)
+app.add_typer(trust)
 app.add_typer(assets, name="assets")
 
 

@@ -32,7 +32,7 @@ from tasks.plan import Plan, publish_commit
 from tasks.ray_cluster import EngineError
 from tasks.rewrite import files_left, publish_without, spare
 from tasks.storage import StorageError, hash_file
-from tasks.tombstones import Erased, read_erased
+from tasks.tombstones import NOBODY, Erased, read_erased
 
 
 @dataclass
@@ -85,14 +85,15 @@ def commit_unit(
     seconds: float,
     code: str = "",
     files: Sequence[StoredFile] = (),
+    known: Erased = NOBODY,
 ) -> CommitRecord:
     """Publish a unit's quarantine and part, then its commit record. No table: the unit is given up whole.
 
     The same table and rows give the same bytes under the same names, so doing it twice is harmless.
     code: version of the worker that made the table; empty: the plan's.
-    files: what the worker has published beside the part.
+    files: what the worker has published beside the part. known: who was erased when the unit was begun.
     """
-    erased = read_erased(plan.store)
+    erased = read_erased(plan.store, known)
     failed = _living(plan, rows, erased)
     quarantine, part, count, left = _publish_quarantine(plan, unit, failed), None, 0, list(files)
     if table is not None:
@@ -103,10 +104,12 @@ def commit_unit(
     try:
         return _publish_record(plan, commit, erased)
     except Withdrawn:
-        return commit_unit(plan, unit, table, rows, seconds, code, left)
+        return commit_unit(plan, unit, table, rows, seconds, code, left, erased)
 
 
-def commit_rows(plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started: float, code: str) -> CommitRecord:
+def commit_rows(
+    plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started: float, code: str, known: Erased = NOBODY
+) -> CommitRecord:
     """As `commit_unit`, for rows that are still to be made: they are encoded while the worker makes the next ones.
 
     Raises WorkerFault, and Withdrawn where the rows are to be made once more.
@@ -118,7 +121,7 @@ def commit_rows(plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started:
             failed = settled(unit, output.quarantine)
         except EngineError as error:
             raise WorkerFault(error) from error
-        erased = read_erased(plan.store)
+        erased = read_erased(plan.store, known)
         failed = _living(plan, failed, erased)
         quarantine = _publish_quarantine(plan, unit, failed)
         part, count, files = _publish_part(plan, unit, path, count, output.files, erased)
@@ -203,7 +206,7 @@ def _publish_record(plan: Plan, commit: CommitRecord, known: Erased) -> CommitRe
     """Commit a unit from which `known` are gone; whoever was erased since goes at once."""
     publish_commit(plan, commit)
     try:
-        while (erased := read_erased(plan.store)).number != known.number:
+        while (erased := read_erased(plan.store, known)).number != known.number:
             commit, known = erase_unit(plan, commit, erased)[0], erased
     except FileNotFoundError as error:
         plan.store.delete(plan.commit_name(commit.unit))

@@ -26,7 +26,7 @@ from tasks.draft import code_version
 from tasks.plan import Plan, pending
 from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError
-from tasks.tombstones import read_erased
+from tasks.tombstones import NOBODY, read_erased
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
@@ -99,6 +99,7 @@ class _Runner:
 
     def __init__(self, plan: Plan, factory: Factory, threads: int) -> None:
         self.plan, self.factory, self.threads = plan, factory, threads
+        self.erased = NOBODY
 
     def start(self) -> None:
         """Build the worker; whatever the factory raises is raised."""
@@ -111,19 +112,20 @@ class _Runner:
             torch.set_num_threads(self.threads)
         started = time.monotonic()
         code = code_version(type(self.worker).__module__)
-        erased = read_erased(self.plan.store)
-        items = [item for item in unit.items if not erased.has_item(item)] if erased else unit.items
+        erased = self.erased = read_erased(self.plan.store, self.erased)
+        items = [item for item in unit.items if not erased.has_item(item)]
         if unit.items and not items:
-            return commit_unit(self.plan, unit, None, [], time.monotonic() - started, code)
+            return commit_unit(self.plan, unit, None, [], time.monotonic() - started, code, known=erased)
         try:
             output = self.worker.process(items)
             failed = [] if isinstance(output.table, Rows) else settled(unit, output.quarantine)
         except Exception as error:
             return _Failure(type(error).__name__, str(error))
         if not isinstance(output.table, Rows):
-            return commit_unit(self.plan, unit, output.table, failed, time.monotonic() - started, code, output.files)
+            seconds = time.monotonic() - started
+            return commit_unit(self.plan, unit, output.table, failed, seconds, code, output.files, erased)
         try:
-            return commit_rows(self.plan, unit, output.table, output, started, code)
+            return commit_rows(self.plan, unit, output.table, output, started, code, erased)
         except WorkerFault as fault:
             return _Failure(type(fault.error).__name__, str(fault.error))
         except Withdrawn as withdrawn:

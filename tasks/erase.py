@@ -76,8 +76,8 @@ class Outcome:
 def erase(datasets: Sequence[str], asked: Asked) -> list[Outcome]:
     """Erase what is asked for from all datasets, or, asked for nothing, finish what was interrupted.
 
-    datasets: URIs; an ingest stands for its annotations and faces. Raises EraseError, also where an id occurs in none of
-    them; StorageError, PlanError, FacesError.
+    datasets: URIs; an ingest stands for its annotations and faces. Raises EraseError (also where an id occurs in none
+    of them, or something cannot go), StorageError, PlanError, FacesError.
     """
     places = [place for dest in dict.fromkeys(datasets) for place in find_places(dest)]
     if asked:
@@ -93,8 +93,8 @@ def erase(datasets: Sequence[str], asked: Asked) -> list[Outcome]:
 # --- who --------------------------------------------------------------------------------------------------------------
 
 
-def resolve(places: Sequence[Place], asked: Asked) -> list[Request]:
-    """What is asked for, as requests with the faces that the datasets know of; EraseError for ids that none of them has.
+def resolve(places: Sequence[Place], asked: Asked, strict: bool = True) -> list[Request]:
+    """What is asked for, with the faces that the datasets know of; where `strict`, EraseError for ids that none has.
 
     Faces of an earlier, interrupted request for the same person come from its tombstone: their rows may be gone.
     """
@@ -108,6 +108,8 @@ def resolve(places: Sequence[Place], asked: Asked) -> list[Request]:
         if place.kind == "units" and known.images_missing():
             for unit in load_plan(place.uri).iter_units():
                 known.planned(item.image_id for item in unit.items)
+    if strict:
+        known.check()
     return known.requests()
 
 
@@ -162,19 +164,21 @@ class _Known:
         for image in wanted.intersection(images):
             self.found.setdefault(image, set())
 
-    def requests(self) -> list[Request]:
+    def check(self) -> None:
         missing = [f"face {face}" for face, there in self.faces.items() if not there]
         missing += [f"image {name}" for name, ids in self.images.items() if not ids & self.found.keys()]
         missing += [f"identity {self.names[person]}" for person in self.people if person not in self.seen]
         if missing:
             raise EraseError(
-                f"{', '.join(sorted(missing))}: in none of these datasets. Nothing was erased. A face_id is an image_id "
-                "and the number of the face, as in 0f3a5c7b9d1e2f40-00; look them up in the datasets' columns"
+                f"{', '.join(sorted(missing))}: in none of these datasets. Nothing was erased. A face_id is an "
+                "image_id and the number of the face, as in 0f3a5c7b9d1e2f40-00; look them up in the datasets' columns"
             )
-        images = sorted(image for ids in self.images.values() for image in ids & self.found.keys())
+
+    def requests(self) -> list[Request]:
+        images = sorted({image for ids in self.images.values() for image in ids & self.found.keys() or ids})
         return [
             *(Request(kind="face", id=face) for face in self.faces),
-            *(Request(kind="image", id=image, faces=sorted(self.found[image])) for image in images),
+            *(Request(kind="image", id=image, faces=sorted(self.found.get(image, ()))) for image in images),
             *(Request(kind="identity", id=one, faces=sorted(faces)) for one, faces in sorted(self.people.items())),
         ]
 

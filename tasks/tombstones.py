@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -130,15 +130,12 @@ def read_ids(store: Store, name: str) -> pa.Table:
 # --- in storage -------------------------------------------------------------------------------------------------------
 
 
-def read_erased(store: Store) -> Erased:
-    """Everybody who is erased from a dataset. One listing where that has not changed."""
-    names = tuple(name for name in store.list(ERASED) if NAME.fullmatch(name))
-    return _together(store.uri, names) if names else NOBODY
-
-
-@lru_cache(maxsize=64)  # a tombstone never changes once it is there
-def _together(uri: str, names: tuple[str, ...]) -> Erased:
-    stones = list(_read(Store(uri), names))
+def read_erased(store: Store, known: Erased = NOBODY) -> Erased:
+    """Everybody who is erased from a dataset. known: what an earlier look of the same run found; then one listing."""
+    names = [name for name in store.list(ERASED) if NAME.fullmatch(name)]
+    if not names or NAME.fullmatch(names[-1])[1] == f"{known.number:06d}":  # type: ignore[index]
+        return known if names else NOBODY
+    stones = list(_read(store, names))
     return Erased.of((request for stone in stones for request in stone.requests), max(stone.number for stone in stones))
 
 

@@ -4,7 +4,6 @@ with a file a row and a consensus, exports with files beside the part.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.engine import RayConfig, UnitsConfig
-from schemas.faces import ASSIGNMENTS_SCHEMA, CURRENT
+from schemas.faces import ASSIGNMENTS_SCHEMA
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.parquet import fixed_array, fixed_field
 from tasks.commit import UnitOutput
@@ -69,7 +68,9 @@ class HeadWorker:
             size, sha256 = Store(self.dest).write(name, b"map of " + face.encode())
             files.append(StoredFile(file=name, bytes=size, sha256=sha256))
             shape = np.random.default_rng(int(face[:8], 16)).standard_normal(100).astype(np.float32)
-            rows.append({**{key: row.columns[key] for key in HEADS.names[:4]}, "displacement_file": name, "shape": shape})
+            rows.append(
+                {**{key: row.columns[key] for key in HEADS.names[:4]}, "displacement_file": name, "shape": shape}
+            )
         shapes = np.array([row["shape"] for row in rows], np.float32).reshape(-1, 100)
         columns = [pa.array([row[key] for row in rows], pa.string()) for key in HEADS.names[:-1]]
         table = pa.table([*columns, fixed_array(HEADS.field("shape"), shapes)], schema=HEADS)
@@ -103,14 +104,18 @@ def photographs(folder: Path) -> Path:
 
 def annotate(folder: Path) -> Plan:
     source, dest = str(folder / "photos"), str(folder / "people/annotations")
-    plan = open_or_build(dest, source, config={"flow": "ingest"}, weights={"detector": "0a1b"}, units=UNITS, mode="extend")
+    plan = open_or_build(
+        dest, source, config={"flow": "ingest"}, weights={"detector": "0a1b"}, units=UNITS, mode="extend"
+    )
     run_units(plan, FaceWorker, HERE)
     return plan
 
 
 def assignments(annotations: str) -> pa.Table:
     """The first face of a picture is who its folder says, the second one a passer-by; one of those is left out."""
-    table = pa.concat_tables(pq.read_table(uri, columns=["face_id", "source_uri"]) for uri in committed_parts(annotations))
+    table = pa.concat_tables(
+        pq.read_table(uri, columns=["face_id", "source_uri"]) for uri in committed_parts(annotations)
+    )
     rows = []
     for row in table.sort_by("face_id").to_pylist():
         known, folder = row["face_id"].endswith("-00"), row["source_uri"].split("/")[-2]
@@ -169,12 +174,3 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the records of erasures, which hold the time."""
     files = [path for path in folder.rglob("*") if path.is_file() and "_erased/record-" not in str(path)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
-
-
-def copied(folder: Path, to: Path) -> Path:
-    """A copy at the same depth; plans hold absolute places, so it goes where the first one was."""
-    shutil.copytree(folder, to, symlinks=True)
-    return to
-
-
-__all__ = ["CURRENT", "make"]
