@@ -24,6 +24,7 @@ from tasks.tombstones import Erased, EraseError, id_columns
 TEXTS = (".json", ".md", ".html", ".txt", ".csv")
 BLOCK = 2**18  # bytes fetched at once: columns of ids are small
 
+TRAINING = "_train.json"  # record of a training run
 SETTINGS = (PLAN, "_config.json")  # what a run was asked for, ids among it
 
 How = Literal["rows", "name", "text", "plan", "unreadable"]
@@ -65,12 +66,12 @@ class Occurrence:
 def find_places(dest: str) -> list[Place]:
     """The datasets that a person means by DEST: itself, or what an ingest has put below it. EraseError if none."""
     store = Store(dest)
+    if store.exists(TRAINING):
+        raise EraseError(
+            f"{store.uri} holds a training run: weights have no rows. Erase the faces that it was trained on, then train "
+            f"anew: deca train FACES {store.uri} --new"
+        )
     if store.exists(PLAN):
-        if b'"items_sha256"' not in store.read(PLAN):
-            raise EraseError(
-                f"{store.uri} holds a training run: weights have no rows to erase. Erase the faces it was trained on, "
-                "then train anew: deca train FACES DEST --new"
-            )
         return [Place(store.uri, "units")]
     if store.exists(CURRENT):
         return [Place(store.uri, "faces")]

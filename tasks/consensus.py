@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from deca_core.assets import AssetBundle
-from schemas.consensus import CONSENSUS_FOLDER, CURRENT, ConsensusRecord, consensus_schema
+from schemas.consensus import CONSENSUS_FOLDER, CURRENT, SCHEMA_VERSION, ConsensusRecord, consensus_schema
 from schemas.ledger import CommitRecord, StoredFile
 from schemas.parquet import field_shape, fixed_array, fixed_values, write_table
 from tasks.plan import READ_THREADS, load_plan, read_commits
 from tasks.ranges import open_checked
+from tasks.records import read_record
 from tasks.storage import Store, hash_file
 from tasks.verify import Verification
 
@@ -264,7 +265,7 @@ def _store(dest: str) -> Store:
 def consensus_record(dest: str) -> ConsensusRecord | None:
     """The record of the consensus at `dest`, whichever rows it was made of; None where there is none."""
     try:
-        return ConsensusRecord.model_validate_json(_store(dest).read(CURRENT))
+        return ConsensusRecord.model_validate_json(read_record(_store(dest), CURRENT, SCHEMA_VERSION, "rows_sha256"))
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -18,8 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from schemas.faces import CURRENT, DATA, IDENTITIES_SCHEMA, INDEX, VERSIONS, FacesVersion, ShardFile, Split
+from schemas.faces import (
+    CURRENT,
+    DATA,
+    IDENTITIES_SCHEMA,
+    INDEX,
+    SCHEMA_VERSION,
+    VERSIONS,
+    FacesVersion,
+    ShardFile,
+    Split,
+)
 from schemas.ledger import StoredFile
+from tasks.records import read_record
 from tasks.storage import STALE_SECONDS, Store, open_uri, storage_errors
 from tasks.verify import Verification
 
@@ -56,7 +67,7 @@ def list_versions(dest: str) -> list[int]:
 
 def _read(store: Store, name: str) -> FacesVersion | None:
     try:
-        return FacesVersion.model_validate_json(store.read(name))
+        return FacesVersion.model_validate_json(read_record(store, name, SCHEMA_VERSION, "shards"))
     except FileNotFoundError:
         return None
     except ValidationError as error:
