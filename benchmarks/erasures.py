@@ -13,6 +13,7 @@ the annotations and the faces must bring nobody back.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.audit import find_places, occurrences
+from schemas.erase import Request
+from tasks.audit import Place, find_places, occurrences
 from tasks.erase import Asked, erase, resolve
 from tasks.storage import Store
 from tasks.tombstones import Erased
@@ -34,6 +36,7 @@ from tasks.versions import verify_faces
 from tests.tasks import erasable
 
 CHANGES = ("publish", "create", "delete", "delete_folder")  # what `Store` does to storage
+LIMIT = 120  # seconds for a process, on a busy machine too
 PERSON = Asked(identities=frozenset({erasable.PERSON}))
 
 
@@ -60,14 +63,18 @@ class Harness:
 
     def __init__(self, folder: Path) -> None:
         self.base, self.work, self.log = folder / "base", folder / "work", folder / "steps"
-        _in_child(lambda: erasable.make(self.work))
+        _in_child(lambda: erasable.make(self.work) and None)
         self.names = [str(self.work / name) for name in ("people", "heads", "exports")]
         shutil.copytree(self.work, self.base)
-        self.erased = Erased.of(resolve([place for name in self.names for place in find_places(name)], PERSON))
+        requests = _in_child(lambda: [request.model_dump() for request in resolve(self.places(), PERSON)])[1]
+        self.erased = Erased.of(Request.model_validate(request) for request in requests)
         _in_child(lambda: self._erase(-1))
         self.undisturbed = erasable.contents(self.work)
         lines = self.log.read_text().splitlines()
         self.steps = [Step(number, *line.split("\t")) for number, line in enumerate(lines)]
+
+    def places(self) -> list[Place]:
+        return [place for name in self.names for place in find_places(name)]
 
     def of_each_kind(self) -> list[Step]:
         """The first step of each kind and the last step of all."""
@@ -80,12 +87,12 @@ class Harness:
         """Kill an erasure before `step`, finish it, look."""
         shutil.rmtree(self.work)
         shutil.copytree(self.base, self.work)
-        problems = [] if _in_child(lambda: self._erase(step.number)) == -signal.SIGKILL else ["was not killed"]
+        problems = [] if _in_child(lambda: self._erase(step.number))[0] == -signal.SIGKILL else ["was not killed"]
         started = time.monotonic()
-        code = _in_child(lambda: erase(self.names, PERSON))
+        code, _ = _in_child(lambda: erase(self.names, PERSON) and None)
         seconds = time.monotonic() - started
         problems += [] if code == 0 else [f"the second erasure ended with {code}"]
-        problems += self.look()
+        problems += _in_child(self.look)[1] or []
         if erasable.contents(self.work) != self.undisturbed:
             problems.append("other bytes than an undisturbed erasure leaves")
         return Trial(step, seconds, problems)
@@ -93,7 +100,7 @@ class Harness:
     def look(self) -> list[str]:
         """What is wrong with the datasets as they lie there."""
         problems = []
-        for place in (place for name in self.names for place in find_places(name)):
+        for place in self.places():
             found = occurrences(place, self.erased)
             problems += [f"{one.file} of {place.uri} still has the erased ({one.how})" for one in found if one.counts]
             problems += (verify(place.uri) if place.kind == "units" else verify_faces(place.uri)).problems
@@ -101,10 +108,16 @@ class Harness:
 
     def run_again(self) -> list[str]:
         """What is wrong after the flows ran once more over the same pictures, every one of them touched."""
+
+        def flows() -> list[str]:
+            erasable.annotate(self.work)
+            erasable.group(self.work)
+            return self.look()
+
         for path in (self.work / "photos").rglob("*.jpg"):
             path.write_bytes(path.read_bytes())  # a new time of change: planned anew
-        _in_child(lambda: (erasable.annotate(self.work), erasable.group(self.work)))
-        return self.look()
+        code, problems = _in_child(flows)
+        return [f"the flows ended with {code}"] if code else list(problems)
 
     def _erase(self, at: int) -> None:
         """Erase and note every change of storage; killed right before change number `at`."""
@@ -136,19 +149,28 @@ def _kind(place: str) -> str:
     return re.sub(r"[0-9a-f]{16}-\d\d|[0-9a-f]{8}|(?<=/)[0-9a-f]{2}(?=/)|\d+", "*", place)
 
 
-def _in_child(work: Callable[[], Any]) -> int:
-    """Do something in a process of its own; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException as error:  # the parent sees the code, a person the words
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _in_child(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Do something in a process of its own: (exit code, or minus the signal that ended it; what it returned).
+
+    This process stays without threads of its own, so that its children can be forks.
+    """
+    with tempfile.TemporaryFile("w+") as answer:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            signal.alarm(LIMIT)
+            try:
+                json.dump(work(), answer)
+                answer.flush()
+                code = 0
+            except BaseException as error:  # the parent sees the code, a person the words
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        answer.seek(0)
+        text = answer.read()
+        return code, json.loads(text) if code == 0 else None
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ from tasks.engine import EngineError
 from tasks.filters import FilterError
 from tasks.heads import HeadsError
 from tasks.identities import IdentityError
+from tasks.logs import as_json, set_up
 from tasks.plan import PlanError, load_plan
 from tasks.records import SchemaError
 from tasks.samples import SamplesError
@@ -118,34 +119,29 @@ app.add_typer(trust)
 app.add_typer(assets, name="assets")
 
 
-class _Lines(logging.Handler):
-    """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(shown(self.format(record)), file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Entry point of the console script: every failure ends as one line on stderr and an exit code."""
-    log = logging.getLogger("deca")
-    log.handlers, log.propagate = [_Lines()], False
-    log.setLevel(logging.INFO)
+    set_up()
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        errors.print(f"[bold red]error:[/] {_plain(error)} Try: deca --help", soft_wrap=True)
-        code = FAILED
+        code = _failed("error", f"{error} Try: deca --help")
     except KNOWN_ERRORS as error:
-        errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
-        code = FAILED
+        code = _failed("error", str(error))
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("[bold red]stopped.[/] What is committed stays; the same command goes on.")
-        code = FAILED
+        code = _failed("stopped", "What is committed stays; the same command goes on.")
     sys.exit(code or COMPLETE)
 
 
-def _plain(error: Exception) -> str:
-    return shown(str(error)).replace("[", r"\[")
+def _failed(how: str, text: str) -> int:
+    """Say why a command ends, in one line."""
+    text = shown(text)
+    if as_json():
+        logging.getLogger("deca").error(text, extra={"fields": {"outcome": how}})
+    else:
+        mark, plain = (f"{how}:" if how == "error" else f"{how}."), text.replace("[", r"\[")
+        errors.print(f"[bold red]{mark}[/] {plain}", soft_wrap=True)
+    return FAILED
 
 
 @app.command("ingest")

@@ -15,6 +15,7 @@ from pipelines.stages import CONFIG, SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
 from tasks.checkpoints import FOLDER, list_checkpoints, read_state
 from tasks.draft import code_version, flat_settings
+from tasks.exporter import watched
 from tasks.plan import PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
@@ -117,7 +118,7 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
         return None
     before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
     job = StageJob(config.dest, config, plan, name, _last(store, before[-1]) if before else None)
-    last = train_stage(job, config.ray, on_progress)
+    last = train_stage(job, config.ray, watched(on_progress))
     record = _last(store, name)
     finished = StageRecord(
         fingerprint=plan.fingerprint,

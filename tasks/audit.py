@@ -68,8 +68,8 @@ def find_places(dest: str) -> list[Place]:
     store = Store(dest)
     if store.exists(TRAINING):
         raise EraseError(
-            f"{store.uri} holds a training run: weights have no rows. Erase the faces that it was trained on, then train "
-            f"anew: deca train FACES {store.uri} --new"
+            f"{store.uri} holds a training run: weights have no rows. Erase the faces that it was trained on, then "
+            f"train anew: deca train FACES {store.uri} --new"
         )
     if store.exists(PLAN):
         return [Place(store.uri, "units")]

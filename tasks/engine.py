@@ -8,6 +8,7 @@ this process, without Ray.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -23,12 +24,15 @@ from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, Unit
 from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
 from tasks.draft import code_version
+from tasks.exporter import exporter
+from tasks.logs import EVENTS
 from tasks.plan import Plan, pending
 from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
+events = logging.getLogger(EVENTS)
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
 
 
@@ -54,6 +58,7 @@ class Progress:
     seconds: float
     rows_per_second: float
     eta_seconds: float | None  # None before the first unit
+    busy_share: float = 0.0  # of the workers' time since the first was up, what they spent on units
 
 
 OnProgress = Callable[[Progress], None]
@@ -165,8 +170,11 @@ class _Ledger:
         began: when a worker took the unit up.
         """
         self.busy += time.monotonic() - began
+        where = {"dataset": self.plan.dest, "plan": self.plan.fingerprint[:8], "unit": unit.index}
         if isinstance(result, _Failure):
             self.tries[unit.index] += 1
+            failed = {**where, "error": result.error, "attempt": self.tries[unit.index]}
+            events.warning("unit failed: %s", result.error, extra={"fields": failed})
             if self.tries[unit.index] < self.attempts:
                 self.again.append(unit)
                 return
@@ -175,7 +183,12 @@ class _Ledger:
             self.given_up += 1
             result = commit_unit(self.plan, unit, None, rows, 0.0)
         self.commits.append(result)
-        self.on_progress(self.progress())
+        done = result.model_dump(include={"items", "rows", "quarantined", "stages", "seconds"})
+        events.info("unit committed", extra={"fields": {**where, **done}})
+        progress = self.progress()
+        if (served := exporter()) is not None:
+            served.units(self.plan.dest, progress, result.rows, result.stages)
+        self.on_progress(progress)
 
     def progress(self) -> Progress:
         now = time.monotonic()
@@ -193,6 +206,7 @@ class _Ledger:
             seconds=now - self.started,
             rows_per_second=rows / working,
             eta_seconds=left * working / items if items else None,
+            busy_share=min(1.0, self.busy / (working * max(self.workers, 1))),
         )
 
     def summary(self) -> RunSummary:

@@ -257,6 +257,10 @@ def _sweep(place: Place) -> None:
     else:
         _sweep_units(load_plan(place.uri), place, erased)
     left = [one for one in occurrences(place, erased) if one.counts]
+    if left and place.kind == "units":  # of killed runs, or of units that are being worked: tasks/commit.py
+        for one in left:
+            place.store.delete(one.file)
+        left = [one for one in occurrences(place, erased) if one.counts]
     if left:
         raise EraseError(f"{place.uri}: {_words(left)}. The erasure is not finished; deca audit tells the rest")
 
@@ -280,9 +284,6 @@ def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
     waiting = set(unfinished(store))
     if any(stone.found.count for stone in read_tombstones(store) if stone.number in waiting):
         _delete_derived(store)
-    for one in occurrences(place, erased):
-        if one.counts:
-            store.delete(one.file)
 
 
 def _touched(plan: Plan, erased: Erased) -> list[CommitRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from tasks.engine import Progress
+from tasks.logs import EVENTS, as_json
 from tasks.train import TrainProgress
 
 LINE_SECONDS = 30.0
+
+events = logging.getLogger(EVENTS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class TerminalProgress:
         self.last_line = 0.0
 
     def __enter__(self) -> TerminalProgress:
-        if self.stream.isatty():
+        if self.stream.isatty() and not as_json():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(file=self.stream))
             self.task = self.bar.add_task(self.title, total=None, note="")
@@ -72,6 +76,10 @@ class TerminalProgress:
             self.bar.update(self.task, description=at.title, completed=at.done, total=at.total, note=at.note)
         elif at.ends or now - self.last_line >= LINE_SECONDS:
             self.last_line = now
+            if as_json():
+                fields = {"done": at.done, "total": at.total, "unit_of_count": at.unit, "note": at.note}
+                events.info(at.title, extra={"fields": fields})
+                return
             print(f"{at.title}: {at.done}/{at.total} {at.unit}, {at.note}", file=self.stream, flush=True)
 
 

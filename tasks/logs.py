@@ -1,0 +1,61 @@
+"""Log lines: words for people, or one JSON object a line for machines (DECA_LOG=json).
+
+A JSON line has `time` (UTC), `level`, `event` (the sentence), `rank` where there are ranks, and whatever the place that
+logs has added under `extra={"fields": {...}}`: unit, plan, dataset, counts. No line holds what is on a picture.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+
+VARIABLE = "DECA_LOG"  # json; anything else: words
+EVENTS = "deca.events"  # what only machines want to know, as every commit of a unit
+
+
+class WordsHandler(logging.Handler):
+    """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_rank(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _rank() -> dict[str, int]:
+    rank = os.environ.get("RANK", "")
+    return {"rank": int(rank)} if rank.isdigit() else {}
+
+
+def set_up() -> None:
+    """Let the loggers of the product write to stderr, in the way that the environment asks for."""
+    handler: logging.Handler = WordsHandler()
+    machines = as_json()
+    if machines:
+        handler.setFormatter(JsonFormatter())
+    log = logging.getLogger("deca")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    logging.getLogger(EVENTS).setLevel(logging.INFO if machines else logging.ERROR)
+
+
+def as_json() -> bool:
+    """Whether log lines are for machines."""
+    return os.environ.get(VARIABLE, "").lower() == "json"
