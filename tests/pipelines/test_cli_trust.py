@@ -25,7 +25,7 @@ def test_look_erase_look_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DECA_ERASURE_KEY", "a key of the test")
     assert deca("audit", "--identity", "ada", *names, monkeypatch=monkeypatch) == 2
     out = capsys.readouterr().out
-    assert "exports/part-00000" in out  # which has no column of identities
+    assert "exports/part-" in out  # which has no column of identities
     assert "heads/consensus/identities-" in out
     assert deca("erase", "--identity", "ada", *names, monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out

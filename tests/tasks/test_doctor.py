@@ -1,4 +1,4 @@
-"""What `deca doctor` finds: a good machine, servers that do not answer, places that cannot be read, versions that break."""
+"""What `deca doctor` finds: a good machine, servers that do not answer, places, versions that break things."""
 
 from __future__ import annotations
 

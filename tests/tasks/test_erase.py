@@ -392,3 +392,25 @@ def test_resolving_asks_every_dataset(datasets: Path) -> None:
     assert (request.kind, request.faces) == ("identity", erasable.ids_of(datasets))
     with pytest.raises(EraseError, match="identity ada"):
         resolve([place for place in places if place.uri.endswith("exports")], PERSON)
+
+
+# --- identities that come again ---------------------------------------------------------------------------------------
+
+
+def test_new_pictures_of_an_erased_person_are_kept_out_of_faces_without_their_name(datasets: Path) -> None:
+    from schemas.ingest import IngestConfig
+    from tasks.group import ERASED as REASON
+    from tasks.group import group
+
+    people = datasets / "people"
+    erase([str(people)], PERSON)
+    path = datasets / "photos" / erasable.PERSON / "new.jpg"
+    path.write_bytes(b"a picture that was taken later")
+    erasable.annotate(datasets)
+    settings = {"source": "photos", "dest": str(people), "identity": {"pattern": "{identity}/{image}"}}
+    grouping = group(str(people / "annotations"), IngestConfig.model_validate(settings), None)
+    assert grouping.report.left_out[REASON] == 1
+    [row] = [row for row in grouping.assignments.to_pylist() if row["left_out"] == REASON]
+    assert row["identity_id"] is None
+    assert erasable.PERSON not in grouping.assignments["identity_id"].to_pylist()
+    assert {"bob", "cyd"} <= set(grouping.assignments["identity_id"].to_pylist())

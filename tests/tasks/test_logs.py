@@ -106,11 +106,11 @@ def test_prometheus_reads_the_counts_of_a_run(
     assert found[f"deca_faces_per_second{{{dataset}}}"] > 0
     assert 0 < found[f"deca_workers_busy_share{{{dataset}}}"] <= 1
     seen: list[TrainProgress] = []
-    timing = Timing(steps=10, seconds=2.0, images=80, data_seconds=0.5)
+    timing = Timing(steps=10, images=80, seconds=2.0, waited=0.5)
     report = watched(seen.append)
     assert report is not None
     report(TrainProgress("coarse", 10, 100, {"total": 1.0}, timing))
-    assert figures(served.port)['deca_train_data_wait_share{stage="coarse"}'] == pytest.approx(timing.data_wait_share)
+    assert figures(served.port)['deca_train_data_wait_share{stage="coarse"}'] == 0.25
     assert [progress.step for progress in seen] == [10]
 
 
