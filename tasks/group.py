@@ -284,10 +284,19 @@ def _labelled(faces: _Faces, labels: Labels, which: str) -> pa.Array:
 
 
 def _largest(faces: _Faces) -> NDArray[np.bool_]:
-    """Whether a face is the largest of its picture that was annotated, kept or not."""
+    """Whether a face is the largest of its picture that was annotated, kept or not.
+
+    Where a larger one was erased none is: the label is about who is gone.
+    """
     image, index = _images(faces), faces.column("face_index").to_numpy()
     first = np.full(int(image.max(initial=-1)) + 1, np.iinfo(np.int32).max)
     np.minimum.at(first, image, index)
+    gone = [face.rpartition("-") for face in read_erased(Store(faces.dest)).faces]
+    if gone:
+        known = faces.column("image_id").dictionary_encode().dictionary
+        at = pc.index_in(pa.array([name for name, _, _ in gone]), value_set=known).fill_null(-1).to_numpy()
+        numbers = np.array([int(number) if number.isdigit() else first.max() for _, _, number in gone])
+        np.minimum.at(first, at[at >= 0], numbers[at >= 0])
     return np.asarray(index == first[image])
 
 

@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.erase import ERASED
+from schemas.ingest import IngestConfig
 from schemas.ledger import CommitRecord, Item, StoredFile, image_id_of
 from tasks.audit import find_places, occurrences
 from tasks.commit import UnitOutput, erase_unit
 from tasks.engine import run_units
 from tasks.erase import Asked, erase, resolve
 from tasks.erasure_records import KEY, check_records, read_records
+from tasks.group import ANOTHER_FACE, group
+from tasks.group import ERASED as REASON
 from tasks.plan import committed_parts, load_plan, open_or_build, pending, plan_retry, read_commits, standing_quarantine
 from tasks.rewrite import drop_rows, files_left
 from tasks.storage import Store
@@ -33,6 +36,7 @@ from tests.tasks.conftest import HashWorker
 PERSON = Asked(identities=frozenset({erasable.PERSON}))
 NAMES = ("people", "heads", "exports")
 HERE = erasable.HERE
+LIMITS = ("min_eye_distance", "min_sharpness", "min_mask_coverage", "max_yaw")
 
 
 @pytest.fixture(scope="module")
@@ -398,10 +402,6 @@ def test_resolving_asks_every_dataset(datasets: Path) -> None:
 
 
 def test_new_pictures_of_an_erased_person_are_kept_out_of_faces_without_their_name(datasets: Path) -> None:
-    from schemas.ingest import IngestConfig
-    from tasks.group import ERASED as REASON
-    from tasks.group import group
-
     people = datasets / "people"
     erase([str(people)], PERSON)
     path = datasets / "photos" / erasable.PERSON / "new.jpg"
@@ -414,3 +414,13 @@ def test_new_pictures_of_an_erased_person_are_kept_out_of_faces_without_their_na
     assert row["identity_id"] is None
     assert erasable.PERSON not in grouping.assignments["identity_id"].to_pylist()
     assert {"bob", "cyd"} <= set(grouping.assignments["identity_id"].to_pylist())
+
+
+def test_whoever_stands_beside_an_erased_face_does_not_inherit_its_label(datasets: Path) -> None:
+    people, face = datasets / "people", erasable.ids_of(datasets)[0]
+    erase([str(people)], Asked(faces=frozenset({face})))
+    settings: dict[str, object] = {"source": "photos", "dest": str(people)}
+    settings |= {"identity": {"pattern": "{identity}/{image}"}, "filters": dict.fromkeys(LIMITS)}
+    table = group(str(people / "annotations"), IngestConfig.model_validate(settings), None).assignments
+    [beside] = [row for row in table.to_pylist() if row["face_id"] == face.replace("-00", "-01")]
+    assert (beside["identity_id"], beside["left_out"]) == (None, ANOTHER_FACE)
