@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from pipelines.options import COMPLETE, FAILED, PARTIAL, console, errors
+from schemas.secrets import shown
 from tasks.audit import Occurrence, find_places, occurrences
 from tasks.doctor import examine
 from tasks.erase import Asked, erase, resolve
@@ -103,14 +104,14 @@ def audit_command(
         rows = f"{one.rows} rows" if one.rows else HOW[one.how]
         _say(f"{one.dataset}/{one.file}: {rows}{'' if one.counts else f' ({NOTES[one.how]})'}")
     for problem in problems:
-        errors.print(f"[bold red]problem:[/] {problem}", soft_wrap=True)
+        errors.print(shown(f"problem: {problem}"), markup=False, style="red", soft_wrap=True)
     traces = sum(one.counts for one in found)
     _say(f"{traces} files hold the ids that were looked for")
     return FAILED if problems else PARTIAL if traces else COMPLETE
 
 
 def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(shown(text), markup=False, soft_wrap=True)
 
 
 @trust.command("migrate")

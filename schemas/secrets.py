@@ -28,7 +28,7 @@ SHOWN_IN_QUERY = re.compile(rf"([?&]{SIGNED}=)[^&\s'\")]+", re.IGNORECASE)
 # Of a connection string.
 SHOWN_KEY = re.compile(r"((?:AccountKey|SharedAccessSignature)=)[^;\s'\"]+")
 SECRET_VARIABLE = re.compile(
-    r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|CONNECTION_STRING"
+    r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|CONNECTION_STRING|ERASURE_KEY"
 )
 # Of names that come from strangers; line breaks are ours. The last ones turn text round.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -1,7 +1,8 @@
 """Log lines: words for people, or one JSON object a line for machines (DECA_LOG=json).
 
 A JSON line has `time` (UTC), `level`, `event` (the sentence), `rank` where there are ranks, and whatever the place that
-logs has added under `extra={"fields": {...}}`: unit, plan, dataset, counts. No line holds what is on a picture.
+logs has added under `extra={"fields": {...}}`: unit, plan, dataset, counts. No line holds what is on a picture, nor a
+credential.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import os
 import sys
 
+from schemas.secrets import redact, shown
+
 VARIABLE = "DECA_LOG"  # json; anything else: words
 EVENTS = "deca.events"  # what only machines want to know, as every commit of a unit
 
@@ -20,7 +23,7 @@ class WordsHandler(logging.Handler):
     """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(shown(self.format(record)), file=sys.stderr, flush=True)
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,7 +39,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        plain = {key: redact(value) if isinstance(value, str) else value for key, value in line.items()}
+        return json.dumps(plain, default=str, ensure_ascii=False)
 
 
 def _rank() -> dict[str, int]:
