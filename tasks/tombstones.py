@@ -1,7 +1,8 @@
 """Who is erased from a dataset, and which rows, items and files that makes.
 
 Every flow that writes rows asks here, once a unit. Columns are known by their names: those that end in `face_id`,
-`image_id` or `identity_id` name faces, pictures and people, and `label` is who a picture says it shows.
+`image_id` or `identity_id` name faces, pictures and people, and `label` is who a picture says it shows. What a person
+named for an animation (`identity`, `expression`, `name`) may be any of them, or a text around one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tasks.storage import Store
 
 NAME = re.compile(rf"{ERASED}/tombstone-(\d+)\.json")
 LABEL = "label"  # a column of annotations/
+NAMED = ("identity", "expression", "name")  # columns of animations/ and its _cast/
 FACE_NUMBER = re.compile(r"-\d+$")  # a face_id is an image_id with the number of the face
 THREADS = 8
 BLOCK = 2**18  # bytes fetched at once: columns of ids are small
@@ -71,6 +73,8 @@ class Erased:
             hit = [face is not None and self.has_face(face) for face in distinct.to_pylist()]
         elif name.endswith("image_id"):
             hit = [image in self.images for image in distinct.to_pylist()]
+        elif name in NAMED:
+            hit = [text is not None and self._named(text) for text in distinct.to_pylist()]
         else:
             hit = [person is not None and self.has_identity(person) for person in distinct.to_pylist()]
         if not any(hit):
@@ -82,6 +86,10 @@ class Erased:
 
     def has_identity(self, identity: str) -> bool:
         return bool(self.identities) and identity_hash(identity) in self.identities
+
+    def _named(self, text: str) -> bool:
+        """Whether a text as `HEADS#ID` is about one of them."""
+        return self.names(text) or self.has_identity(text) or self.has_identity(text.rpartition("#")[2])
 
     # --- items and files ----------------------------------------------------------------------------------------------
 
@@ -110,10 +118,8 @@ NOBODY = Erased()
 
 def id_columns(schema: pa.Schema) -> list[str]:
     """Columns of text that hold ids."""
-    ends = ("face_id", "image_id", "identity_id")
-    return [
-        field.name for field in schema if _is_text(field.type) and (field.name.endswith(ends) or field.name == LABEL)
-    ]
+    texts, ends = [field.name for field in schema if _is_text(field.type)], ("face_id", "image_id", "identity_id")
+    return [name for name in texts if name == LABEL or name in NAMED or name.endswith(ends)]
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.erase import ERASED
+from schemas.erase import ERASED, identity_hash
 from schemas.ingest import IngestConfig
 from schemas.ledger import CommitRecord, Item, StoredFile, image_id_of
 from tasks.audit import find_places, occurrences
@@ -313,6 +313,29 @@ def test_rows_own_the_files_that_their_texts_name() -> None:
     assert left.gone == ["a.glb", "a.obj", "sheets/aa-00.png"]
     assert left.shared == ["common.mtl"]
     assert [one.file for one in left.stay] == ["b.glb", "b.obj", "common.mtl", "sheets/aaa-00.png", "notes.txt"]
+
+
+def test_columns_are_known_by_their_names() -> None:
+    erased = Erased(faces=frozenset({"a1-00"}), images=frozenset({"b2"}), identities=frozenset({identity_hash("ada")}))
+    columns = {
+        "face_id": ["a1-00", "a1-01", "b2-07", "b22-00", None],
+        "expression_face_id": ["x", "a1-00", "x", "x", "x"],
+        "image_id": ["a1", "a1", "b2", "b22", "b2"],
+        "label": ["eve", "eve", "eve", "ada", None],
+        "identity": ["heads/#a1-00", "a1-001", "ada", "eve#xa1-00", "heads#ada"],
+        "caption": ["ada", "a1-00", "b2", "ada", "ada"],  # says nothing: a column of any other name
+    }
+    expected = {
+        "face_id": [True, False, True, False, False],
+        "expression_face_id": [False, True, False, False, False],
+        "image_id": [False, False, True, False, True],
+        "label": [False, False, False, True, False],
+        "identity": [True, False, True, False, True],
+        "caption": [False] * 5,
+    }
+    for name, values in columns.items():
+        assert erased.rows(pa.table({name: values})).tolist() == expected[name], name
+    assert erased.rows(pa.table({"size": [1, 2]})).tolist() == [False, False]
 
 
 def test_a_file_of_several_people_stops_the_erasure_with_its_name(datasets: Path) -> None:
