@@ -76,7 +76,10 @@ def load_npy(path: Path) -> Any:
         return content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
         raise UnpickleError(f"{path}: cut short: the header declares {shape} {dtype}, the file has {len(data)} bytes")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:  # a version of the format that only its body is asked for
+        raise UnpickleError(f"{path}: not a readable .npy file ({error})") from error
 
 
 def _load(path: Path, data: bytes) -> Any:

@@ -270,3 +270,12 @@ def test_a_cut_npy_file_is_refused_before_memory_is_taken(tmp_path, shape):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x07\x00")
     with pytest.raises(UnpickleError, match="not a readable"):
         load_npy(tmp_path / "x.npy")
+
+
+def test_a_version_of_npy_that_numpy_does_not_know_is_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    data = bytearray((tmp_path / "a.npy").read_bytes())
+    data[7] = 116  # the minor number of the format's version
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(UnpickleError, match=r"a\.npy: not a readable"):
+        load_npy(tmp_path / "a.npy")
