@@ -67,7 +67,9 @@ def load_npy(path: Path) -> Any:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
         shape, _, dtype = read_header(stream)
     except Exception as error:  # foreign bytes: numpy parses the header as Python's text and raises what that raises
         raise UnpickleError(f"{path}: not a readable .npy file ({type(error).__name__}: {error})") from error

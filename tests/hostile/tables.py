@@ -221,8 +221,8 @@ label(
     lambda: declared("__import__('os').system('touch escaped')"),
 )
 label("text with words for numbers", quarantined("detect", "not a point"), "x.txt", lambda: b"1 2\nouter eye\n" * 34)
-label("a MATLAB file of noise", quarantined("detect", "MATLAB"), "x.mat", lambda: b"\x07" * 4000)
-label("a MATLAB file that inflates", quarantined("detect", ""), "x.mat", lambda: matlab_bomb(), 512)
+label("a MATLAB file of noise", quarantined("detect", "no MATLAB file"), "x.mat", lambda: b"\x07" * 4000)
+label("a MATLAB file that inflates", quarantined("detect", "unpacks to more"), "x.mat", lambda: matlab_bomb())
 
 
 def matlab_bomb() -> bytes:
