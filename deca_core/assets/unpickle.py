@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,18 @@ class _Record:
 # The unpickler written in Python: its memo is a dict, where the C one lets a forged index allocate gigabytes.
 class _InertUnpickler(pickle._Unpickler):
     """Gives a new, inert class for each name on the list: a program that tampers with it tampers with nothing else."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_bytearray8(self) -> None:
+        """Python's own takes memory for the declared length before it looks at what is there."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) != size:
+            raise UnpickleError(f"damaged: {len(data)} bytes where {size} are declared")
+        self.append(bytearray(data))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
