@@ -15,7 +15,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -118,7 +118,9 @@ class _Record:
 class _InertUnpickler(pickle._Unpickler):
     """Gives a new, inert class for each name on the list: a program that tampers with it tampers with nothing else."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]  # of the file, and
+    append: Callable[[Any], None]  # to the stack: both set while loading
 
     def load_bytearray8(self) -> None:
         """Python's own takes memory for the declared length before it looks at what is there."""
