@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+TELL = 10_000
 SLOW = 5.0  # seconds for one execution
 HEADROOM = 2 * 2**30  # bytes of address space beyond what is taken at the start
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect")
@@ -110,9 +111,7 @@ def fuzz(name: str, executions: int, seed: int, keep: Path | None = None, second
 
 
 def fuzz_by_coverage(name: str, executions: int, seed: int, keep: Path | None = None) -> None:
-    """The same with atheris, which ends the process: print the counts at its end."""
-    import atexit
-
+    """The same with atheris, which ends the process by itself: the counts are printed every TELL executions."""
     import atheris
 
     with atheris.instrument_imports(include=["pickle", "deca_core.assets.unpickle", "tasks", "schemas", "tarfile"]):
@@ -127,13 +126,16 @@ def fuzz_by_coverage(name: str, executions: int, seed: int, keep: Path | None = 
             (corpus / str(number)).write_bytes(data)
         started = time.monotonic()
 
-        def tell() -> None:
-            fuzzer.counts.seconds = time.monotonic() - started
-            print(line(fuzzer.counts), flush=True)
+        def once(data: bytes) -> None:
+            problem = fuzzer.execute(data)
+            if problem is not None:  # atheris ends here, keeps the input and fails
+                raise AssertionError(problem)
+            if fuzzer.counts.executions % TELL == 0:
+                fuzzer.counts.seconds = time.monotonic() - started
+                print(line(fuzzer.counts), flush=True)
 
-        atexit.register(tell)
         arguments = [sys.argv[0], f"-runs={executions}", f"-seed={seed + 1}", "-max_len=8192", str(corpus)]
-        atheris.Setup(arguments, lambda data: fuzzer.execute(data) and None)
+        atheris.Setup(arguments, once)
         atheris.Fuzz()
 
 
@@ -198,7 +200,8 @@ def _in_subprocess(name: str, options: argparse.Namespace) -> bool:
     command += ["--executions", str(options.executions), "--seed", str(options.seed)]
     command += ["--keep", str(options.keep)] if options.keep else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(done.stdout.rstrip() or f"{name}: ended with {done.returncode}: {done.stderr[-300:]}", flush=True)
+    last = (done.stdout.strip() or f"{name}: fewer than {TELL} executions").splitlines()[-1]
+    print(last if done.returncode == 0 else f"{name}: ended with {done.returncode}: {done.stderr[-500:]}", flush=True)
     return done.returncode == 0
 
 

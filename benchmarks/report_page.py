@@ -82,6 +82,8 @@ class TruthWorker:
             "source_uri": [item.source_uri],
             "face_index": [0],
             "identity_id": [f"person-{person:02d}"],
+            "frame": [None],
+            "time": [None],
             "width": [SIZE],
             "height": [SIZE],
             "bbox": np.concatenate([points.min(0), points.max(0)])[None].astype(np.float32),

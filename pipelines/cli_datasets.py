@@ -134,6 +134,8 @@ def report(
         return COMPLETE
     plan = load_plan(planned_dataset(dest))
     flow = plan.record.config.get("flow")
+    if flow == "ingest":  # annotated, and not yet grouped: say so
+        _faces(dest)
     if flow != "reconstruct":
         own = "; its page is _report/report.html, which every run draws" if flow == "evaluate" else ""
         raise PlanError(f"{plan.dest} was written by the flow {flow!r}{own}. Give reconstructions or faces")

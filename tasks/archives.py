@@ -79,7 +79,7 @@ def read_member(item: Item, max_bytes: int) -> bytes:
     if item.offset == DOUBLE:
         raise ReadError(f"the archive holds {item.member!r} more than once; its first picture of that name counts")
     if item.uri.lower().endswith(ZIP_SUFFIXES):
-        return _read_zip(item, item.offset, max_bytes)
+        return _read_zip(item, item.offset)
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
         return _packed_tar.read(item, item.offset)
     return read_bytes(item.uri, item.offset, item.size, etag=item.etag)
@@ -190,7 +190,7 @@ def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[
     return length, packed, offset
 
 
-def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:
+def _read_zip(item: Item, offset: int) -> bytes:
     """One range read, no directory: the local header says how the data is packed, the plan how long it is."""
     head = ZIP_LOCAL.size + len((item.member or "").encode()) + ZIP_SLACK
     data = read_bytes(item.uri, offset, head + item.size, etag=item.etag)
@@ -206,9 +206,9 @@ def _read_zip(item: Item, offset: int, max_bytes: int) -> bytes:
             payload = read_bytes(item.uri, offset + start, item.size, etag=item.etag)
     elif method == zipfile.ZIP_DEFLATED:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        payload = inflater.decompress(data[start:], max_bytes + 1)
-        if len(payload) > max_bytes:
-            raise ReadError(f"unpacks to more than the limit of {max_bytes} bytes (inputs.max_bytes)")
+        payload = inflater.decompress(data[start:], item.size + 1)  # not more than its directory declares
+        if len(payload) > item.size:
+            raise ReadError(f"unpacks to more than the {item.size} bytes that the zip declares")
     else:
         raise ReadError(f"zip compression method {method} is not supported; pack the archive with deflate or stored")
     # With flag bit 3 the checksum follows the data and the header has 0.

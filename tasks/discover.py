@@ -17,6 +17,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
+import pyarrow as pa
+
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
 from tasks.archives import DAMAGE, DOUBLE, archive_members, is_archive
@@ -197,7 +199,7 @@ def _reading(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise SourceError(f"{uri} does not exist. Check with: {check_command(uri)}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"cannot read {uri}: {error}. Check with: {check_command(uri)}") from error
 
 

@@ -4,7 +4,7 @@ threads.
 
 from __future__ import annotations
 
-import itertools
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +17,17 @@ from tasks.tables import is_table, read_row, table_schema
 from tasks.videos import is_video, read_frame, video_frames
 
 MAX_BYTES: int = SourceConfig().max_bytes
+AHEAD_BYTES = 2 * MAX_BYTES
 
 
 def read_items(
     items: Iterable[Item], *, threads: int = 8, max_bytes: int = MAX_BYTES
 ) -> Iterator[tuple[Item, bytes | Exception]]:
-    """(item, bytes or the error that reading it raised) in the order of the items, at most 2*threads read ahead."""
+    """(item, bytes or the error that reading it raised) in the order of the items.
+
+    At most 2*threads are read ahead, and at most AHEAD_BYTES of them: a zip of some kilobytes may hold many pictures of
+    the largest size.
+    """
     source = iter(items)
     # Packed tars, tables and videos are read forwards: they go one after the other through a thread of their own.
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as line:
@@ -30,12 +35,19 @@ def read_items(
         def submit(item: Item) -> tuple[Item, Future[bytes | Exception]]:
             return item, (line if _forwards(item) else pool).submit(_try_read, item, max_bytes)
 
-        ahead = deque(map(submit, itertools.islice(source, 2 * threads)))
+        ahead: deque[tuple[Item, Future[bytes | Exception]]] = deque()
+        following, held = next(source, None), 0
         try:
-            while ahead:
+            while following is not None or ahead:
+                while following is not None and len(ahead) < 2 * threads:
+                    size = max(following.size, 0)
+                    if ahead and held + size > AHEAD_BYTES:
+                        break
+                    ahead.append(submit(following))
+                    following, held = next(source, None), held + size
                 item, future = ahead.popleft()
                 result = future.result()
-                ahead.extend(map(submit, itertools.islice(source, 1)))
+                held -= max(item.size, 0)
                 yield item, result
         finally:
             for _, future in ahead:
@@ -51,6 +63,7 @@ def _try_read(item: Item, max_bytes: int) -> bytes | Exception:
     try:
         return read_item(item, max_bytes)
     except Exception as error:  # any driver's error belongs to this one row
+        traceback.clear_frames(error.__traceback__)  # they hold what was read, until the error is collected
         return error
 
 

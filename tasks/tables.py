@@ -34,11 +34,13 @@ def table_schema(uri: str) -> tuple[pa.Schema, int]:
     with open_checked(uri, None, BLOCK) as file:
         try:
             parquet = pq.ParquetFile(file)
+            schema = parquet.schema_arrow
         except OSError as error:
             if error.errno is None:  # pyarrow's word for a footer that makes no sense; a failing disk has a number
                 raise ValueError(str(error)) from error
             raise
-        schema = parquet.schema_arrow
+        except pa.ArrowException as error:  # types that no Arrow has
+            raise ValueError(str(error)) from error
         names = [field.name for field in schema if _is_bytes(field.type) or pa.types.is_struct(field.type)]
         if len(set(names)) < len(names):
             raise ValueError(f"two columns are called {max(names, key=names.count)!r}")

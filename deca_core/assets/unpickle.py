@@ -11,10 +11,11 @@ import io
 import math
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -67,7 +68,9 @@ def load_npy(path: Path) -> Any:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
         shape, _, dtype = read_header(stream)
     except Exception as error:  # foreign bytes: numpy parses the header as Python's text and raises what that raises
         raise UnpickleError(f"{path}: not a readable .npy file ({type(error).__name__}: {error})") from error
@@ -76,7 +79,10 @@ def load_npy(path: Path) -> Any:
         return content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
         raise UnpickleError(f"{path}: cut short: the header declares {shape} {dtype}, the file has {len(data)} bytes")
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:  # a version of the format that only its body is asked for
+        raise UnpickleError(f"{path}: not a readable .npy file ({error})") from error
 
 
 def _load(path: Path, data: bytes) -> Any:
@@ -114,6 +120,20 @@ class _Record:
 # The unpickler written in Python: its memo is a dict, where the C one lets a forged index allocate gigabytes.
 class _InertUnpickler(pickle._Unpickler):
     """Gives a new, inert class for each name on the list: a program that tampers with it tampers with nothing else."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]  # of the file, and
+    append: Callable[[Any], None]  # to the stack: both set while loading
+
+    def load_bytearray8(self) -> None:
+        """Python's own takes memory for the declared length before it looks at what is there."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) != size:
+            raise UnpickleError(f"damaged: {len(data)} bytes where {size} are declared")
+        self.append(bytearray(data))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"

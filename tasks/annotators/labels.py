@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.annotators.matlab import MatlabError, read_array
 from tasks.images import MAX_PIXELS, ImageError, decode_image
 
 POINTS = 68
@@ -110,22 +111,12 @@ def _txt(data: bytes, name: str) -> NDArray[Any]:
 
 def _mat(data: bytes, name: str) -> NDArray[Any]:
     """AFLW2000's `pt3d_68`, (3, 68) x, y, z with y down; z is left out."""
-    from scipy import io as matlab
-
     try:
-        listed = {variable: shape for variable, shape, _ in matlab.whosmat(io.BytesIO(data))}
-        shape = listed.get(MAT_VARIABLE)
-        if shape is None:
-            raise LabelError(f"{name}: no variable {MAT_VARIABLE}; it holds {', '.join(sorted(listed)) or 'nothing'}")
-        if shape not in ((2, POINTS), (3, POINTS)):
-            raise LabelError(f"{name}: {MAT_VARIABLE} should be (3, {POINTS}), it is {tuple(shape)}")
-        loaded = matlab.loadmat(io.BytesIO(data), variable_names=[MAT_VARIABLE])[MAT_VARIABLE]
-    except LabelError:
-        raise
-    except Exception as error:  # foreign bytes: scipy raises whatever it stumbles over; HDF5 files are not implemented
-        raise LabelError(f"{name}: cannot be read as a MATLAB file up to version 7: {error}") from error
-    if loaded.dtype.kind not in "biuf":
-        raise LabelError(f"{name}: {MAT_VARIABLE} holds {loaded.dtype}, not numbers")
+        loaded = read_array(data, MAT_VARIABLE)
+    except MatlabError as error:
+        raise LabelError(f"{name}: {error}") from error
+    if loaded.shape not in ((2, POINTS), (3, POINTS)):
+        raise LabelError(f"{name}: {MAT_VARIABLE} should be (3, {POINTS}), it is {loaded.shape}")
     points: NDArray[Any] = loaded[:2].T
     return points
 

@@ -11,17 +11,25 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from tests.hostile.kinds import Ending, jpeg, kind, left_out, quarantined, rows
+from tests.hostile.kinds import LIMIT_MIB, Ending, jpeg, kind, left_out, quarantined, rows
 from tests.hostile.pictures import zeros
 
 archive = partial(kind, "archive")
 DAMAGED = quarantined("read", "damaged archive")
 
 
-def one(name: str, ending: Ending, file: str, make: Callable[[], bytes], member: str | None = None) -> None:
+def one(
+    name: str,
+    ending: Ending,
+    file: str,
+    make: Callable[[], bytes],
+    member: str | None = None,
+    limit_mib: int = LIMIT_MIB,
+) -> None:
     """A kind of a single archive, about one of its members or about the whole of it."""
     place = file if member is None else f"{file}#{member}"
-    archive(name, ending, place="" if ending.outcome == "left out" else place)(lambda: {file: make()})
+    about = "" if ending.outcome == "left out" else place
+    archive(name, ending, place=about, limit_mib=limit_mib)(lambda: {file: make()})
 
 
 def entry(name: str, data: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -211,12 +219,22 @@ one(
     "a.zip",
     lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)]),
     "x.jpg",
+    512,
+)
+one(
+    "zip of sixteen pictures near the limit",
+    quarantined("read", "checksum"),
+    "a.zip",
+    lambda: forged_zip([(f"{number}.jpg", zeros(200 * 2**20)[2:-4], 200 * 2**20) for number in range(16)]),
+    "0.jpg",
+    1024,
 )
 one(
     "zip whose members share their bytes",
     quarantined("read", "overlap"),
     "a.zip",
     lambda: forged_zip([("x.jpg", zeros(2**27)[2:-4], 2**27)], copies=5000),
+    limit_mib=700,
 )
 one(
     "zip whose picture packs nothing else",

@@ -188,6 +188,9 @@ flame("a pickle that runs a program", "refused", lambda: pickle.dumps(_Touch()))
 flame("a pickle cut short", "damaged", lambda: pickle.dumps({"v": list(range(1000))})[:-5])
 flame("a pickle with a forged memo", "", lambda: b"\x80\x04" + b"j" + struct.pack("<I", 2**31) + b".")
 flame("a pickle that declares eight gigabytes", "damaged", lambda: b"\x80\x04\x8e" + struct.pack("<Q", 2**33) + b"x.")
+flame(
+    "a pickle that takes eight gigabytes first", "declared", lambda: b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"x."
+)
 flame("a pickle of lists in lists", "", lambda: b"(" * 200_000 + b"l" * 200_000 + b".")
 flame("a pickle of noise", "", lambda: bytes(range(256)) * 99)
 

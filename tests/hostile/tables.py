@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.hostile.kinds import GOOD, INGEST, Ending, Files, jpeg, kind, left_out, quarantined, refused, rows
+from tests.hostile.kinds import GOOD, INGEST, LIMIT_MIB, Ending, Files, jpeg, kind, left_out, quarantined, refused, rows
 
 table = partial(kind, "table")
 
@@ -192,11 +192,11 @@ class _Touch:
         return os.system, ("touch escaped",)
 
 
-def label(name: str, ending: Ending, file: str, make: Callable[[], bytes]) -> None:
+def label(name: str, ending: Ending, file: str, make: Callable[[], bytes], limit_mib: int = LIMIT_MIB) -> None:
     def files() -> Files:
         return {"x.jpg": jpeg(), file: make(), GOOD.replace(".jpg", ".npy"): npy(points())}
 
-    kind("label", name, ending, place="x.jpg", arguments=LABELLED)(files)
+    kind("label", name, ending, place="x.jpg", arguments=LABELLED, limit_mib=limit_mib)(files)
 
 
 label("landmarks that are not numbers", quarantined("detect", "not a number"), "x.npy", lambda: npy(points() * np.nan))
@@ -221,8 +221,8 @@ label(
     lambda: declared("__import__('os').system('touch escaped')"),
 )
 label("text with words for numbers", quarantined("detect", "not a point"), "x.txt", lambda: b"1 2\nouter eye\n" * 34)
-label("a MATLAB file of noise", quarantined("detect", "MATLAB"), "x.mat", lambda: b"\x07" * 4000)
-label("a MATLAB file that inflates", quarantined("detect", ""), "x.mat", lambda: matlab_bomb())
+label("a MATLAB file of noise", quarantined("detect", "no MATLAB file"), "x.mat", lambda: b"\x07" * 4000)
+label("a MATLAB file that inflates", quarantined("detect", "unpacks to more"), "x.mat", lambda: matlab_bomb())
 
 
 def matlab_bomb() -> bytes:

@@ -139,6 +139,7 @@ def _child(names: list[str], folder_name: str, sender: Any) -> None:
     places = {part: str(folder / part) for part in ("source", "dest")}
     os.chdir(folder / "home")
     os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "PREFECT_API_URL": ""}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "tmp")  # torch makes it; a parent may name another
     tempfile.tempdir = str(folder / "tmp")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + HEADROOM, resource.RLIM_INFINITY))

@@ -26,7 +26,7 @@ def warm() -> None:
         source = Path(folder) / "source"
         source.mkdir()
         (source / GOOD).write_bytes(jpeg())
-        settings = {"identity": {"method": "none"}, "ray": {"workers": 0}}
+        settings = {"annotate": {"dlib": {"max_upsample": 1}}, "identity": {"method": "none"}, "ray": {"workers": 0}}
         ingest(IngestConfig.model_validate({"source": str(source), "dest": f"{folder}/dest", **settings}))
 
 

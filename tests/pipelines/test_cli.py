@@ -75,7 +75,7 @@ def test_outputs_layout_and_precision_are_options(deca, tmp_path):
     _, printed = deca("reconstruct", "--help")
     for words in ("--outputs", "--layout", "--precision", "people/faces"):
         assert words in printed
-    code, printed = deca("reconstruct", tmp_path, tmp_path / "out", "--outputs", "codes,mesh")
+    code, printed = deca("reconstruct", tmp_path, tmp_path / "out", "--outputs", "codes,mash")
     assert code == 1
     assert "outputs.1" in printed
     assert "preview" in printed  # what there is

@@ -171,7 +171,7 @@ def test_kill_of_worker_and_driver_then_the_same_bytes_on_s3(photos, tmp_path, s
     assert calm.faces == 12
 
     dest = s3.uri("kill/out")
-    options = ("--set", "units.items_per_unit=2", "--set", "ray.workers=2")
+    options = ("--set", "units.items_per_unit=2", "--set", "ray.workers=2", "--precision", "fp32")  # as `config`
     run = deca("reconstruct", source, dest, *options)
     killed = set()
     deadline = time.monotonic() + 200

@@ -72,6 +72,13 @@ def test_tensors(tmp_path, protocol, dtype):
         assert found[key].dtype == dtype
 
 
+def test_bytearrays_come_back_and_declare_nothing_that_is_not_there(tmp_path):
+    """Python's own reader takes memory for the declared length first: a kilobyte could ask for gigabytes."""
+    assert read(tmp_path, pickle.dumps([bytearray(b"abc"), bytearray(300)], protocol=5)) == [b"abc", bytes(300)]
+    with pytest.raises(UnpickleError, match="1 bytes where 9007199254740992 are declared"):
+        read(tmp_path, b"\x80\x05\x96" + struct.pack("<Q", 2**53) + b".")
+
+
 def test_ordered_dictionaries_and_shared_parts(tmp_path):
     shared = np.arange(3)
     content = collections.OrderedDict([("b", shared), ("a", shared)])
@@ -270,3 +277,12 @@ def test_a_cut_npy_file_is_refused_before_memory_is_taken(tmp_path, shape):
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x07\x00")
     with pytest.raises(UnpickleError, match="not a readable"):
         load_npy(tmp_path / "x.npy")
+
+
+def test_a_version_of_npy_that_numpy_does_not_know_is_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    data = bytearray((tmp_path / "a.npy").read_bytes())
+    data[7] = 116  # the minor number of the format's version
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(UnpickleError, match=r"a\.npy: not a readable"):
+        load_npy(tmp_path / "a.npy")
