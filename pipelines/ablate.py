@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.evaluate import evaluate, open_truth
-from pipelines.stages import CONFIG, Stage, direct, find_faces
+from pipelines.stages import Stage, direct, find_faces
 from pipelines.train import MODEL as MODEL_FOLDER
 from pipelines.train import train
 from schemas.ablate import DETAIL_FIGURES, SCAN_MEDIAN, VARIANTS, AblateConfig, AblateSummary, ModelFigures, VariantName
@@ -20,7 +20,7 @@ from tasks.ablation_report import FULL, PAGE, MeasuredRows, compare, figures_of,
 from tasks.draft import code_version, flat_settings
 from tasks.evaluation_report import read_rows
 from tasks.models import bundle_at
-from tasks.plan import PlanConflict, PlanError, load_plan
+from tasks.plan import CONFIG, PlanConflict, PlanError, load_plan
 from tasks.storage import Store
 from tasks.train_inputs import WORLD, stage_weights
 from tasks.versions import open_faces

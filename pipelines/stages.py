@@ -15,10 +15,10 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.world import SynthConfig
 from tasks.engine import Progress
-from tasks.plan import PLAN, Plan, PlanError, load_plan, plan_retry
+from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan, plan_retry
 from tasks.storage import Store
 
-CONFIG, SUMMARY = "_config.json", "_report/summary.json"
+SUMMARY = "_report/summary.json"
 # Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
 OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour", "video")
 

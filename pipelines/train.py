@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
-from pipelines.stages import CONFIG, SUMMARY, Stage, direct, find_faces
+from pipelines.stages import SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
 from tasks.checkpoints import FOLDER, list_checkpoints, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
-from tasks.plan import PlanError
+from tasks.plan import CONFIG, PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
 from tasks.train import FAILED, METRICS, OnProgress, StageJob, Timing

@@ -28,11 +28,10 @@ from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.filters import Filter, parse_filter
 from tasks.models import bundle_at, load_model, weights_hash
-from tasks.plan import Plan, load_plan, read_commits
+from tasks.plan import CONFIG, Plan, load_plan, read_commits
 from tasks.ranges import open_checked
 from tasks.storage import Store
 
-CONFIG = "_config.json"  # the resolved settings of the run that wrote the dataset
 IDS = ("face_id", "image_id", "identity_id")  # columns that an id is looked for in
 CODES = tuple(name for name, _ in Codes.zeros().items())
 BATCH = 64  # rows of some 130 kB each where they hold their maps

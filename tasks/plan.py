@@ -50,6 +50,7 @@ from tasks.rewrite import drop_rows
 from tasks.storage import Store
 
 PLAN, PLAN_FOLDER, COMMITS, QUARANTINE = "_plan.json", "_plan", "_commits", "_quarantine"
+CONFIG = "_config.json"  # the resolved settings of the run that wrote a dataset
 FILES = "files"  # what lies beside the parts, named by commit records
 READ_THREADS = 16  # commit records are small and many
 SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit

@@ -18,6 +18,8 @@ from tasks.logs import EVENTS, as_json
 from tasks.train import TrainProgress
 
 LINE_SECONDS = 30.0
+# What a flow's items and rows are, where they are not pictures and faces.
+COUNTED = {"export": ("heads", "exports"), "animate": ("pairs", "frames")}
 
 events = logging.getLogger(EVENTS)
 
@@ -41,7 +43,8 @@ def standing(title: str, progress: Progress | TrainProgress) -> Standing:
         ends = progress.step == progress.steps
         return Standing(title, progress.step, progress.steps, "steps", _training_note(progress), ends)
     ends = progress.units_done == progress.units_total
-    return Standing(title, progress.items_done, progress.items_total, "pictures", _units_note(progress), ends)
+    items, rows = COUNTED.get(title, ("pictures", "faces"))
+    return Standing(title, progress.items_done, progress.items_total, items, _units_note(progress, rows), ends)
 
 
 class TerminalProgress:
@@ -83,8 +86,8 @@ class TerminalProgress:
             print(f"{at.title}: {at.done}/{at.total} {at.unit}, {at.note}", file=self.stream, flush=True)
 
 
-def _units_note(progress: Progress) -> str:
-    parts = [f"{progress.rows} faces", f"{progress.rows_per_second:.1f} faces/s"]
+def _units_note(progress: Progress, rows: str) -> str:
+    parts = [f"{progress.rows} {rows}", f"{progress.rows_per_second:.1f} {rows}/s"]
     if progress.quarantined:
         parts.append(f"{progress.quarantined} in quarantine")
     if progress.eta_seconds:

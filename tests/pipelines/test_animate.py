@@ -160,6 +160,23 @@ def test_all_heads_with_all_motions_go_on_where_they_stopped(place):
         animate(pairs.model_copy(update={"fps": 6.0}))
 
 
+def test_the_prefect_flow_on_ray_gives_the_same(place, prefect_harness, ray_cluster):
+    from pipelines import flows
+
+    pairs = {
+        "identities": str(place / "heads"),
+        "identities_where": "frame < 2",
+        "expression": ["blink"],
+        "units": {"items_per_unit": 1},
+    }
+    animate(config(place, "here", **pairs))
+    summary = flows.animate(config(place, "there", **pairs, ray={"workers": 1}))
+    assert (summary.outcome, summary.animations) == ("complete", 2)
+    here, there = ([commit.sha256 for commit in read_commits(str(place / name))] for name in ("here", "there"))
+    assert len(here) == 2
+    assert here == there
+
+
 def test_single_faces_as_frames(place):
     heads = str(place / "heads")
     made = config(

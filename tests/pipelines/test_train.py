@@ -17,13 +17,12 @@ import torch
 
 from deca_core.checkpoint import WEIGHTS_FILE
 from pipelines.reconstruct import reconstruct
-from pipelines.stages import CONFIG
 from pipelines.summaries import TrainStatus, status_report, summary_lines
 from pipelines.train import MODEL, stored_plan, train
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import STAGES, TrainConfig
 from tasks.checkpoints import FOLDER, list_checkpoints
-from tasks.plan import PlanError
+from tasks.plan import CONFIG, PlanError
 from tasks.progress import TerminalProgress
 from tasks.storage import Store
 from tasks.train_report import CURVES, PICTURES, read_metrics
