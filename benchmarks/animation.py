@@ -31,7 +31,7 @@ from deca_core.world.scene import MOODS, sample_expression
 from deca_core.world.wrinkles import WrinkleModel
 from tasks.models import GeometryModel
 
-RATE = 2e-3
+RATE = 3e-3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STILL = 5e-6  # metres: texels whose truth moves less over the drivers are statics
 GAP, HEADER = 4, 22  # pixels of the picture
@@ -81,12 +81,14 @@ def fit(truth: Truth, shown: range, steps: int, batch: int, seed: int) -> tuple[
     """
     torch.manual_seed(seed)
     decoder = DetailDecoder().train().to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    *_, last, _ = decoder.conv_blocks
-    for value in last.parameters():
-        value.data.div_(START)  # its first layers learn nothing behind a last one that is all but flat
     detail = torch.randn(len(truth.people), NUM_DETAIL, device=DEVICE, requires_grad=True)
-    optimiser = torch.optim.Adam([*decoder.parameters(), detail], lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    # Adam's steps are as large as the rate, whatever the gradient. The last layer's weights are small by START; steps of
+    # everybody's size would shake the map by more than wrinkles are high, and nothing before it would learn.
+    *_, last, _ = decoder.conv_blocks
+    ends = list(last.parameters())
+    others = [value for value in decoder.parameters() if all(value is not end for end in ends)]
+    optimiser = torch.optim.Adam([{"params": [*others, detail]}, {"params": ends}])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [RATE, RATE * START], total_steps=steps)
     mask, spread = torch.from_numpy(truth.mask).to(DEVICE), float(truth.maps[:, shown][..., truth.mask].std())
     exp, jaw = (torch.from_numpy(values).to(DEVICE) for values in (truth.exp, truth.jaw))
     rng = np.random.default_rng(seed)
@@ -101,7 +103,7 @@ def fit(truth: Truth, shown: range, steps: int, batch: int, seed: int) -> tuple[
         optimiser.step()
         schedule.step()
         if not (step + 1) % max(1, steps // 10):
-            print(f"step {step + 1}: {float(loss):.3f} of the variance left", flush=True)
+            print(f"step {step + 1}: {float(loss.detach()):.3f} of the variance left", flush=True)
     return decoder.eval().cpu(), detail.detach().cpu()
 
 
