@@ -2,7 +2,7 @@
 
 In the embedded world the displacement of every person under every expression is known. The shipped weights have next to
 no displacement (deca_core/weights/README.md), so here F_d is fitted to the truth itself: one free detail code a person,
-and F_d, see some people under some expressions (some thousand steps: on a GPU). Then every person is animated
+and F_d, see some people under some expressions. Then every person is animated
 (`Codes.animate`, eq. 9) by expressions and jaws of others that were never shown, and what F_d makes of it is compared
 with what the world says.
 
@@ -190,11 +190,11 @@ def picture(truth: Truth, decoder: DetailDecoder, detail: Tensor, people: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--people", type=int, default=4)
     parser.add_argument("--shown", type=int, default=40, help="expressions that F_d is fitted to")
     parser.add_argument("--unseen", type=int, default=12, help="expressions that drive afterwards")
-    parser.add_argument("--steps", type=int, default=4000, help="a quarter of a second of one core each; take a GPU")
-    parser.add_argument("--batch", type=int, default=8, help="maps in a step")
+    parser.add_argument("--steps", type=int, default=3600, help="a fifth of a second of one core each")
+    parser.add_argument("--batch", type=int, default=4, help="maps in a step")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--picture", type=Path, help="where to draw the truth above the animation")
     options = parser.parse_args()
