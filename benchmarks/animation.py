@@ -2,9 +2,8 @@
 
 In the embedded world the displacement of every person under every expression is known. The shipped weights have next to
 no displacement (deca_core/weights/README.md), so here F_d is fitted to the truth itself: one free detail code a person,
-and F_d, see some people under some expressions. Then every person is animated
-(`Codes.animate`, eq. 9) by expressions and jaws of others that were never shown, and what F_d makes of it is compared
-with what the world says.
+and F_d, see some people under some expressions. Then every person is animated (`Codes.animate`, eq. 9) by expressions
+and jaws that were never shown, and what F_d makes of it is compared with what the world says.
 
     python -m benchmarks.animation --picture docs/animate/transfer.jpg
 """
@@ -82,8 +81,8 @@ def fit(truth: Truth, shown: range, steps: int, batch: int, seed: int) -> tuple[
     torch.manual_seed(seed)
     decoder = DetailDecoder().train().to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     detail = torch.randn(len(truth.people), NUM_DETAIL, device=DEVICE, requires_grad=True)
-    # Adam's steps are as large as the rate, whatever the gradient. The last layer's weights are small by START; steps of
-    # everybody's size would shake the map by more than wrinkles are high, and nothing before it would learn.
+    # Adam's steps are as large as its rate, whatever the gradient. The last layer's weights are small by START: steps
+    # of everybody's size would shake the map by more than wrinkles are high, and nothing before it would learn.
     *_, last, _ = decoder.conv_blocks
     ends = list(last.parameters())
     others = [value for value in decoder.parameters() if all(value is not end for end in ends)]
