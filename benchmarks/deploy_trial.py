@@ -1,0 +1,350 @@
+"""What a deployment goes through, for real: the scenes of `python -m benchmarks.deploy_local --check`.
+
+schedule   ingest/nightly, filled in and with a cron of one minute, fires on time and completes
+killed     its flow process is killed with SIGKILL in mid-run; the next firing does the rest and no unit twice
+adhoc      `prefect deployment run reconstruct/adhoc --watch` with parameters completes
+server     the Prefect server is killed in mid-run and started again on its database; the run never notices
+nodes      the same on a Ray cluster of two nodes (`ray start`), by RAY_ADDRESS; both nodes work
+
+All pictures are one public-domain photograph (scikit-image's astronaut), turned a little. Every line is printed as it
+happens, with seconds since the start; a scene that goes otherwise raises DeploymentError.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.deploy_local import MARK, ROOT, Deployment, DeploymentError, Process, end, family, free_port, marked
+from benchmarks.kills import descendants
+
+FEW, MANY = 16, 160  # pictures: a run that is over at once, and one of a minute
+PER_UNIT = 4
+PATIENCE = 600.0  # seconds for one thing to happen
+RAY_MEMORY = 80 * 2**20  # bytes of a node's object store: units carry names, not pictures
+DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+Run = dict[str, Any]
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """`count` pictures of one face below a folder, each turned otherwise; those that are there stay."""
+    from PIL import Image
+    from skimage import data
+
+    folder.mkdir(exist_ok=True)
+    head = Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
+    for index, angle in enumerate(np.linspace(-12, 12, count)):
+        path = folder / f"{count}-{index:03}.jpg"
+        head.rotate(float(angle), Image.Resampling.BICUBIC).save(path, quality=92)
+    return folder
+
+
+def committed(dest: Path) -> int:
+    """Units of a dataset that are done."""
+    return len(list((dest / "_commits").glob("*.json")))
+
+
+class Trial:
+    """The scenes, in order, over one deployment."""
+
+    def __init__(self, deployment: Deployment, folder: Path) -> None:
+        self.deployment, self.folder = deployment, folder
+        self.began = time.monotonic()
+        self.ids: dict[str, str] = {}
+        self.table: list[tuple[str, str, Run]] = []  # scene, deployment, run
+
+    # --- telling and waiting ---
+
+    def say(self, words: str) -> None:
+        print(f"{time.monotonic() - self.began:6.1f} s  {words}", flush=True)
+
+    def until(self, what: str, look: Callable[[], Any]) -> Any:
+        """The first true thing that `look` sees. DeploymentError after PATIENCE."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if seen := look():
+                return seen
+            time.sleep(0.5)
+        raise DeploymentError(f"{what}: not in {PATIENCE:.0f} s; logs in {self.deployment.logs}")
+
+    def runs(self, name: str) -> list[Run]:
+        """Flow runs of a deployment, the earliest first."""
+        only = {"deployments": {"id": {"any_": [self.ids[name]]}}}
+        found: list[Run] = self.deployment.ask("POST", "/flow_runs/filter", **only, sort="EXPECTED_START_TIME_ASC")
+        return found
+
+    def run(self, run: Run) -> Run:
+        found: Run = self.deployment.ask("GET", f"/flow_runs/{run['id']}")
+        return found
+
+    def ended(self, run: Run) -> Run:
+        """The run in its last state."""
+        now: Run = self.until(
+            f"the end of {run['name']}", lambda: (one := self.run(run))["state_type"] in DONE and one
+        )
+        return now
+
+    def completed(self, scene: str, name: str, run: Run) -> dict[str, str]:
+        """Wait for a run's end, which must be Completed, and read its summary from its artifacts."""
+        now = self.ended(run)
+        self.table.append((scene, name, now))
+        if now["state_type"] != "COMPLETED":
+            raise DeploymentError(f"{name} {now['name']} ended as {now['state_name']}: {now['state']['message']}")
+        artifacts = self.artifacts(run)
+        rows = next(json.loads(one["data"]) for key, one in artifacts.items() if key.endswith("-summary"))
+        summary = {row["what"]: row["value"] for row in rows}
+        progress = next(one["data"] for key, one in artifacts.items() if key.endswith("-progress"))
+        self.say(
+            f"{name} {now['name']}: {now['state_name']} after {now['total_run_time']:.1f} s, {summary['units_run']} units"
+            f" done, {summary['units_skipped']} skipped; artifacts by the API: {', '.join(sorted(artifacts))}"
+            f" (progress {progress:.0f} %)"
+        )
+        if summary["outcome"] != "complete":
+            raise DeploymentError(f"{name} {now['name']}: {summary}")
+        return summary
+
+    def artifacts(self, run: Run) -> dict[str, Any]:
+        found = self.deployment.ask("POST", "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        return {one["key"]: one for one in found}
+
+    def start(self, name: str, config: dict[str, Any], environment: dict[str, str] | None = None) -> Run:
+        """`prefect deployment run`; the run it made."""
+        before = {run["id"] for run in self.runs(name)}
+        extra = ["--job-variable", f"env={json.dumps(environment)}"] if environment else []
+        self.deployment.prefect("deployment", "run", name, "--params", json.dumps({"config": config}), *extra)
+        return next(run for run in self.runs(name) if run["id"] not in before)
+
+    def verified(self, dest: Path) -> None:
+        """`deca verify`: what it says, and DeploymentError where it finds anything."""
+        command = (sys.executable, "-c", "from pipelines.cli import main; main()", "verify", str(dest))
+        for line in self.deployment.command(*command, PREFECT_API_URL="").splitlines():
+            self.say(f"deca verify: {line.replace(str(self.folder), '')}")
+
+    def config(self, source: Path, dest: Path, **more: Any) -> dict[str, Any]:
+        units = {"units": {"items_per_unit": PER_UNIT}, "ray": {"workers": 0}}
+        return {"source": str(source), "dest": str(dest)} | units | more
+
+    # --- scenes ---
+
+    def fill_in(self, source: Path, dest: Path, cron: str) -> None:
+        """ingest/nightly as its description says: source, dest, active, deploy again."""
+        given = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        nightly = next(one for one in given["deployments"] if one["name"] == "nightly")
+        nightly["schedules"] = [{"cron": cron, "timezone": "UTC", "active": True}]
+        nightly["parameters"] = {"config": self.config(source, dest)}
+        path = self.folder / "prefect.yaml"
+        path.write_text(yaml.safe_dump(given | {"deployments": [nightly]}))
+        self.deployment.prefect("deploy", "--all", "--prefect-file", str(path))
+
+    def schedule(self) -> None:
+        source, dest = photographs(self.folder / "archive", FEW), self.folder / "people"
+        self.fill_in(source, dest, "* * * * *")
+        self.say(f"ingest/nightly deployed again with cron '* * * * *' and {FEW} pictures")
+        first = self.until("the first firing", lambda: next(iter(self.fired()), None))
+        self.completed("schedule", "ingest/nightly", first)
+        run = self.run(first)
+        due, started = moment(run["expected_start_time"]), moment(run["start_time"])
+        late = (started - due).total_seconds()
+        self.say(f"was due at {due:%H:%M:%S}, ran at {started:%H:%M:%S}: {late:.1f} s late")
+        if not -1.0 < late < 30.0:
+            raise DeploymentError(f"the schedule fired {late:.1f} s from its time")
+
+    def fired(self) -> list[Run]:
+        return [run for run in self.runs("ingest/nightly") if run["state_type"] not in ("SCHEDULED", "PENDING")]
+
+    def killed(self) -> None:
+        dest = self.folder / "people"
+        before = committed(dest / "annotations")
+        photographs(self.folder / "archive", MANY)
+        self.say(f"{MANY} pictures more in the archive")
+        self.until("five units of the new pictures", lambda: committed(dest / "annotations") >= before + 5)
+        run = self.until("the run that has them", lambda: self.running("ingest/nightly"))
+        process = self.process_of(run)
+        process.send(signal.SIGKILL)
+        done = committed(dest / "annotations")
+        self.say(f"kill -9 {process.pid}, the flow process of {run['name']}: {done} units are committed")
+        lost = self.ended(run)
+        self.table.append(("killed", "ingest/nightly", lost))
+        self.say(f"ingest/nightly {run['name']}: {lost['state_name']} ({lost['state']['message']:.60}...)")
+        if lost["state_type"] != "CRASHED":
+            raise DeploymentError(f"{run['name']} lost its process and is {lost['state_name']}")
+        following = self.until("the next firing", lambda: self.after(lost))
+        summary = self.completed("the next firing", "ingest/nightly", following)
+        self.deployment.prefect("deployment", "schedule", "pause", "--all")
+        if int(summary["units_skipped"]) != done or int(summary["images"]) != FEW + MANY:
+            raise DeploymentError(f"{done} units were committed, {FEW + MANY} pictures are there: {summary}")
+        self.until("the end of what else has fired", lambda: not self.running("ingest/nightly"))
+        self.verified(dest)
+
+    def after(self, lost: Run) -> Run | None:
+        """The first firing after another; those that fell into it were cancelled."""
+        later = (run for run in self.fired() if moment(run["expected_start_time"]) > moment(lost["expected_start_time"]))
+        return next((run for run in later if run["state_type"] != "CANCELLED"), None)
+
+    def running(self, name: str) -> Run | None:
+        return next((run for run in self.runs(name) if run["state_type"] == "RUNNING"), None)
+
+    def process_of(self, run: Run) -> Process:
+        """The process that runs a flow: of those started for it the one that Prefect's engine is in."""
+        for process in marked("PREFECT__FLOW_RUN_ID", run["id"]):
+            if b"prefect.engine" in process.command:
+                return process
+        raise DeploymentError(f"no process of {run['name']}")
+
+    def adhoc(self) -> None:
+        source, dest = photographs(self.folder / "few", FEW), self.folder / "heads"
+        config = json.dumps({"config": self.config(source, dest, precision="fp32")})
+        self.say("prefect deployment run reconstruct/adhoc --watch --params ...")
+        self.deployment.prefect("deployment", "run", "reconstruct/adhoc", "--watch", "--params", config)
+        self.completed("adhoc", "reconstruct/adhoc", self.runs("reconstruct/adhoc")[-1])
+        self.verified(dest)
+
+    def server(self) -> None:
+        source, dest = photographs(self.folder / "many", MANY), self.folder / "others"
+        run = self.start("ingest/adhoc", self.config(source, dest))
+        self.until("some units", lambda: committed(dest / "annotations") >= 3)
+        self.deployment.kill_server()
+        at_death = committed(dest / "annotations")
+        self.say(f"kill -9 of the Prefect server, with {at_death} units of {run['name']} committed")
+        self.until("work without a server", lambda: committed(dest / "annotations") >= at_death + 2)
+        seconds = self.deployment.start_server()
+        now = self.run(run)
+        self.say(
+            f"server there again, {seconds:.1f} s after its start, on the same database: {run['name']} is"
+            f" {now['state_name']}, {committed(dest / 'annotations')} units committed by now"
+        )
+        if now["state_type"] != "RUNNING":
+            raise DeploymentError("the run was over too soon for this scene: more pictures (MANY) are needed")
+        lease = now["state"]["state_details"]["deployment_concurrency_lease_id"]
+        self.deployment.ask("POST", f"/v2/concurrency_limits/leases/{lease}/renew", lease_duration=300)
+        self.say("its lease on the deployment's concurrency limit can be renewed: it came back with the server")
+        summary = self.completed("server", "ingest/adhoc", run)
+        if int(summary["units_skipped"]) or int(summary["images"]) != MANY:
+            raise DeploymentError(f"not in one go: {summary}")
+        self.verified(dest)
+
+    def nodes(self) -> None:
+        source, dest = photographs(self.folder / "many", MANY), self.folder / "on-ray"
+        with ray_nodes(self.deployment, self.folder) as (address, raylets):
+            self.say(f"ray start --head and ray start --address {address}, one CPU each")
+            config = self.config(source, dest) | {"ray": {}}
+            run = self.start("ingest/adhoc", config, {"RAY_ADDRESS": address})
+            seconds: dict[Process, float] = {}
+            while (now := self.run(run))["state_type"] not in DONE:
+                seconds |= {worker: worker.seconds for worker in workers_of(raylets)}
+                time.sleep(0.5)
+            self.completed("nodes", "ingest/adhoc", now)
+            by_node = {name: sum(s for w, s in seconds.items() if w in raylets[name][1]) for name in raylets}
+            told = ", ".join(f"{name} {spent:.1f} s in {len(raylets[name][1])} worker(s)" for name, spent in by_node.items())
+            self.say(f"processor time of the units' workers: {told}")
+            if min(by_node.values()) < 1.0:
+                raise DeploymentError("a node did not work")
+        self.verified(dest)
+
+
+SCENES = ("schedule", "killed", "adhoc", "server", "nodes")
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+
+
+# --- Ray's nodes ------------------------------------------------------------------------------------------------------
+
+Raylets = dict[str, tuple[Process, set[Process]]]  # node: its raylet, and the workers of ours seen on it
+
+
+@contextmanager
+def ray_nodes(deployment: Deployment, folder: Path) -> Iterator[tuple[str, Raylets]]:
+    """A Ray cluster of two nodes of one CPU each on loopback; its address, and the raylet of each node."""
+    port, temporary = free_port(), f"/tmp/deca-ray-{os.getpid()}"  # sockets below it have names of at most 107 bytes
+    address = f"127.0.0.1:{port}"
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={RAY_MEMORY}"]
+    common += ["--disable-usage-stats", "--block", f"--temp-dir={temporary}"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", "--ray-client-server-port=0"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    started: list[subprocess.Popen[bytes]] = []
+    environment = deployment.environment | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    raylets: Raylets = {}
+    try:
+        for name, options in (("head", head), ("second", [f"--address={address}"])):
+            log = open(deployment.logs / f"ray-{name}.log", "wb")  # noqa: SIM115 the process owns it from here on
+            node = subprocess.Popen(
+                [*ray, *options, *common], env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+            started.append(node)
+            raylets[name] = (_raylet(node), set())
+        yield address, raylets
+    finally:
+        end({Process.of(pid) for node in started for pid in [node.pid, *descendants(node.pid)]})
+        for node in started:
+            node.wait()
+        subprocess.run(["rm", "-rf", temporary], check=False)
+
+
+def _raylet(node: subprocess.Popen[bytes]) -> Process:
+    """The raylet that `ray start --block` has started, once it takes workers."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and node.poll() is None:
+        for pid in descendants(node.pid):
+            if (process := Process.of(pid)).command.split(b"\0")[0].endswith(b"/raylet"):
+                time.sleep(3.0)  # to its registration; what comes too early waits for it
+                return process
+        time.sleep(0.2)
+    raise DeploymentError(f"ray start ended with {node.poll()}")
+
+
+def workers_of(raylets: Raylets) -> list[Process]:
+    """Actors that work units now; each is noted with its node."""
+    found = []
+    for raylet, seen in raylets.values():
+        for pid in descendants(raylet.pid):
+            if (process := Process.of(pid)).command.startswith(b"ray::_Runner"):
+                found.append(process)
+                seen.add(process)
+    return found
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
+    """Start a deployment below a folder, play the scenes (all, or some), print the log and a table of the runs."""
+    unknown = set(only or ()) - set(SCENES)
+    if unknown:
+        raise DeploymentError(f"--only {','.join(sorted(unknown))}: there are {', '.join(SCENES)}")
+    (folder / "data").mkdir(parents=True)
+    deployment = Deployment(folder / "deployment", free_port(), limit=2)
+    trial = Trial(deployment, folder / "data")
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {os.cpu_count()} cores", flush=True)
+    try:
+        with deployment:
+            trial.ids = deployment.deployments()
+            trial.say(f"server, pool and worker are up; deployed: {', '.join(sorted(trial.ids))}")
+            for scene in only or SCENES:
+                trial.say(f"--- {scene}")
+                getattr(trial, scene)()
+    except (DeploymentError, KeyboardInterrupt):
+        for log in sorted(deployment.logs.glob("*.log")):
+            print(f"=== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:]), file=sys.stderr)
+        raise
+    left = family(MARK, str(deployment.folder))
+    trial.say(f"everything stopped; processes left: {len(left)}")
+    print(f"\n{'scene':<16} {'deployment':<18} {'run':<24} {'state':<10} {'seconds':>7}")
+    for scene, name, run in trial.table:
+        print(f"{scene:<16} {name:<18} {run['name']:<24} {run['state_name']:<10} {run['total_run_time']:>7.1f}")
+    if left:
+        raise DeploymentError(f"left running: {sorted(process.pid for process in left)}")
