@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact
 from prefect.artifacts import update_progress_artifact as update_progress
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed
 
 from pipelines.ablate import ablate as run_ablate
@@ -44,6 +47,34 @@ from tasks.train import TrainProgress
 from tasks.train_report import CURVES, PICTURES
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
+AWAY_SECONDS = 30.0  # between updates while the server is away: a request to a lost machine waits for minutes
+REPORT_SECONDS = 300.0  # that a finished run waits for a server to take its report
+AGAIN_SECONDS = 5.0  # between its tries
+
+logger = logging.getLogger("deca")
+
+
+def tell(artifact: Callable[..., Any], *args: Any, patience: float = 0.0, **kwargs: Any) -> Any:
+    """Make or update an artifact; None, and a warning, where the server is away for longer than `patience` seconds.
+
+    A server that restarts must not cost a run of hours: rows and report are in storage, an artifact only shows them.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return artifact(*args, **kwargs)
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
+                raise
+            if time.monotonic() + AGAIN_SECONDS > deadline:
+                logger.warning("the Prefect server did not take an artifact (%s); the run goes on", error)
+                return None
+            time.sleep(AGAIN_SECONDS)
+
+
+def report(artifact: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """What a finished run says: it waits a while for a server that restarts."""
+    tell(artifact, *args, patience=REPORT_SECONDS, **kwargs)
 
 
 def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,20 +93,19 @@ class ProgressArtifact:
     def __init__(self, key: str) -> None:
         self.key = key
         self.artifact: UUID | None = None
-        self.last = 0.0
+        self.next = 0.0
 
     def __call__(self, progress: Progress | TrainProgress) -> None:
         at = standing("", progress)
+        if time.monotonic() < self.next and not at.ends:
+            return
         percent = 100.0 * at.done / max(at.total, 1)
         note = f"{at.title.lstrip(', ')} {at.done} of {at.total} {at.unit}, {at.note}".lstrip()
         if self.artifact is None:
-            created = create_progress_artifact(percent, key=self.key, description=note)
-            self.artifact = created if isinstance(created, UUID) else None
-        elif at.ends or time.monotonic() - self.last > ARTIFACT_SECONDS:
-            update_progress(self.artifact, percent, description=note)
+            told = self.artifact = tell(create_progress_artifact, percent, key=self.key, description=note)
         else:
-            return
-        self.last = time.monotonic()
+            told = tell(update_progress, self.artifact, percent, description=note)
+        self.next = time.monotonic() + (AWAY_SECONDS if told is None else ARTIFACT_SECONDS)
 
 
 @flow(name="reconstruct")
@@ -83,7 +113,7 @@ def reconstruct(config: ReconstructConfig) -> Any:
     """Photos in, codes and displacement maps out: see `deca reconstruct --help`. The call's result is the summary."""
     summary = run_reconstruct(config, on_progress=ProgressArtifact("reconstruct-progress"), stage=as_task)
     if not summary.trained:
-        create_markdown_artifact(f"**{UNTRAINED}**", key="reconstruct-untrained")
+        report(create_markdown_artifact, f"**{UNTRAINED}**", key="reconstruct-untrained")
     return _finish("reconstruct", f"reconstructions in {summary.dest}", summary)
 
 
@@ -91,7 +121,7 @@ def reconstruct(config: ReconstructConfig) -> Any:
 def ingest(config: IngestConfig) -> Any:
     """Any archive in, faces sorted by identity out: see `deca ingest --help`. The call's result is the summary."""
     summary = run_ingest(config, on_progress=ProgressArtifact("ingest-progress"), stage=as_task)
-    create_markdown_artifact(_ingest_report(summary), key="ingest-report", description=f"faces in {summary.dest}")
+    report(create_markdown_artifact, _ingest_report(summary), key="ingest-report", description=f"faces in {summary.dest}")
     return _finish("ingest", f"faces in {summary.dest}", summary)
 
 
@@ -114,7 +144,7 @@ def evaluate(config: EvaluateConfig) -> Any:
     """How good a checkpoint is: see `deca evaluate --help`. The call's result is the summary."""
     summary = run_evaluate(config, on_progress=ProgressArtifact("evaluate-progress"), stage=as_task)
     for key, table in (("evaluate-scan", scan_table), ("evaluate-metrics", metric_table)):
-        create_table_artifact(table(summary.methods), key=key, description=summary.report)
+        report(create_table_artifact, table(summary.methods), key=key, description=summary.report)
     return _finish("evaluate", f"figures in {summary.dest}", summary)
 
 
@@ -123,7 +153,7 @@ def ablate(config: AblateConfig) -> Any:
     """What every loss is worth: see `deca evaluate --help`. The call's result is the summary."""
     summary = run_ablate(config, on_progress=ProgressArtifact("ablations-progress"), stage=as_task)
     for key, table in (("ablations", ablation_table), ("ablations-models", models_table)):
-        create_table_artifact(table(summary), key=key, description=summary.report)
+        report(create_table_artifact, table(summary), key=key, description=summary.report)
     return _finish("ablations", f"models and figures in {summary.dest}", summary)
 
 
@@ -152,7 +182,7 @@ def animate(config: AnimateConfig) -> Any:
 def train(config: TrainConfig) -> Any:
     """Faces in, a trained model out: see `deca train --help`. The call's result is the summary."""
     summary = run_train(config, on_progress=ProgressArtifact("train-progress"), stage=as_task)
-    create_markdown_artifact(_train_report(summary), key="train-report", description=f"model in {summary.model}")
+    report(create_markdown_artifact, _train_report(summary), key="train-report", description=f"model in {summary.model}")
     return _finish("train", f"model in {summary.model}", summary)
 
 
@@ -179,7 +209,7 @@ def _finish(
 ) -> Any:
     """The summary as a table artifact, and the flow's last state."""
     rows = [{"what": key, "value": str(value)} for key, value in summary.model_dump(mode="json").items()]
-    create_table_artifact(rows, key=f"{name}-summary", description=description)
+    report(create_table_artifact, rows, key=f"{name}-summary", description=description)
     if isinstance(summary, TrainSummary) or summary.outcome == "complete":
         return Completed(data=summary)
     quarantined = sum(summary.quarantined.values())

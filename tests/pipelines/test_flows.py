@@ -1,0 +1,129 @@
+"""What flows say while Prefect's server restarts, and the deployments of prefect.yaml on a real server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.deploy_local import free_port
+from tasks.engine import Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def progress(done: int) -> Progress:
+    return Progress(done, 10, done, 10, done, 0, 1.0, 1.0, None)
+
+
+def served(port: int):
+    """Prefect's client talks to a port."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    return temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"})
+
+
+def harness_url() -> str:
+    from prefect.settings import get_current_settings
+
+    return str(get_current_settings().api.url)
+
+
+def test_a_server_that_is_away_costs_no_run(caplog):
+    from pipelines.flows import ProgressArtifact
+
+    artifact = ProgressArtifact("some-progress")
+    with served(free_port()), caplog.at_level(logging.WARNING, "deca"):
+        for done in range(11):
+            artifact(progress(done))
+    assert "the run goes on" in caplog.text
+    assert len(caplog.records) == 2  # of eleven, the first and the last
+
+
+def test_a_report_waits_for_a_server_that_comes_back(prefect_harness, monkeypatch):
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.client.orchestration import get_client
+
+    from pipelines import flows
+
+    monkeypatch.setattr(flows, "AGAIN_SECONDS", 0.2)
+    port, real = free_port(), int(harness_url().rpartition(":")[2].partition("/")[0])
+    back = threading.Thread(target=forward_one, args=(port, real, 1.0))
+    back.start()
+    began = time.monotonic()
+    with served(port):
+        flows.report(create_markdown_artifact, "here again", key="came-back")
+    assert time.monotonic() - began > 0.9
+    back.join(10)
+    with get_client(sync_client=True) as client:
+        assert "here again" in [artifact.data for artifact in client.read_latest_artifacts()]
+
+
+def forward_one(port: int, real: int, after: float) -> None:
+    """Nobody listens at `port` for a while; then one connection goes on to `real`."""
+    time.sleep(after)
+    with socket.create_server(("127.0.0.1", port)) as server:
+        inward, _ = server.accept()
+        with inward, socket.create_connection(("127.0.0.1", real)) as outward:
+            ways = [threading.Thread(target=pump, args=way) for way in ((inward, outward), (outward, inward))]
+            for way in ways:
+                way.start()
+            for way in ways:
+                way.join(10)
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    source.settimeout(3)
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+def test_what_the_server_refuses_is_an_error(prefect_harness):
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from pipelines.flows import report
+
+    with pytest.raises((PrefectHTTPStatusError, ValueError)):
+        report(create_markdown_artifact, "text", key="Not A Key")
+
+
+def test_all_deployments_are_taken_by_a_server_that_checks_their_parameters(prefect_harness):
+    """`prefect deploy --all` for real: entrypoints load, schedules parse, runs are refused what flows do not know."""
+    import httpx
+
+    from benchmarks.deploy_local import POOL, PREFECT
+
+    url = harness_url()
+    environment = os.environ | {"PREFECT_API_URL": url, "DECA_CHECKOUT": str(ROOT), "PYTHONPATH": str(ROOT)}
+    httpx.post(f"{url}/work_pools/", json={"name": POOL, "type": "process"}).raise_for_status()
+    done = subprocess.run([*PREFECT, "deploy", "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {flow["id"]: flow["name"] for flow in httpx.post(f"{url}/flows/filter", json={}).json()}
+    there = {(names[one["flow_id"]], one["name"]): one for one in httpx.post(f"{url}/deployments/filter", json={}).json()}
+    flow = {"ablate": "evaluate"}  # the others are called as their functions are
+    for entry in DEPLOYMENTS:
+        function = entry["entrypoint"].rpartition(":")[2]
+        one = there.pop((flow.get(function, function), entry["name"]))
+        assert one["work_pool_name"] == POOL
+        assert one["concurrency_limit"] == 1 or one["global_concurrency_limit"]["limit"] == 1
+        assert one["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+        assert not any(schedule["active"] for schedule in one["schedules"])
+        assert "config" in one["parameter_openapi_schema"]["required"]
+        run = httpx.post(f"{url}/deployments/{one['id']}/create_flow_run", json={"parameters": {"config": {"colour": 1}}})
+        assert run.status_code in (409, 422), run.text
+        assert "colour" in run.text
+    assert not there
