@@ -63,6 +63,15 @@ class Process(NamedTuple):
         return (int(fields[11] or 0) + int(fields[12] or 0)) / os.sysconf("SC_CLK_TCK")
 
     @property
+    def peak(self) -> int:
+        """Most bytes of memory it ever held; 0 once it is gone."""
+        try:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+    @property
     def command(self) -> bytes:
         try:
             return Path(f"/proc/{self.pid}/cmdline").read_bytes()
@@ -295,7 +304,9 @@ def stay(deployment: Deployment) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "deploy-local", help="all state; kept from start to start")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "deploy-local", help="all state; kept from start to start"
+    )
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--limit", type=int, default=1, help="flow runs at a time")
     parser.add_argument("--check", action="store_true", help="prove it, in a temporary folder and on a free port")

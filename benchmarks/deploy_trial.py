@@ -92,9 +92,7 @@ class Trial:
 
     def ended(self, run: Run) -> Run:
         """The run in its last state."""
-        now: Run = self.until(
-            f"the end of {run['name']}", lambda: (one := self.run(run))["state_type"] in DONE and one
-        )
+        now: Run = self.until(f"the end of {run['name']}", lambda: (one := self.run(run))["state_type"] in DONE and one)
         return now
 
     def completed(self, scene: str, name: str, run: Run) -> dict[str, str]:
@@ -107,11 +105,9 @@ class Trial:
         rows = next(json.loads(one["data"]) for key, one in artifacts.items() if key.endswith("-summary"))
         summary = {row["what"]: row["value"] for row in rows}
         progress = next(one["data"] for key, one in artifacts.items() if key.endswith("-progress"))
-        self.say(
-            f"{name} {now['name']}: {now['state_name']} after {now['total_run_time']:.1f} s, {summary['units_run']} units"
-            f" done, {summary['units_skipped']} skipped; artifacts by the API: {', '.join(sorted(artifacts))}"
-            f" (progress {progress:.0f} %)"
-        )
+        units = f"{summary['units_run']} units done, {summary['units_skipped']} skipped"
+        self.say(f"{name} {now['name']}: {now['state_name']} after {now['total_run_time']:.1f} s; {units}")
+        self.say(f"artifacts, read by the API: {', '.join(sorted(artifacts))}; progress {progress:.0f} %")
         if summary["outcome"] != "complete":
             raise DeploymentError(f"{name} {now['name']}: {summary}")
         return summary
@@ -191,7 +187,9 @@ class Trial:
 
     def after(self, lost: Run) -> Run | None:
         """The first firing after another; those that fell into it were cancelled."""
-        later = (run for run in self.fired() if moment(run["expected_start_time"]) > moment(lost["expected_start_time"]))
+        later = (
+            run for run in self.fired() if moment(run["expected_start_time"]) > moment(lost["expected_start_time"])
+        )
         return next((run for run in later if run["state_type"] != "CANCELLED"), None)
 
     def running(self, name: str) -> Run | None:
@@ -237,22 +235,35 @@ class Trial:
         self.verified(dest)
 
     def nodes(self) -> None:
-        source, dest = photographs(self.folder / "many", MANY), self.folder / "on-ray"
+        source, people, heads = (
+            photographs(self.folder / "many", MANY),
+            self.folder / "on-ray",
+            self.folder / "heads-on-ray",
+        )
         with ray_nodes(self.deployment, self.folder) as (address, raylets):
             self.say(f"ray start --head and ray start --address {address}, one CPU each")
-            config = self.config(source, dest) | {"ray": {}}
-            run = self.start("ingest/adhoc", config, {"RAY_ADDRESS": address})
-            seconds: dict[Process, float] = {}
-            while (now := self.run(run))["state_type"] not in DONE:
-                seconds |= {worker: worker.seconds for worker in workers_of(raylets)}
-                time.sleep(0.5)
-            self.completed("nodes", "ingest/adhoc", now)
-            by_node = {name: sum(s for w, s in seconds.items() if w in raylets[name][1]) for name in raylets}
-            told = ", ".join(f"{name} {spent:.1f} s in {len(raylets[name][1])} worker(s)" for name, spent in by_node.items())
-            self.say(f"processor time of the units' workers: {told}")
-            if min(by_node.values()) < 1.0:
-                raise DeploymentError("a node did not work")
-        self.verified(dest)
+            self.on_both(raylets, "ingest/adhoc", self.config(source, people) | {"ray": {}}, address)
+            config = self.config(people, heads, precision="fp32", compile=False) | {"ray": {}}
+            self.on_both(raylets, "reconstruct/adhoc", config, address)
+        self.verified(people)
+        self.verified(heads)
+
+    def on_both(self, raylets: Raylets, name: str, config: dict[str, Any], address: str) -> None:
+        """Run a deployment on Ray, and see that each node's workers have computed."""
+        run = self.start(name, config, {"RAY_ADDRESS": address})
+        seen: dict[Process, tuple[str, float, int]] = {}  # worker: node, processor seconds, most bytes
+        while (now := self.run(run))["state_type"] not in DONE:
+            seen |= {one: (node, one.seconds, one.peak) for node, one in units_workers(raylets) if one.alive}
+            time.sleep(0.5)
+        self.completed("nodes", name, now)
+        for node in raylets:
+            mine = [(seconds, peak) for where, seconds, peak in seen.values() if where == node]
+            spent, most = sum(one[0] for one in mine), max((one[1] for one in mine), default=0)
+            self.say(
+                f"node {node}: {len(mine)} worker(s), {spent:.1f} s of a processor, at most {most / 2**20:.0f} MiB"
+            )
+            if spent < 1.0:
+                raise DeploymentError(f"node {node} did not work")
 
 
 SCENES = ("schedule", "killed", "adhoc", "server", "nodes")
@@ -264,7 +275,7 @@ def moment(text: str) -> datetime:
 
 # --- Ray's nodes ------------------------------------------------------------------------------------------------------
 
-Raylets = dict[str, tuple[Process, set[Process]]]  # node: its raylet, and the workers of ours seen on it
+Raylets = dict[str, Process]  # by node
 
 
 @contextmanager
@@ -286,7 +297,7 @@ def ray_nodes(deployment: Deployment, folder: Path) -> Iterator[tuple[str, Rayle
                 [*ray, *options, *common], env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
             started.append(node)
-            raylets[name] = (_raylet(node), set())
+            raylets[name] = _raylet(node)
         yield address, raylets
     finally:
         end({Process.of(pid) for node in started for pid in [node.pid, *descendants(node.pid)]})
@@ -307,15 +318,12 @@ def _raylet(node: subprocess.Popen[bytes]) -> Process:
     raise DeploymentError(f"ray start ended with {node.poll()}")
 
 
-def workers_of(raylets: Raylets) -> list[Process]:
-    """Actors that work units now; each is noted with its node."""
-    found = []
-    for raylet, seen in raylets.values():
+def units_workers(raylets: Raylets) -> Iterator[tuple[str, Process]]:
+    """(node, process) of the actors that work units now."""
+    for node, raylet in raylets.items():
         for pid in descendants(raylet.pid):
             if (process := Process.of(pid)).command.startswith(b"ray::_Runner"):
-                found.append(process)
-                seen.add(process)
-    return found
+                yield node, process
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

@@ -121,7 +121,9 @@ def reconstruct(config: ReconstructConfig) -> Any:
 def ingest(config: IngestConfig) -> Any:
     """Any archive in, faces sorted by identity out: see `deca ingest --help`. The call's result is the summary."""
     summary = run_ingest(config, on_progress=ProgressArtifact("ingest-progress"), stage=as_task)
-    report(create_markdown_artifact, _ingest_report(summary), key="ingest-report", description=f"faces in {summary.dest}")
+    report(
+        create_markdown_artifact, _ingest_report(summary), key="ingest-report", description=f"faces in {summary.dest}"
+    )
     return _finish("ingest", f"faces in {summary.dest}", summary)
 
 
@@ -182,7 +184,9 @@ def animate(config: AnimateConfig) -> Any:
 def train(config: TrainConfig) -> Any:
     """Faces in, a trained model out: see `deca train --help`. The call's result is the summary."""
     summary = run_train(config, on_progress=ProgressArtifact("train-progress"), stage=as_task)
-    report(create_markdown_artifact, _train_report(summary), key="train-report", description=f"model in {summary.model}")
+    report(
+        create_markdown_artifact, _train_report(summary), key="train-report", description=f"model in {summary.model}"
+    )
     return _finish("train", f"model in {summary.model}", summary)
 
 

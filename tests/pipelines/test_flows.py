@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -113,7 +112,9 @@ def test_all_deployments_are_taken_by_a_server_that_checks_their_parameters(pref
     done = subprocess.run([*PREFECT, "deploy", "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     names = {flow["id"]: flow["name"] for flow in httpx.post(f"{url}/flows/filter", json={}).json()}
-    there = {(names[one["flow_id"]], one["name"]): one for one in httpx.post(f"{url}/deployments/filter", json={}).json()}
+    there = {
+        (names[one["flow_id"]], one["name"]): one for one in httpx.post(f"{url}/deployments/filter", json={}).json()
+    }
     flow = {"ablate": "evaluate"}  # the others are called as their functions are
     for entry in DEPLOYMENTS:
         function = entry["entrypoint"].rpartition(":")[2]
@@ -123,7 +124,9 @@ def test_all_deployments_are_taken_by_a_server_that_checks_their_parameters(pref
         assert one["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
         assert not any(schedule["active"] for schedule in one["schedules"])
         assert "config" in one["parameter_openapi_schema"]["required"]
-        run = httpx.post(f"{url}/deployments/{one['id']}/create_flow_run", json={"parameters": {"config": {"colour": 1}}})
+        run = httpx.post(
+            f"{url}/deployments/{one['id']}/create_flow_run", json={"parameters": {"config": {"colour": 1}}}
+        )
         assert run.status_code in (409, 422), run.text
         assert "colour" in run.text
     assert not there
