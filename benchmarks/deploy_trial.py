@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -346,6 +347,8 @@ def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
         raise DeploymentError(f"--only {','.join(sorted(unknown))}: there are {', '.join(SCENES)}")
     (folder / "data").mkdir(parents=True)
     deployment = Deployment(folder / "deployment", free_port(), limit=2)
+    # Nodes and drivers of a Ray cluster show one another a token (docs/deploy.md).
+    deployment.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     trial = Trial(deployment, folder / "data")
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {os.cpu_count()} cores", flush=True)
     try:
