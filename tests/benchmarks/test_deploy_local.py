@@ -13,7 +13,7 @@ import pytest
 from benchmarks.deploy_local import MARK, DeploymentError, Process, end, family
 from benchmarks.deploy_trial import run_trial
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
 # Ends at once; its child belongs to nobody and to another session.
 ORPHANS = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)"
 
