@@ -1,10 +1,11 @@
-# setup: .venv from requirements.lock · node: programs of the tests · demo · test · lint · bench · sheets · lock
+# setup: .venv from requirements.lock · node: programs of the tests · demo · test · chaos · lint · bench · sheets · lock
+# deploy-local: server, pool, worker and all deployments on this machine · deploy-test: what they go through
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.9
 
-.PHONY: setup node demo test lint format bench sheets lock clean
+.PHONY: setup node demo test chaos deploy-local deploy-test lint format bench sheets lock clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +37,17 @@ test: setup node
 	@said=$$(mktemp); $(BIN)/python -m pytest $(ENGINES:%=--ignore=%) >$$said 2>&1 & other=$$!; \
 	 $(BIN)/python -m pytest $(ENGINES); status=$$?; \
 	 wait $$other || status=1; cat $$said; rm $$said; exit $$status
+
+# At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md.
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos --markdown docs/chaos-table.md
+	$(BIN)/python -m benchmarks.erasures
+
+deploy-local: setup
+	$(BIN)/python -m benchmarks.deploy_local
+
+deploy-test: setup
+	$(BIN)/python -m benchmarks.deploy_local --check
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -96,14 +96,14 @@ def test_commands_parse(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_modules_and_targets_exist(page):
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = page.read_text()
     for line in re.findall(r"python -m (benchmarks\.[a-z_]+)([^`\n#]*)", text):
         source = ROOT / f"{line[0].replace('.', '/')}.py"
         assert source.is_file(), f"{relative(page)}: {line[0]}"
         for option in re.findall(r"--[a-z][a-z-]+", line[1]):
             assert option in source.read_text(), f"{relative(page)}: {line[0]} has no {option}"
-    for target in re.findall(r"`make ([a-z]+)", text) + re.findall(r"^make ([a-z]+)", text, re.MULTILINE):
+    for target in re.findall(r"`make ([a-z-]+)", text) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, f"{relative(page)}: make {target}"
 
 
