@@ -41,9 +41,9 @@ def seeded(count: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
     return faults
 
 
-def every_step(suite: Suite) -> Iterator[Fault]:
-    """An end before every step of every job, and after every one that gives a file its name."""
-    for job in JOBS:
+def every_step(suite: Suite, jobs: Sequence[str]) -> Iterator[Fault]:
+    """An end before every step of the jobs, and after every one that gives a file its name."""
+    for job in jobs:
         for number, step in enumerate(suite.baseline(job, False).steps):
             yield Fault(EVERY_STEP, job, number, number)
             if visible(step):
@@ -63,11 +63,12 @@ def main() -> None:
     wanted = [word.strip() for word in options.kinds.split(",")]
     kinds = [kind for kind in KINDS.values() if any(word in kind.name for word in wanted)]
     started, results = time.monotonic(), list[Result]()
-    with tempfile.TemporaryDirectory(prefix="deca-chaos-") as name, Suite(Path(name)) as suite:
+    jobs = [job for job in JOBS if job in (options.jobs.split(",") if options.jobs else JOBS)]
+    with tempfile.TemporaryDirectory(prefix="deca-chaos-") as name, Suite(Path(name), jobs) as suite:
         faults = seeded(options.faults, options.seed, kinds)
         if KINDS[EVERY_STEP] in kinds and not options.no_steps:
-            faults = [*every_step(suite), *faults]
-        faults = [fault for fault in faults if not options.jobs or fault.job in options.jobs.split(",")]
+            faults = [*every_step(suite, jobs), *faults]
+        faults = [fault for fault in faults if fault.job in jobs]
         for number, fault in enumerate(faults, 1):
             result = suite.run(fault, KINDS[fault.kind].strike)
             results.append(result)
@@ -76,9 +77,10 @@ def main() -> None:
     tried = [result for result in results if not result.skipped]
     failed = [result for result in tried if not result.ok]
     hit = [result for result in tried if result.hit]
+    lost, doubled = (sum(getattr(result, name) for result in tried) for name in ("lost", "doubled"))
     total = (
         f"{len(tried)} faults of {len({result.fault.kind for result in tried})} kinds, {len(hit)} of which hit a run "
-        f"at work: {sum(result.lost for result in tried)} rows lost, {sum(result.doubled for result in tried)} doubled, "
+        f"at work: {lost} rows lost, {doubled} doubled, "
         f"{len(tried) - len(failed)} datasets whole; {time.monotonic() - started:.0f} s on {os.cpu_count()} cores, "
         f"seed {options.seed}"
     )

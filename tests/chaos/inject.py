@@ -27,6 +27,7 @@ CALLS = {
     "os.rmdir": (os, "rmdir", 0),
     "write": (Path, "write_bytes", 0),
 }
+DELETIONS = ("os.unlink", "os.remove", "os.rmdir")
 VISIBLE = ("os.replace", "os.link")  # steps that give a name: a process may also end right after them
 
 
@@ -62,7 +63,7 @@ class _Steps:
         @wraps(call)
         def stepped(*args: Any, **kwargs: Any) -> Any:
             place = self.place(args[argument], kwargs.get("dir_fd"))
-            if place is None or getattr(self.inside, "step", False):
+            if place is None or getattr(self.inside, "step", False) or self.idle(name, place):
                 return call(*args, **kwargs)
             self.inside.step = True  # Path.unlink is os.unlink, and counts once
             try:
@@ -86,6 +87,10 @@ class _Steps:
             base = "" if folder is None else os.readlink(f"/proc/self/fd/{folder}")
             path = os.path.abspath(os.path.join(base, os.fsdecode(where)))
         return os.path.relpath(path, self.root) if f"{path}/".startswith(f"{self.root}/") else None
+
+    def idle(self, name: str, place: str) -> bool:
+        """Whether a deletion finds nothing to delete, as after every temp file that was given its name."""
+        return name in DELETIONS and not os.path.lexists(os.path.join(self.root, place))
 
     def begin(self, name: str, place: str) -> int:
         with self.lock:

@@ -39,7 +39,7 @@ PEOPLE = ("ann", "bob", "cyd", "dan")
 PICTURES = 3  # of each
 BROKEN = "ann/broken.jpg"
 SMALL = {"units.items_per_unit": 3, "annotate.provider": "sidecar", "inputs.exclude": '["*_mask.png"]'}
-SHARDS = {"shards.faces_per_shard": 5, "shards.val_fraction": 0.3}
+SHARDS = {"shards.faces_per_shard": 5, "shards.val_fraction": 0.2}
 
 
 def _settings(**values: Any) -> tuple[str, ...]:
@@ -51,22 +51,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "ingest": ("ingest", "{photos}", "{dest}", *PATTERN, *_settings(**SMALL, **SHARDS)),
     "extend": ("ingest", "{grown}", "{dest}", *PATTERN, *_settings(**SMALL, **SHARDS)),
     "reconstruct": ("fit", "{photos}", "{dest}", *_settings(**SMALL, layout="files")),
-    "train": ("train", "world", "{dest}", "--config", "{train}"),
+    "train": ("train", "{base}", "{dest}", "--config", "{train}"),
 }
 JOBS = tuple(COMMANDS)
 STEP = {"subjects": 1, "images": 2}
 TRAIN = {
-    "world": {"people": 2, "images": 2, "val_people": 1},
     "data": {"threads": 1, "prefetch": 1},
     "backbone": "mobilenet_v3_small",
-    "pretrain": {"steps": 2, "subjects": 2, "images": 1},
+    "pretrain": {"steps": 1, "subjects": 2, "images": 1},
     "coarse": {"steps": 2, **STEP},
     "detail": {"steps": 1, **STEP},
     "networks": {"identity": "random", "perceptual": "random"},
     "weights": {"coarse": {"identity": 0.0}},
     "precision": "fp32",
     "checkpoint_every": 1,
-    "validation_batches": 1,
+    "validation_batches": 0,
     "log_every": 1,
     "mrf_size": 32,
     "ema": None,
@@ -84,7 +83,7 @@ class Sources:
     @property
     def places(self) -> dict[str, str]:
         """Values of the names in braces of COMMANDS, but for {dest}."""
-        return {name: str(self.folder / name) for name in ("photos", "grown")} | {
+        return {name: str(self.folder / name) for name in ("photos", "grown", "base")} | {
             "train": str(self.folder / "train.yaml")
         }
 

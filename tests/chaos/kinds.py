@@ -231,7 +231,7 @@ def kill_worker(trial: Trial) -> Strike:
     return on_nodes(trial, strike, 4.0)
 
 
-@kind("kill -9 of the driver, on Ray", 4, UNITS)
+@kind("kill -9 of a driver on Ray", 4, UNITS)
 def kill_driver_on_ray(trial: Trial) -> Strike:
     return on_nodes(trial, lambda run: run.signal(signal.SIGKILL), 5.0)
 

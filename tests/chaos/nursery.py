@@ -1,4 +1,4 @@
-"""Starts commands as forks of one process that has the program and its models loaded: `python -m tests.chaos.nursery`.
+"""Starts commands as forks of one process that has the program and its models loaded: `python -m tests.chaos.nursery JOBS`.
 
 A fault then costs no import. One JSON line asks for a run; the answers are the child's number, and how it ended. The
 child is the leader of a session of its own, as a command in a terminal is.
@@ -11,14 +11,15 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 READ_TIMEOUT = 1.5  # seconds that the S3 driver of a child waits for an answer; its own 15 would make timeouts dear
 
 
-def warm() -> None:
-    """Load what a run loads, by a small run of everything."""
+def warm(jobs: Sequence[str]) -> None:
+    """Load what runs of these jobs load, by small runs."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
@@ -28,22 +29,26 @@ def warm() -> None:
     import pipelines.cli  # noqa: F401
     from pipelines.ingest import ingest
     from pipelines.reconstruct import reconstruct
-    from pipelines.train import train
     from schemas.ingest import IngestConfig
     from schemas.reconstruct import ReconstructConfig
-    from tests.tasks.training import small_config
+    from schemas.train import TrainConfig
+    from tests.chaos.jobs import STEP, TRAIN
 
-    here = {"ray": {"workers": 0}, "annotate": {"dlib": {"max_upsample": 1}}}
     with tempfile.TemporaryDirectory(prefix="deca-warm-") as folder:
         source = Path(folder) / "source"
-        source.mkdir()
-        (source / "a.jpg").write_bytes(_picture())
-        places = {"source": str(source), "identity": {"method": "none"}, **here}
-        ingest(IngestConfig.model_validate({**places, "dest": f"{folder}/faces"}))
-        fit = {"source": str(source), "dest": f"{folder}/fit", "codes": "landmarks", **here}
-        reconstruct(ReconstructConfig.model_validate(fit))
-        one = {"steps": 1, "subjects": 1, "images": 2}
-        train(small_config(f"{folder}/train", coarse=one, detail=one, validation_batches=1))
+        for person in ("ann", "bob"):
+            (source / person).mkdir(parents=True)
+            for number in range(2):
+                (source / person / f"{number}.jpg").write_bytes(_picture())
+        here = {"source": str(source), "annotate": {"dlib": {"max_upsample": 1}}, "ray": {"workers": 0}}
+        named = {"identity": {"pattern": "{identity}/{image}"}, "shards": {"val_fraction": 0.2}}
+        ingest(IngestConfig.model_validate({**here, **named, "dest": f"{folder}/faces"}))
+        reconstruct(ReconstructConfig.model_validate({**here, "dest": f"{folder}/fit", "codes": "landmarks"}))
+        if "train" in jobs:
+            from pipelines.train import train
+
+            places = {"source": f"{folder}/faces", "dest": f"{folder}/train", "pretrain": {**STEP, "steps": 1}}
+            train(TrainConfig.model_validate({**TRAIN, **places, "ray": {"workers": 0}}))
 
 
 def _picture() -> bytes:
@@ -91,7 +96,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what models print while they load is no answer
     sys.dont_write_bytecode = True
-    warm()
+    warm(sys.argv[1:])
     answers.write("ready\n")
     for line in sys.stdin:
         child = os.fork()

@@ -38,9 +38,9 @@ class Hung(Exception):
 class Nursery:
     """Runs commands one after the other, as forks of a process that is loaded already."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.nursery"],
+            [sys.executable, "-m", "tests.chaos.nursery", *jobs],
             cwd=ROOT,
             env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,

@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from types import TracebackType
 
 from tasks.storage import Store
 from tests.chaos.inject import Injection, read_steps, visible
-from tests.chaos.jobs import Sources, command, contents, count_files, leftovers, problems, rows
+from tests.chaos.jobs import JOBS, Sources, command, contents, count_files, leftovers, problems, rows
 from tests.chaos.machines import BUCKET, Bucket, Nodes, Prefect
 from tests.chaos.processes import Nursery, Run
 from tests.chaos.proxy import Rule
@@ -83,10 +83,10 @@ Striker = Callable[["Trial"], Strike]
 class Suite:
     """The sources, the undisturbed runs and the machines, each made when a fault first needs it."""
 
-    def __init__(self, folder: Path, s3_endpoint: str | None = None) -> None:
-        """s3_endpoint: of a server that runs already."""
+    def __init__(self, folder: Path, jobs: Sequence[str] = JOBS, s3_endpoint: str | None = None) -> None:
+        """jobs: those that will be struck. s3_endpoint: of a server that runs already."""
         self.folder, self.s3_endpoint = folder, s3_endpoint
-        self.nursery = Nursery()
+        self.nursery = Nursery(jobs)
         self.sources = Sources(folder)
         self.baselines: dict[tuple[str, bool], Baseline] = {}
         self.base = folder / "base"  # a finished ingest of the archive as it was before it grew
