@@ -28,18 +28,18 @@ CALLS = {
     "write": (Path, "write_bytes", 0),
 }
 DELETIONS = ("os.unlink", "os.remove", "os.rmdir")
-VISIBLE = ("os.replace", "os.link")  # steps that give a name: a process may also end right after them
+VISIBLE = ("os.replace", "os.link")  # steps that give a name
+Action = Literal["end", "power", "clock", "none"]
 
 
 @dataclass(frozen=True)
 class Injection:
-    """What happens at a step. action end: the process is gone; power: so is whatever was not made durable; clock:
+    """What happens before a step, which is after the one before it. action end: the process is gone; power: so is whatever was not made durable; clock:
     `time.time` jumps by `seconds`; none: the steps are only written to `record`."""
 
     dest: str
-    action: Literal["end", "power", "clock", "none"] = "none"
+    action: Action = "none"
     at: int = 0
-    after: bool = False
     seconds: float = 0.0
     record: str | None = None
 
@@ -67,12 +67,10 @@ class _Steps:
                 return call(*args, **kwargs)
             self.inside.step = True  # Path.unlink is os.unlink, and counts once
             try:
-                number = self.begin(name, place)
+                self.begin(name, place)
                 result = call(*args, **kwargs)
                 if name == "os.fsync":
                     self.durable.add(os.fstat(args[0]).st_ino)
-                if self.injection.after and number == self.injection.at:
-                    self.strike()
                 return result
             finally:
                 self.inside.step = False
@@ -92,16 +90,15 @@ class _Steps:
         """Whether a deletion finds nothing to delete, as after every temp file that was given its name."""
         return name in DELETIONS and not os.path.lexists(os.path.join(self.root, place))
 
-    def begin(self, name: str, place: str) -> int:
+    def begin(self, name: str, place: str) -> None:
         with self.lock:
             number = self.count
             self.count += 1
             if self.injection.record:
                 with open(self.injection.record, "a") as file:
                     file.write(f"{name} {place}\n")
-            if not self.injection.after and number == self.injection.at:
+            if number == self.injection.at:
                 self.strike()
-            return number
 
     def strike(self) -> None:
         action = self.injection.action

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.inject import ENDED, Injection
+from tests.chaos.inject import ENDED, Action, Injection
 from tests.chaos.jobs import JOBS, count_files
 from tests.chaos.machines import Plain, enlarge, small_disk
 from tests.chaos.processes import Run, kill
@@ -89,22 +89,22 @@ def kill_flow_run(trial: Trial) -> Strike:
 # --- one step of writing ----------------------------------------------------------------------------------------------
 
 
-def at_step(trial: Trial, action: str, step: int, after: bool = False, seconds: float = 0.0) -> Strike:
+def at_step(trial: Trial, action: Action, step: int, seconds: float = 0.0) -> Strike:
     trial.prepare()
-    injection = Injection(trial.dest, action, step, after, seconds)  # type: ignore[arg-type]
+    injection = Injection(trial.dest, action, step, seconds)
     started = time.monotonic()
     code = trial.start(injection).wait()
     hit = code == ENDED or action == "clock"
     name = trial.baseline.steps[step]
     at = started if action == "clock" else time.monotonic()
-    return Strike(at if hit else None, code, f"{'after' if after else 'before'} step {step}: {name}")
+    return Strike(at if hit else None, code, f"before step {step}: {name}")
 
 
 @kind("end at a step of writing", 0)
 def end_at_step(trial: Trial) -> Strike:
     step = trial.fault.step
     chosen = trial.draw.randrange(len(trial.baseline.steps)) if step is None else step
-    return at_step(trial, "end", chosen, trial.fault.after)
+    return at_step(trial, "end", chosen)
 
 
 @kind("power cut", 12)

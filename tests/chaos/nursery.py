@@ -1,6 +1,6 @@
-"""Starts commands as forks of one process that has the program and its models loaded: `python -m tests.chaos.nursery JOBS`.
+"""Starts commands as forks of one process that has the program and its models loaded.
 
-A fault then costs no import. One JSON line asks for a run; the answers are the child's number, and how it ended. The
+`python -m tests.chaos.nursery JOBS`: a fault then costs no import. One JSON line asks for a run; the answers are the child's number, and how it ended. The
 child is the leader of a session of its own, as a command in a terminal is.
 """
 
@@ -105,6 +105,8 @@ def main() -> None:
             code = 70
             try:
                 code = run(json.loads(line))
+            except KeyboardInterrupt:  # before the command has begun
+                code = 130
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:

@@ -29,7 +29,6 @@ class Fault:
     job: str
     seed: int
     step: int | None = None  # where the kind strikes at a given one
-    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,8 +238,8 @@ class Trial:
         expected = self.baseline
         if code != expected.code:
             result.wrong.append(f"the second run ended with {code}: {self.log.read_text()[-300:]}")
-        if "Traceback" in self.log.read_text(errors="replace"):
-            result.wrong.append("a traceback in place of one line")
+        if (said := self.log.read_text(errors="replace")) and "Traceback" in said:
+            result.wrong.append(f"a traceback in place of one line: {said[said.index('Traceback') :][-600:]}")
         try:
             found = rows(self.fault.job, self.dest)
             result.wrong += problems(self.fault.job, self.dest)

@@ -57,7 +57,7 @@ def test_an_end_at_a_step_of_writing(suite: Suite, job: str) -> None:
     named = [number for number, step in enumerate(steps) if visible(step)]
     for place in range(STEPS):
         number = named[(2 * place + 1) * len(named) // (2 * STEPS)]
-        result = struck(suite, Fault("end at a step of writing", job, 0, number, after=place % 2 == 1))
+        result = struck(suite, Fault("end at a step of writing", job, 0, number + place % 2))
         assert result.hit
 
 
