@@ -34,8 +34,11 @@ Action = Literal["end", "power", "clock", "none"]
 
 @dataclass(frozen=True)
 class Injection:
-    """What happens before a step, which is after the one before it. action end: the process is gone; power: so is whatever was not made durable; clock:
-    `time.time` jumps by `seconds`; none: the steps are only written to `record`."""
+    """What happens before a step, which is after the one before it.
+
+    end: the process is gone; power: so is whatever was not made durable; clock: `time.time` jumps by `seconds`. Where
+    `record` is named, the steps are written there.
+    """
 
     dest: str
     action: Action = "none"

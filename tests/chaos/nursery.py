@@ -1,7 +1,7 @@
 """Starts commands as forks of one process that has the program and its models loaded.
 
-`python -m tests.chaos.nursery JOBS`: a fault then costs no import. One JSON line asks for a run; the answers are the child's number, and how it ended. The
-child is the leader of a session of its own, as a command in a terminal is.
+`python -m tests.chaos.nursery JOBS`: a fault then costs no import. One JSON line asks for a run; the answers are the
+child's number, and how it ended. The child is the leader of a session of its own, as a command in a terminal is.
 """
 
 from __future__ import annotations
