@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -26,18 +27,17 @@ TRAIN_STRIDE = 5  # of the steps of train, whose runs are dear
 
 
 def seeded(count: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
-    """Faults in the kinds' shares, the jobs in turn; a kind's first faults are the same however many there are."""
+    """Faults in the kinds' shares, the jobs in turn; the first ones of a kind are the same however many there are."""
     shares = {kind.name: kind.share for kind in kinds if kind.share}
-    total, given = sum(shares.values()), dict.fromkeys(shares, 0)
+    given = dict.fromkeys(shares, 0)
     for _ in range(count if shares else 0):
-        given[max(shares, key=lambda name: shares[name] / total * count - given[name])] += 1
+        given[max(shares, key=lambda name: shares[name] / (given[name] + 1))] += 1
     faults = []
-    for number, kind in enumerate(kinds):
-        first = random.Random(f"{seed} {kind.name}").randrange(len(kind.jobs))
+    for kind in kinds:
+        draw = random.Random(f"{seed} {kind.name}")
+        first = draw.randrange(len(kind.jobs))
         for index in range(given.get(kind.name, 0)):
-            faults.append(
-                Fault(kind.name, kind.jobs[(first + index) % len(kind.jobs)], 1000 * seed + 100 * number + index)
-            )
+            faults.append(Fault(kind.name, kind.jobs[(first + index) % len(kind.jobs)], draw.randrange(10**6)))
     return faults
 
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # machines are taken down
     wanted = [word.strip() for word in options.kinds.split(",")]
     kinds = [kind for kind in KINDS.values() if any(word in kind.name for word in wanted)]
     started, results = time.monotonic(), list[Result]()

@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from deca_core.checkpoint import WEIGHTS_FILE
+from schemas.annotate import AnnotateConfig
 from schemas.train import STAGES
+from tasks.annotators import load_annotator
 from tasks.checkpoints import TrainStateError, list_checkpoints, read_state
 from tasks.plan import committed_parts, standing_quarantine
 from tasks.storage import SCRATCH_PREFIX, Store, open_uri
@@ -88,7 +92,7 @@ class Sources:
         }
 
     def write(self) -> None:
-        """Pictures with their labels beside them (landmarks and skin mask, by dlib, once), and the settings of train.
+        """Pictures with their labels (landmarks, skin mask) beside them, and the settings of train.
 
         `grown` holds what `photos` does until `grow` is called.
         """
@@ -108,9 +112,9 @@ class Sources:
         path = self.folder / source / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_jpeg(number))
-        points, mask = _labels(_jpeg(number))
+        points, mask = _labels(number)
         np.save(path.with_suffix(".npy"), points)
-        Image.fromarray(mask).save(path.with_name(f"{path.stem}_mask.png"))
+        mask.save(path.with_name(f"{path.stem}_mask.png"))
 
     def upload(self, uri: str) -> None:
         """The photographs and their labels into a bucket."""
@@ -118,26 +122,42 @@ class Sources:
             Store(uri).write(path.relative_to(self.folder / "photos").as_posix(), path.read_bytes())
 
 
-def _jpeg(number: int) -> bytes:
-    """The astronaut's head, a little turned."""
+def _angle(number: int) -> int:
+    return number % 13 - 6
+
+
+@cache
+def _head() -> Image.Image:
+    """The astronaut's head, 220 x 220 pixels."""
     from skimage import data
 
-    head = Image.fromarray(data.astronaut()).crop((110, 0, 330, 220)).rotate(number % 13 - 6)
+    return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
+
+
+def _jpeg(number: int) -> bytes:
+    """The head, a little turned."""
     buffer = io.BytesIO()
-    head.save(buffer, "JPEG", quality=92 - number % 7)
+    _head().rotate(_angle(number)).save(buffer, "JPEG", quality=92 - number % 7)
     return buffer.getvalue()
 
 
-def _labels(picture: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """(landmarks (68,2), skin mask (H,W)) of the one face of a picture."""
-    from schemas.annotate import AnnotateConfig
-    from tasks.annotators import load_annotator
-
+@cache
+def _found() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What dlib finds on the upright head: landmarks (68,2), skin mask (220,220)."""
     annotator = load_annotator(AnnotateConfig())
-    image = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+    image = np.asarray(_head())
     (face,) = annotator.detect(image)
     points = annotator.landmarks(image, face)
     return points, annotator.segment(image, points)
+
+
+def _labels(number: int) -> tuple[NDArray[np.float32], Image.Image]:
+    """Landmarks and skin mask of a picture, turned as it is."""
+    points, mask = _found()
+    cosine, sine = np.cos(np.radians(_angle(number))), np.sin(np.radians(_angle(number)))
+    middle = np.array(_head().size, np.float32) / 2
+    turned = (points - middle) @ np.array([[cosine, -sine], [sine, cosine]]) + middle
+    return turned.astype(np.float32), Image.fromarray(mask).rotate(_angle(number))
 
 
 def command(job: str, dest: str, places: dict[str, str], workers: int = 0) -> list[str]:

@@ -28,9 +28,7 @@ def warm(jobs: Sequence[str]) -> None:
 
     import pipelines.cli  # noqa: F401
     from pipelines.ingest import ingest
-    from pipelines.reconstruct import reconstruct
     from schemas.ingest import IngestConfig
-    from schemas.reconstruct import ReconstructConfig
     from schemas.train import TrainConfig
     from tests.chaos.jobs import STEP, TRAIN
 
@@ -43,7 +41,11 @@ def warm(jobs: Sequence[str]) -> None:
         here = {"source": str(source), "annotate": {"dlib": {"max_upsample": 1}}, "ray": {"workers": 0}}
         named = {"identity": {"pattern": "{identity}/{image}"}, "shards": {"val_fraction": 0.2}}
         ingest(IngestConfig.model_validate({**here, **named, "dest": f"{folder}/faces"}))
-        reconstruct(ReconstructConfig.model_validate({**here, "dest": f"{folder}/fit", "codes": "landmarks"}))
+        if "reconstruct" in jobs:
+            from pipelines.reconstruct import reconstruct
+            from schemas.reconstruct import ReconstructConfig
+
+            reconstruct(ReconstructConfig.model_validate({**here, "dest": f"{folder}/fit", "codes": "landmarks"}))
         if "train" in jobs:
             from pipelines.train import train
 

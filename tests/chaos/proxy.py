@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.chaos.processes import kill
 
 STALL = 2.5  # seconds without an answer: longer than the clients of these tests wait
 SLOW = (0.1, 0.6)  # seconds before a slow answer
@@ -32,7 +33,7 @@ class Rule:
     share: float = 0.1  # of the calls, for the kinds that befall some
     at: int = 0  # number of the write from which on, or at which
     seconds: float = 0.0  # for how long new objects are not listed
-    kill: Callable[[], None] | None = None  # ends the client
+    pid: int | None = None  # of the client, where it is to be killed
     struck: int = 0
     first: float | None = None  # monotonic, of the first strike
     writes: int = 0
@@ -122,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(int(self.headers.get("Content-Length") or 2) // 2)
             return self.cut()
         body = self.body()
-        if fault == "kill before" and rule.kill:
-            rule.kill()
+        if fault == "kill before" and rule.pid:
+            kill(rule.pid)
             return self.cut()
         if fault == "timeout":
             time.sleep(STALL)
@@ -138,8 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, answer = self.upstream(body)
         if self.command == "PUT" and status < 300:
             self.proxy.born.setdefault(_key(self.path), time.monotonic())
-        if fault == "kill after" and rule.kill:
-            rule.kill()
+        if fault == "kill after" and rule.pid:
+            kill(rule.pid)
         if fault in ("lost answer", "kill after"):
             return self.cut()
         if fault == "stale listing":
