@@ -17,7 +17,7 @@ from tasks.storage import Store
 from tests.chaos.inject import Injection, read_steps, visible
 from tests.chaos.jobs import JOBS, Sources, command, contents, count_files, leftovers, problems, rows
 from tests.chaos.machines import BUCKET, Bucket, Nodes, Prefect
-from tests.chaos.processes import Nursery, Run
+from tests.chaos.processes import Hung, Nursery, Run
 from tests.chaos.proxy import Rule
 
 
@@ -161,7 +161,7 @@ class Suite:
                 Store(dest).write(path.relative_to(self.base).as_posix(), path.read_bytes())
 
     def run(self, fault: Fault, strike: Striker) -> Result:
-        """Strike, go on, check."""
+        """One fault from beginning to end."""
         self.trials += 1
         trial = Trial(self, fault, self.folder / f"trial-{self.trials}")
         result = Result(fault)
@@ -169,20 +169,11 @@ class Suite:
             trial.stack = stack
             trial.folder.mkdir()
             try:
-                struck = strike(trial)
+                trial.go(strike, result)
             except PermissionError as error:  # of this machine: no small disk
                 result.skipped = str(error)
-                return result
-            resumed = time.monotonic()
-            code = struck.code
-            result.hit, result.detail = struck.at is not None, struck.detail
-            result.survived = code == trial.baseline.code
-            if result.survived:
-                result.seconds = resumed - (struck.at or resumed)
-            code = trial.resume()
-            if not result.survived:
-                result.seconds = time.monotonic() - (struck.at or resumed)
-            trial.check(code, result)
+            except Hung as error:
+                result.wrong.append(str(error))
         trial.clear()
         return result
 
@@ -226,6 +217,17 @@ class Trial:
         if self.start_anew:
             return self.start_anew(arguments, self.log)
         return self.suite.nursery.start(arguments, self.log, self.environment, injection)
+
+    def go(self, strike: Striker, result: Result) -> None:
+        """Strike, go on, check."""
+        struck = strike(self)
+        ended = time.monotonic()
+        result.hit, result.detail = struck.at is not None, struck.detail
+        result.survived = struck.code == self.baseline.code
+        code = self.resume()
+        whole = ended if result.survived else time.monotonic()
+        result.seconds = whole - (struck.at or ended)
+        self.check(code, result)
 
     def resume(self) -> int:
         """The same command again, with nothing in its way."""
