@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from benchmarks.kills import descendants
+from tests.chaos.processes import descendants
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")

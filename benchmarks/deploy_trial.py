@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 
 from benchmarks.deploy_local import MARK, ROOT, Deployment, DeploymentError, Process, end, family, free_port, marked
-from benchmarks.kills import descendants
+from tests.chaos.processes import descendants
 
 FEW, MANY = 16, 160  # pictures: a run that is over at once, and one of a minute
 PER_UNIT = 4

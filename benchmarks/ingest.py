@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.bare import bare
-from benchmarks.kills import descendants
 from benchmarks.truth import Truth, annotation_figures, find, identity_figures, joined, read_truth
 from schemas.ingest import IngestConfig
 from tasks.versions import current, open_faces, read_assignments, verify_faces
+from tests.chaos.processes import descendants
 
 SEED = 77_001
 WORKERS = 2

@@ -278,8 +278,12 @@ class Store:
             raise FileExistsError(uri)
 
     def check_writable(self) -> None:
-        """Write and delete a small file, so that a missing right ends a run before its first minute of work."""
-        name = f"{_scratch_prefix()}{os.getpid()}-{secrets.token_hex(4)}-write-test.tmp"
+        """Write and delete a small file, so that a missing right ends a run before its first minute of work.
+
+        Its name is always the same: a run that dies in between leaves it to the next one, also on a bucket, where
+        `sweep` does not look.
+        """
+        name = f"{SCRATCH_PREFIX}write-test.tmp"
         self.write(name, b"")
         self.delete(name)
 

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.kills import descendants
 from schemas.faces import ASSIGNMENTS_SCHEMA, FacesVersion
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
@@ -33,6 +32,7 @@ from tasks.plan import committed_parts
 from tasks.shard import PublishConflict, publish
 from tasks.storage import StorageError
 from tasks.versions import FacesError, current, gc, list_versions, named_files, read_version, verify_faces
+from tests.chaos.processes import descendants
 from tests.tasks.annotated import add_photos, annotate, assign, settings
 
 

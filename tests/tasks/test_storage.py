@@ -11,10 +11,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tasks.storage import StorageError, Store, normalise
+from tasks.storage import StorageError, Store, normalise, open_uri
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -88,6 +89,21 @@ def test_unwritable_places_are_found_before_any_work(tmp_path: Path, s3: Any) ->
     good = Store(s3.uri("preflight"))
     good.check_writable()
     assert good.list() == []
+
+
+def test_a_write_test_that_was_killed_is_gone_after_the_next(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a bucket nobody sweeps temp files: what a dead run's write test left would stay for ever."""
+    for store in (Store(tmp_path / "out"), Store(s3.uri("killed-preflight"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "delete", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.check_writable()
+        fs, path = open_uri(store.uri)
+        assert len(fs.find(path)) == 1
+        store.check_writable()
+        assert fs.find(path) == []
 
 
 def test_credentials_never_stay_in_a_uri() -> None:

@@ -1,0 +1,141 @@
+"""Seeded faults over ingest, train and reconstruct: `python -m benchmarks.chaos --markdown docs/chaos-table.md`.
+
+Every fault is followed by the same command again, and then compared with a run that nothing has disturbed
+(tests/chaos). Exit code 1 where a row is lost or doubled, a file differs, or `verify` finds anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.chaos.jobs import JOBS
+from tests.chaos.kinds import KINDS, Kind
+from tests.chaos.suite import Fault, Result, Suite
+
+EVERY_STEP = "end at a step of writing"
+TRAIN_STRIDE = 5  # of the steps of train, whose runs are dear
+
+
+def seeded(count: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
+    """Faults in the kinds' shares, the jobs in turn; the first ones of a kind are the same however many there are."""
+    shares = {kind.name: kind.share for kind in kinds if kind.share}
+    given = dict.fromkeys(shares, 0)
+    for _ in range(count if shares else 0):
+        given[max(shares, key=lambda name: shares[name] / (given[name] + 1))] += 1
+    faults = []
+    for kind in kinds:
+        draw = random.Random(f"{seed} {kind.name}")
+        first = draw.randrange(len(kind.jobs))
+        for index in range(given.get(kind.name, 0)):
+            faults.append(Fault(kind.name, kind.jobs[(first + index) % len(kind.jobs)], draw.randrange(10**6)))
+    return faults
+
+
+def at_steps(suite: Suite, jobs: Sequence[str], seed: int) -> Iterator[Fault]:
+    """An end before every step of the jobs over units, which is after the one before it; of train, at some of them."""
+    for job in jobs:
+        steps = range(len(suite.baseline(job, False).steps))
+        first = random.Random(seed).randrange(TRAIN_STRIDE)
+        for number in steps[first::TRAIN_STRIDE] if job == "train" else steps:
+            yield Fault(EVERY_STEP, job, number, number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=120, help="seeded ones, besides an end at every step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="only those whose names contain one of these (commas between)")
+    parser.add_argument("--jobs", default="", help=f"only some of {', '.join(JOBS)}")
+    parser.add_argument("--no-steps", action="store_true", help="leave out the end at every step")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    options = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # machines are taken down
+    wanted = [word.strip() for word in options.kinds.split(",")]
+    kinds = [kind for kind in KINDS.values() if any(word in kind.name for word in wanted)]
+    started, results = time.monotonic(), list[Result]()
+    jobs = [job for job in JOBS if job in (options.jobs.split(",") if options.jobs else JOBS)]
+    with tempfile.TemporaryDirectory(prefix="deca-chaos-") as name, Suite(Path(name), jobs) as suite:
+        faults = seeded(options.faults, options.seed, kinds)
+        if KINDS[EVERY_STEP] in kinds and not options.no_steps:
+            faults = [*at_steps(suite, jobs, options.seed), *faults]
+        faults = [fault for fault in faults if fault.job in jobs]
+        for number, fault in enumerate(faults, 1):
+            result = suite.run(fault, KINDS[fault.kind].strike)
+            results.append(result)
+            print(f"{number:>4}/{len(faults)} {line(result)}", flush=True)
+            print("".join(f"       {what}\n" for what in result.wrong), end="", flush=True)
+    tried = [result for result in results if not result.skipped]
+    failed = [result for result in tried if not result.ok]
+    hit = [result for result in tried if result.hit]
+    lost, doubled = (sum(getattr(result, name) for result in tried) for name in ("lost", "doubled"))
+    total = (
+        f"{len(tried)} faults of {len({result.fault.kind for result in tried})} kinds, {len(hit)} of which hit a run "
+        f"at work: {lost} rows lost, {doubled} doubled, "
+        f"{len(tried) - len(failed)} datasets whole; {time.monotonic() - started:.0f} s on {os.cpu_count()} cores, "
+        f"seed {options.seed}"
+    )
+    print(total)
+    if options.markdown:
+        options.markdown.write_text(markdown(results, total))
+    sys.exit(1 if failed or not tried else 0)
+
+
+def line(result: Result) -> str:
+    fault = result.fault
+    if result.skipped:
+        return f"{fault.kind:<32} {fault.job:<12} skipped: {result.skipped}"
+    state = "whole" if result.ok else f"NOT WHOLE: {result.lost} lost, {result.doubled} doubled"
+    how = "survived" if result.survived else "resumed"
+    return (
+        f"{fault.kind:<32} {fault.job:<12} seed {fault.seed:<6} {'hit' if result.hit else 'missed':<7}{how:<9}"
+        f"{result.seconds:>6.1f} s  {state:<6}  {result.detail}"
+    )
+
+
+def markdown(results: Sequence[Result], total: str) -> str:
+    """The table of the documentation."""
+    lines = [
+        "# Faults",
+        "",
+        f"Made by `python -m benchmarks.chaos --markdown docs/chaos-table.md`. {total}.",
+        "[What it is](chaos.md).",
+        "",
+        "| Kind | Faults | Hit | Survived | Rows lost | Doubled | Byte-equal | Median, s | Worst, s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind in KINDS:
+        if found := [result for result in results if result.fault.kind == kind and not result.skipped]:
+            lines.append(f"| {kind} | {' | '.join(figures(found))} |")
+    skipped = {result.fault.kind: result.skipped for result in results if result.skipped}
+    lines += [f"| {kind} | not tried: {reason} | | | | | | | |" for kind, reason in skipped.items()]
+    lines.append(f"| **all** | {' | '.join(figures([result for result in results if not result.skipped]))} |")
+    return "\n".join([*lines, ""])
+
+
+def figures(found: Sequence[Result]) -> list[str]:
+    """Cells of a row."""
+    seconds = [result.seconds for result in found if result.hit] or [0.0]
+    counts = (
+        len(found),
+        sum(result.hit for result in found),
+        sum(result.hit and result.survived for result in found),
+        sum(result.lost for result in found),
+        sum(result.doubled for result in found),
+    )
+    equal = sum(result.equal for result in found)
+    return [*map(str, counts), f"{equal} of {len(found)}", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What some faults need beside the command: an S3 endpoint, two Ray nodes, a Prefect server, a small disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.processes import ENVIRONMENT, ROOT, Run, descendants, kill, named
+from tests.chaos.proxy import Proxy
+
+BUCKET = "chaos"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+class Bucket:
+    """A bucket of moto's S3 server, and the faulty network before it."""
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        """endpoint: of a server that runs already; None: one of its own."""
+        import boto3
+        from moto.server import ThreadedMotoServer
+
+        self.server = None if endpoint else ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        if self.server:
+            self.server.start()
+            host, port = self.server.get_host_and_port()
+            endpoint = f"http://{host}:{port}"
+        self.endpoint = endpoint or ""
+        self.before = {name: os.environ.get(name) for name in (*CREDENTIALS, "AWS_ENDPOINT_URL")}
+        os.environ.update(CREDENTIALS | {"AWS_ENDPOINT_URL": self.endpoint})  # the suite itself looks past the proxy
+        boto3.client("s3", endpoint_url=self.endpoint).create_bucket(Bucket=BUCKET)
+        self.proxy = Proxy(self.endpoint)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a command that shall meet the faulty network."""
+        return CREDENTIALS | {"AWS_ENDPOINT_URL": self.proxy.endpoint}
+
+    def close(self) -> None:
+        self.proxy.close()
+        if self.server:
+            self.server.stop()
+        for name, value in self.before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+class Nodes:
+    """A Ray cluster of two nodes with a core each, on this machine; the second one may die."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        os.environ.update(ENVIRONMENT)  # its workers inherit it
+        from ray.cluster_utils import Cluster
+
+        self.options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**self.options, "include_dashboard": False}, shutdown_at_exit=True
+        )
+        self.second = self.cluster.add_node(**self.options)
+        self.cluster.wait_for_nodes()
+
+    def workers(self) -> list[int]:
+        """Processes of the actors that run units, or that train."""
+        return named(descendants(os.getpid()), "ray::_Runner", "ray::RayTrainWorker", "ray::_RayTrainWorker")
+
+    def lose(self) -> None:
+        """kill -9 of everything on the second node, as if its machine had gone."""
+        for process in [entry for entries in self.second.all_processes.values() for entry in entries]:
+            for pid in (process.process.pid, *descendants(process.process.pid)):
+                kill(pid)
+
+    def mend(self) -> None:
+        """Another second node in the place of the lost one."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = self.cluster.add_node(**self.options)
+        self.cluster.wait_for_nodes()
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(self.environment)
+
+
+class Prefect:
+    """A Prefect server of its own, with its own database."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.home = tempfile.mkdtemp(prefix="deca-prefect-")
+        self.url = f"http://127.0.0.1:{port}/api"
+        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=os.environ | ENVIRONMENT | {"PREFECT_HOME": self.home},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 120
+        while not self._healthy():
+            if time.monotonic() > end:
+                self.close()
+                raise TimeoutError(f"no Prefect server at {self.url} after two minutes")
+            time.sleep(0.5)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        ours = {"PREFECT_API_URL": self.url, "PREFECT_HOME": self.home, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
+        return os.environ | ENVIRONMENT | ours
+
+    def close(self) -> None:
+        for pid in (*descendants(self.server.pid), self.server.pid):
+            kill(pid)
+        self.server.wait()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+class Plain(Run):
+    """A command in a process that was started afresh, with its imports: Prefect reads its settings while it loads."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        with open(log, "a") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.pid, self.log, self.code = self.process.pid, log, None
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def wait(self, seconds: float = 300.0) -> int:
+        return self.process.wait(seconds)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of `size` bytes. PermissionError where this user may not mount one."""
+    folder.mkdir(parents=True)
+    options = ["-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", *options], capture_output=True, check=False).returncode
+    ):
+        raise PermissionError("no right to mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def enlarge(folder: Path, size: int) -> None:
+    """Room on a small disk, as if somebody had cleared up."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
