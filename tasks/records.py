@@ -36,7 +36,7 @@ def schema_of(data: bytes, mark: str) -> int | None:
     """The schema of a record; None where it is damaged, or a record of another kind."""
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested without end
         return None
     version = record.get("schema_version") if isinstance(record, dict) and mark in record else None
     return version if isinstance(version, int) and not isinstance(version, bool) else None

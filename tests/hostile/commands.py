@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from schemas.ledger import SCHEMA_VERSION
 from tests.hostile.kinds import INGEST, Files, kind, refused
 
 settings = partial(kind, "settings")
@@ -93,7 +94,7 @@ def record(name: str, says: str, make: Callable[[], Files], arguments: tuple[str
 
 def plan(**changes: Any) -> bytes:
     values = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "source": "/photos",
         "root": "/photos",
         "config": {},
