@@ -144,7 +144,7 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
 def _write(
     folder: Path, weights: dict[str, Tensor], backbone: str, head: dict[str, str | None], info: dict[str, str]
 ) -> Path:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if folder.exists() and not (folder / META_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not a checkpoint. Give another folder, or remove it")
@@ -152,7 +152,7 @@ def _write(
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         tensors = {name: value.detach().to("cpu").contiguous() for name, value in weights.items()}
-        save_file(tensors, building / WEIGHTS_FILE)
+        (building / WEIGHTS_FILE).write_bytes(save(tensors))  # a full disk is an OSError here
         meta = {
             "schema_version": SCHEMA_VERSION,
             "backbone": backbone,

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn, optim
 
 from schemas.ledger import StoredFile
@@ -68,9 +68,9 @@ def publish_state(
 
 
 def _publish(store: Store, name: str, tensors: Tensors) -> StoredFile:
-    with store.scratch(name) as path:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-        size, sha256 = store.publish(path, name)
+    # Not `save_file`: its temp file is its own and outlives its process, and a full disk is no OSError there.
+    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    size, sha256 = store.write(name, data)
     return StoredFile(file=name, bytes=size, sha256=sha256)
 
 

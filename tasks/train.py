@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -267,10 +267,8 @@ class StageRun:
         """Put the last batch into storage; its URI."""
         assert self.batch is not None
         name = f"{FAILED}/{self.stage}-{self.done:08d}-{self.rank}.safetensors"
-        with self.store.scratch(name) as path:
-            tensors = {key: getattr(self.batch, key) for key in ("images", "landmarks", "masks", "subjects")}
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
-            self.store.publish(path, name)
+        tensors = {key: getattr(self.batch, key) for key in ("images", "landmarks", "masks", "subjects")}
+        self.store.write(name, save({key: value.cpu().contiguous() for key, value in tensors.items()}))
         return self.store.join(name)
 
     def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:

@@ -96,11 +96,11 @@ class AssetBundle:
 
     def save(self, folder: str | Path) -> Path:
         """Write the bundle as a folder; returns the folder. An existing bundle there is replaced."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        save_file(self.arrays(), target / ARRAYS_FILE)
+        (target / ARRAYS_FILE).write_bytes(save(self.arrays()))
         meta = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
