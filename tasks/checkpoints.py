@@ -115,16 +115,20 @@ def record_of(file: StoredFile) -> str:
 
 
 def prune(store: Store, stage: StageName, keep_last: int, keep_best: int) -> list[int]:
-    """Delete all checkpoints of a stage but the last and the best ones, records first; returns the deleted steps."""
+    """Delete all checkpoints of a stage but the last and the best ones; returns the deleted steps.
+
+    Records go after their files: what an interruption leaves is then known, and goes with the next call. Nobody goes on
+    from such a record, for later ones are there, and others are better.
+    """
     records = list_checkpoints(store, stage)
     judged = [record for record in records if "total" in record.validation]
     best = sorted(judged, key=lambda record: (record.validation["total"], -record.step))[:keep_best]
     kept = {record.step for record in [*records[-keep_last:], *best]}
     gone = [record for record in records if record.step not in kept]
     for record in gone:
-        store.delete(f"{FOLDER}/{stage}/{record.step:08d}.json")
         for file in record.files:
             store.delete(file.file)
+        store.delete(f"{FOLDER}/{stage}/{record.step:08d}.json")
     return [record.step for record in gone]
 
 

@@ -163,6 +163,8 @@ class StageRun:
     def run(self, on_progress: OnProgress | None = None) -> None:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
         timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
+        if self.rank == 0:
+            self._prune()  # a run that died may have left some of it
         if self.done == 0 and self.rank == 0:
             with self._mean_weights():
                 metrics.append({"step": 0, "validation": self._validate()})
@@ -289,9 +291,12 @@ class StageRun:
                 data=self.data.state_dict(),
             )
             publish_state(self.store, self.job.plan, self.stage, self.ranks, state, validation)
-            prune(self.store, self.stage, self.config.keep_last, self.config.keep_best)
+            self._prune()
         if self.ranks > 1:
             distributed.barrier()
+
+    def _prune(self) -> None:
+        prune(self.store, self.stage, self.config.keep_last, self.config.keep_best)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -192,7 +192,7 @@ for _name in ("kill before", "kill after"):
 @kind("object store: stale listing", 6)
 def stale_listing(trial: Trial) -> Strike:
     """Listings miss what is younger than some seconds; the run is killed, so that the next one lists in the dark."""
-    seconds, at = trial.draw.uniform(0.3, 3.0), write_at(trial)
+    seconds, at = trial.draw.uniform(1.0, 5.0), write_at(trial)
     killed = on_bucket(trial, Rule("kill after", trial.fault.seed, at=at))
     rule = Rule("stale listing", trial.fault.seed, seconds=seconds)
     trial.suite.bucket.proxy.rule = rule

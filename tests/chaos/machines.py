@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -62,7 +63,7 @@ class Nodes:
     """A Ray cluster of two nodes with a core each, on this machine; the second one may die."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
+        self.environment, self.handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
         os.environ.update(ENVIRONMENT)  # its workers inherit it
         from ray.cluster_utils import Cluster
 
@@ -70,8 +71,13 @@ class Nodes:
         self.cluster = Cluster(
             initialize_head=True, head_node_args={**self.options, "include_dashboard": False}, shutdown_at_exit=True
         )
+        self.join()
+
+    def join(self) -> None:
+        """Start the second node. Ray's handler of SIGTERM, which every node brings, would end the suite unheard."""
         self.second = self.cluster.add_node(**self.options)
         self.cluster.wait_for_nodes()
+        signal.signal(signal.SIGTERM, self.handler)
 
     def workers(self) -> list[int]:
         """Processes of the actors that run units, or that train."""
@@ -86,8 +92,7 @@ class Nodes:
     def mend(self) -> None:
         """Another second node in the place of the lost one."""
         self.cluster.remove_node(self.second, allow_graceful=False)
-        self.second = self.cluster.add_node(**self.options)
-        self.cluster.wait_for_nodes()
+        self.join()
 
     def close(self) -> None:
         self.cluster.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,31 @@ def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert [record.step for record in list_checkpoints(store, "coarse")] == [2, 4, 5]
     assert not (tmp_path / "checkpoints/coarse/00000003/weights.safetensors").exists()
     assert (tmp_path / "checkpoints/coarse/00000002/weights.safetensors").exists()
+
+
+def test_an_interrupted_prune_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, delete = Store(tmp_path), Store.delete
+    for step in (1, 2):
+        publish(store, step)
+    first = {path for path in tmp_path.rglob("00000001*") if path.is_file()} | {*tmp_path.rglob("00000001/*")}
+    for allowed in range(len(first)):
+        for step in (1, 2):
+            publish(store, step)
+        left = iter(range(allowed))
+
+        def dying(self: Store, name: str, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            delete(self, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "delete", dying)
+            with pytest.raises(KeyboardInterrupt):
+                prune(store, "coarse", keep_last=1, keep_best=0)
+        assert list_checkpoints(store, "coarse")[-1].step == 2
+        assert read_state(store, list_checkpoints(store, "coarse")[-1]).step == 2
+        prune(store, "coarse", keep_last=1, keep_best=0)
+        assert not [path for path in first if path.exists()]
 
 
 def test_adam_goes_on_as_if_it_had_not_stopped() -> None:
