@@ -81,10 +81,7 @@ def fit(truth: Truth, shown: range, steps: int, batch: int, seed: int) -> tuple[
     torch.manual_seed(seed)
     decoder = DetailDecoder().train().to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     detail = torch.randn(len(truth.people), NUM_DETAIL, device=DEVICE, requires_grad=True)
-    # Adam's steps are as large as its rate, whatever the gradient. The last layer's weights are small by START: steps
-    # of everybody's size would shake the map by more than wrinkles are high, and nothing before it would learn.
-    *_, last, _ = decoder.conv_blocks
-    ends = list(last.parameters())
+    ends = list(decoder.last.parameters())
     others = [value for value in decoder.parameters() if all(value is not end for end in ends)]
     optimiser = torch.optim.Adam([{"params": [*others, detail]}, {"params": ends}])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [RATE, RATE * START], total_steps=steps)

@@ -22,6 +22,15 @@ def project(points: Tensor, cam: Tensor) -> Tensor:
     return torch.stack([x, -y, -scale[..., 0] * points[..., 2]], dim=-1)
 
 
+def fit_camera(points: Tensor, landmarks: Tensor) -> Tensor:
+    """The camera (B,3) that brings points (B,N,3), metres, nearest to landmarks (B,N,2) in [-1, 1]: least squares."""
+    upright = landmarks * landmarks.new_tensor([1, -1])
+    middle, goal = points[..., :2].mean(1), upright.mean(1)
+    spread = points[..., :2] - middle[:, None]
+    scale = (spread * (upright - goal[:, None])).sum((1, 2), keepdim=True) / spread.square().sum((1, 2), keepdim=True)
+    return torch.cat([scale[:, 0], goal / scale[:, 0] - middle], dim=1)
+
+
 def to_pixels(normalised: Tensor, size: int = IMAGE_SIZE) -> Tensor:
     """Image coordinates in [-1, 1] to pixels of a square picture: p = (l + 1) size / 2."""
     return (normalised + 1) * (size / 2)

@@ -31,10 +31,16 @@ class DetailDecoder(nn.Module):
                 nn.BatchNorm2d(outputs, eps=0.8),  # sic: the release passes 0.8 as eps
                 nn.LeakyReLU(0.2, inplace=True),
             ]
-        last = nn.Conv2d(16, 1, 3, padding=1)
-        for value in last.parameters():  # all but flat: random weights would dent a face by half a millimetre
+        self.conv_blocks = nn.Sequential(*blocks, nn.Conv2d(16, 1, 3, padding=1), nn.Tanh())
+        for value in self.last.parameters():  # all but flat: random weights would dent a face by half a millimetre
             value.data.mul_(START)
-        self.conv_blocks = nn.Sequential(*blocks, last, nn.Tanh())
+
+    @property
+    def last(self) -> nn.Module:
+        """The layer before tanh. Its weights are small by START, and so should be Adam's steps on them, which are as
+        large as the step size whatever the gradient: steps of everybody's size shake the map by more than wrinkles are
+        high, and what lies before learns nothing."""
+        return self.conv_blocks[-2]
 
     def forward(self, condition: Tensor) -> Tensor:
         seed = self.l1(condition).unflatten(1, (128, 8, 8))

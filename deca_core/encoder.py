@@ -18,6 +18,7 @@ from deca_core.dlib_resnet import DlibBackbone
 DLIB = "dlib"  # DlibBackbone
 RESNET50 = "resnet50"  # the paper's backbone, and the only one that needs no torchvision
 NUM_FEATURES, NUM_HIDDEN = 2048, 1024
+NO_SPREAD = 1e-9
 # How torchvision calls what follows the features; every classifier has one of these.
 HEADS = ("fc", "classifier", "heads", "head")
 # Two of its oldest have further classifiers half way, which training would leave without a gradient.
@@ -137,6 +138,29 @@ class Encoder(nn.Module):
         features = self.encoder(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.layers(features.to(self.layers[0].weight.dtype))
+
+    @torch.no_grad()
+    def start_linear(self, features: Tensor, targets: Tensor, outputs: Tensor, ridge: float) -> None:
+        """Make an untrained encoder answer, as those `outputs` (K,), the ridge regression of targets (N,K) on features
+        (N,F). features: of variance about 1, which `ridge` is measured by.
+
+        Hidden units hold each answer, of mean 0 and variance 1, twice: as it is and negated, of which ReLU lets pass one.
+        The other hidden units are left for what is not linear.
+        """
+        first, last, count = self.layers[0], self.layers[-1], targets.shape[1]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        centre, mean = features.double().mean(0), targets.double().mean(0)
+        spread = targets.double().std(0).clamp(min=NO_SPREAD)
+        known, wanted = features.double() - centre, (targets.double() - mean) / spread
+        penalty = ridge * torch.eye(len(centre), dtype=centre.dtype, device=centre.device)
+        slope = torch.linalg.solve(known.T @ known / len(known) + penalty, known.T @ wanted / len(known)).T  # (K, F)
+        for sign, rows in ((1, slice(0, count)), (-1, slice(count, 2 * count))):
+            first.weight[rows], first.bias[rows] = sign * slope, -sign * (slope @ centre)
+        last.weight[:, : 2 * count] = 0
+        last.weight[outputs] = 0
+        last.weight[outputs, : 2 * count] = torch.cat([spread.diag(), -spread.diag()], dim=1).to(last.weight)
+        last.bias[outputs] = mean.to(last.bias)
 
     @torch.no_grad()
     def start_at(self, prior: Tensor) -> None:

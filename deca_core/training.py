@@ -89,8 +89,10 @@ class CoarseStep(nn.Module):
         if weights.identity and recognition is None:
             raise ValueError("the identity loss has a weight but no network; give a recognition network or weight 0")
         self.model, self.weights, self.recognition, self.backend = model, weights, recognition, backend
-        self.register_buffer("shape_gram", losses.gram(model.flame.shape_basis), persistent=False)
-        self.register_buffer("exp_gram", losses.gram(model.flame.exp_basis), persistent=False)
+        face = torch.from_numpy(model.bundle.face_vertices)
+        for name in ("shape", "exp"):
+            basis = getattr(model.flame, f"{name}_basis")
+            self.register_buffer(f"{name}_gram", losses.gram(basis[face], model.flame.v_template[face]), persistent=False)
         model.requires_grad_(False).E_flame.requires_grad_(True)
         self.train()
 

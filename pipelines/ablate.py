@@ -24,7 +24,6 @@ from tasks.plan import CONFIG, PlanConflict, PlanError, load_plan
 from tasks.storage import Store
 from tasks.train_inputs import WORLD, stage_weights
 from tasks.versions import open_faces
-from tasks.world_figures import face_vertices
 from tasks.world_truth import EvaluateError
 
 MODELS, EVALUATION = "models", "evaluation"
@@ -205,7 +204,7 @@ def compare_models(
     bundle, rows = bundle_at(config.bundle), read_rows(load_plan(measured.dest))
     if rows is None:
         raise EvaluateError(f"{measured.dest}: nothing could be measured. Look closer: deca status {measured.dest}")
-    table = MeasuredRows(rows, bundle.shape_basis[face_vertices(bundle)])
+    table = MeasuredRows(rows, bundle.shape_basis[bundle.face_vertices])
     methods = {(run.label, run.seed): run.name for run in runs}
     methods[FULL, config.seeds[0]] = MODEL
     comparisons = [

@@ -21,7 +21,6 @@ from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.now import NowDataset
 from tasks.plan import Plan, open_or_build
 from tasks.verify import status
-from tasks.world_figures import face_vertices
 from tasks.world_truth import EvaluateError, WorldTruth
 
 logger = logging.getLogger("deca")
@@ -115,7 +114,7 @@ def summarise(plan: Plan, config: EvaluateConfig, run: RunSummary) -> EvaluateSu
         weights=plan.record.weights,
         fingerprint=now.fingerprint,
         code=now.code,
-        methods=figures(rows, bundle.shape_basis[face_vertices(bundle)]),
+        methods=figures(rows, bundle.shape_basis[bundle.face_vertices]),
         report=plan.store.join(REPORT),
     )
     write_report(plan, summary, rows)

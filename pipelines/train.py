@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
 from pipelines.stages import SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
-from tasks.checkpoints import FOLDER, list_checkpoints, read_state
+from tasks.checkpoints import FOLDER, checkpoint_at, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
 from tasks.plan import CONFIG, PlanError
@@ -117,9 +117,9 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
     if not config.stage(name).steps or store.exists(_stage_file(name)):
         return None
     before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
-    job = StageJob(config.dest, config, plan, name, _last(store, before[-1]) if before else None)
+    job = StageJob(config.dest, config, plan, name, _result(config, before[-1]) if before else None)
     last = train_stage(job, config.ray, watched(on_progress))
-    record = _last(store, name)
+    record = _result(config, name)
     finished = StageRecord(
         fingerprint=plan.fingerprint,
         stage=name,
@@ -137,7 +137,7 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     if is_published(Store(config.dest), plan):
         return store.uri
     last = [name for name in STAGES if config.stage(name).steps][-1]
-    state = read_state(Store(config.dest), _last(Store(config.dest), last))
+    state = read_state(Store(config.dest), _result(config, last))
     model = first_model(config)
     model.load_state_dict({**state.weights, **state.mean})
     judges = {name: value for name, value in plan.inputs.items() if name in ("identity", "perceptual")}
@@ -232,8 +232,12 @@ def _stage_file(name: StageName) -> str:
     return f"{STAGE_FOLDER}/{name}.json"
 
 
-def _last(store: Store, name: StageName) -> CheckpointRecord:
-    records = list_checkpoints(store, name)
-    if not records:
-        raise PlanError(f"{store.uri}: the stage {name} is finished but has no checkpoint left. Start over with --new")
-    return records[-1]
+def _result(config: TrainConfig, name: StageName) -> CheckpointRecord:
+    """The last checkpoint of a finished stage."""
+    store = Store(config.dest)
+    try:
+        return checkpoint_at(store, name, config.stage(name).steps)
+    except FileNotFoundError as error:
+        raise PlanError(
+            f"{store.uri}: the stage {name} is finished but its last checkpoint is gone. Start over with --new"
+        ) from error

@@ -24,6 +24,9 @@ class DataConfig(BaseModel):
     # Side of training's crops over the size of the face, drawn evenly from here to there. Default: the release's range,
     # which ends short of the crop that it infers from, 1.375.
     crop_scale: tuple[float, float] = (1.4, 1.8)
+    # Take the mirror image of every person for one more person. Default False, as in the release: millions of pictures
+    # need it less than hundreds.
+    mirror: bool = False
     # A picture or a shard that cannot be decoded: take another picture of the person (of the next person where none is
     # left), or stop. Replacements are the same in every run.
     corrupt: Literal["replace", "stop"] = "replace"

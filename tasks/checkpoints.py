@@ -76,16 +76,26 @@ def _publish(store: Store, name: str, tensors: Tensors) -> StoredFile:
 
 def list_checkpoints(store: Store, stage: StageName) -> list[CheckpointRecord]:
     """Every checkpoint of a stage, first step first. Raises TrainStateError for a record that cannot be read."""
-    records = []
-    for name in store.list(f"{FOLDER}/{stage}"):
-        try:
-            records.append(CheckpointRecord.model_validate_json(store.read(name)))
-        except ValidationError as error:
-            raise TrainStateError(
-                f"{store.join(name)} is damaged or of another version ({error.error_count()} errors). Delete it to go "
-                "on from the checkpoint before it"
-            ) from error
+    records = [_record(store, name) for name in store.list(f"{FOLDER}/{stage}")]
     return sorted(records, key=lambda record: record.step)
+
+
+def checkpoint_at(store: Store, stage: StageName, step: int) -> CheckpointRecord:
+    """The checkpoint of a step, by its name: a listing may be older than what was just written.
+
+    Raises FileNotFoundError where there is none, TrainStateError for a record that cannot be read.
+    """
+    return _record(store, f"{FOLDER}/{stage}/{step:08d}.json")
+
+
+def _record(store: Store, name: str) -> CheckpointRecord:
+    try:
+        return CheckpointRecord.model_validate_json(store.read(name))
+    except ValidationError as error:
+        raise TrainStateError(
+            f"{store.join(name)} is damaged or of another version ({error.error_count()} errors). Delete it to go "
+            "on from the checkpoint before it"
+        ) from error
 
 
 def read_state(store: Store, record: CheckpointRecord) -> TrainState:

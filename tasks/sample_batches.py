@@ -71,6 +71,8 @@ def decode_face(face: EncodedFace) -> Decoded:
         raise DamagedFace(f"crop of {crop.shape[:2]} pixels, skin mask of {mask.shape}")
     if not np.isfinite(face.landmarks).all():
         raise DamagedFace("landmarks that are not finite")
+    if face.mirrored:
+        crop, mask = crop[:, ::-1], mask[:, ::-1]
     return crop, mask, face.landmarks
 
 

@@ -48,6 +48,7 @@ class EncodedFace:
     """One row as it is stored: crop JPEG, skin mask PNG, landmarks (68,2) in the crop's pixels.
 
     fit (156,): shape, expression and pose that fit the landmarks, where the source makes fits and there is one.
+    mirrored: crop and mask are still as in the picture, landmarks and fit are those of its mirror image.
     """
 
     name: str  # where it lies, for messages
@@ -55,6 +56,7 @@ class EncodedFace:
     mask: bytes | None
     landmarks: NDArray[np.float32]
     fit: NDArray[np.float32] | None = None
+    mirrored: bool = False
 
 
 class Source(Protocol):

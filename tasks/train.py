@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deca_core.detail import START
 from deca_core.metrics import normalized_mean_error
 from deca_core.training import FaceBatch, predicted_landmarks
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
@@ -47,6 +48,7 @@ WILD_IN_A_ROW = (
 )
 WILD = 10.0  # times the median loss of the last calm steps
 CALM = 100  # steps whose losses are remembered; a stage's first ones, whose loss falls from anywhere, cannot be wild
+CODES_SHARE = 0.1  # of the step size, for the last layer of E_c under `slow_ends`; START of F_d's is that of its weights
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
 logger = logging.getLogger("deca")
@@ -131,7 +133,7 @@ class StageRun:
         if job.config.batch_norm == "sync":
             self.step = nn.SyncBatchNorm.convert_sync_batchnorm(self.step)
         self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        self.optimizer = torch.optim.Adam(self.named.values(), lr=self.settings.lr)
+        self.optimizer = torch.optim.Adam(self._groups(), lr=self.settings.lr)
         self.mean: Tensors = {}
         self.done, self.wild = 0, 0
         self.calm: deque[float] = deque(maxlen=CALM)  # losses
@@ -142,6 +144,17 @@ class StageRun:
             self.mean = {name: value.detach().clone() for name, value in self.named.items()}
         # The bundle's arrays are buffers, and equal on all ranks: nothing to broadcast.
         self.forward = DistributedDataParallel(self.step, forward_sync_buffers=False) if ranks > 1 else self.step
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameters by their share of the step size, see `slow_ends`."""
+        ends: list[tuple[nn.Module, float]] = []
+        if self.config.slow_ends:
+            ends = [(self.model.E_flame.layers[-1], CODES_SHARE), (self.model.D_detail.last, START)]
+        shares = {id(value): share for layer, share in ends for value in layer.parameters()}
+        by_share: dict[float, list[nn.Parameter]] = {}
+        for value in self.named.values():
+            by_share.setdefault(shares.get(id(value), 1.0), []).append(value)
+        return [{"params": values, "share": share} for share, values in by_share.items()]
 
     def resume(self) -> None:
         """Take over the last checkpoint of this stage, else the result of the stage before."""
@@ -197,7 +210,7 @@ class StageRun:
         torch.manual_seed(seed)
         swaps = torch.Generator().manual_seed(seed)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.stage, self.done)
+            group["lr"] = group["share"] * learning_rate(self.config, self.stage, self.done)
         self.optimizer.zero_grad(set_to_none=True)
         self._train_mode()
         parts: list[dict[str, Tensor]] = []

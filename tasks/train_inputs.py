@@ -9,15 +9,19 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from deca_core import DECA
 from deca_core.augment import PLAIN, Augmentation
+from deca_core.camera import fit_camera
 from deca_core.checkpoint import checkpoint_hash, load_checkpoint
 from deca_core.dlib_recognition import load_dlib
 from deca_core.dlib_resnet import DlibBackbone
 from deca_core.encoder import DLIB
 from deca_core.flame import FLAME
+from deca_core.codes import COARSE_LENGTHS
 from deca_core.losses import CoarseWeights, DetailWeights, recipe
+from deca_core.losses.fits import FITTED
 from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
 from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
@@ -26,12 +30,15 @@ from schemas.faces import Split
 from schemas.train import STAGES, NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models import bundle_at, checkpoint_folder, local_file
 from tasks.sample_fits import FittedSource
+from tasks.sample_mirror import MirroredSource
 from tasks.sample_order import BatchPlan
 from tasks.sample_sources import ShardSource, Source, WorldSource
 from tasks.samples import Samples
 
 WORLD = "world"  # the source that is no dataset
 START_PICTURES = 256  # that the start of dlib's backbone is fitted to
+SOLVED_PICTURES = 6000  # that the first linear answer is solved on
+SOLVED_RIDGE = 0.3  # best of 0.1 to 3 on other people
 NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
 
 logger = logging.getLogger("deca")
@@ -75,6 +82,30 @@ def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
     for encoder in (model.E_flame.encoder, model.E_detail.encoder):
         assert isinstance(encoder, DlibBackbone)
         encoder.start_from(trained, images)
+    if samples.source.fitted:
+        samples.seek(0, 0)
+        start_codes(model, samples, arithmetic(config.stage(stage).precision or config.precision, torch.device("cpu")))
+
+
+@torch.no_grad()
+def start_codes(model: DECA, samples: Samples, precision: Literal["fp32", "bf16"]) -> None:
+    """Let E_c begin with the linear answer to what fits the landmarks: shape, expression, pose; and to the camera.
+
+    What thousands of steps would have to find is the solution of one linear system. Training goes on from there.
+    """
+    features, targets = list[Tensor](), list[Tensor]()
+    count = -(-SOLVED_PICTURES // (samples.plan.subjects * samples.plan.pictures))
+    for batch in itertools.islice(samples, count):
+        assert batch.fits is not None
+        known = batch.fits.isfinite().all(1)
+        fits, landmarks = batch.fits[known], batch.landmarks[known, :, :2]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            features.append(model.E_flame.encoder(batch.images[known]).float())
+        head = model.flame(*fits.split([COARSE_LENGTHS[name] for name in FITTED], dim=1))
+        targets.append(torch.cat([fits, fit_camera(head.landmarks2d, landmarks)], dim=1))
+    names = [name for name, length in COARSE_LENGTHS.items() for _ in range(length)]
+    outputs = [place for name in (*FITTED, "cam") for place, at in enumerate(names) if at == name]
+    model.E_flame.start_linear(torch.cat(features), torch.cat(targets), torch.tensor(outputs), SOLVED_RIDGE)
 
 
 def arithmetic(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
@@ -176,16 +207,22 @@ def _source(config: TrainConfig, stage: StageName, split: Split) -> Source:
     """The faces of a split, with fits to their landmarks where a loss of the stage asks for them."""
     weights = stage_weights(config, stage)
     fitted = isinstance(weights, CoarseWeights) and weights.fit > 0
+    mirror = config.data.mirror and split == "train"
     if config.source == WORLD:
-        return (_fitted_world if fitted else _world)(config.bundle, config.world, split)
-    source = ShardSource(config.source, split, config.version)
-    return FittedSource(source, FLAME(bundle_at(config.bundle))) if fitted else source
+        return _world_samples(config.bundle, config.world, split, mirror, fitted)
+    source: Source = ShardSource(config.source, split, config.version)
+    return _prepared(source, config.bundle, mirror, fitted)
+
+
+def _prepared(source: Source, bundle: str | None, mirror: bool, fitted: bool) -> Source:
+    source = MirroredSource(source) if mirror else source
+    return FittedSource(source, FLAME(bundle_at(bundle))) if fitted else source
 
 
 @cache
-def _fitted_world(bundle: str | None, world: WorldConfig, split: Split) -> FittedSource:
-    """The same with fits, which are made once as well."""
-    return FittedSource(_world(bundle, world, split), FLAME(bundle_at(bundle)))
+def _world_samples(bundle: str | None, world: WorldConfig, split: Split, mirror: bool, fitted: bool) -> Source:
+    """Kept, because fits are made once as well as photographs."""
+    return _prepared(_world(bundle, world, split), bundle, mirror, fitted)
 
 
 @cache

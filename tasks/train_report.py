@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from schemas.train import STAGES, StageName, TrainConfig
-from tasks.checkpoints import list_checkpoints, read_state
+from tasks.checkpoints import checkpoint_at, read_state
 from tasks.storage import Store
 from tasks.train import METRICS
 from tasks.train_inputs import first_model
@@ -56,10 +56,9 @@ def draw_pictures(config: TrainConfig) -> None:
     store = Store(config.dest)
     model = first_model(config)
     for stage in STAGES:
-        records = list_checkpoints(store, stage) if config.stage(stage).steps else []
-        if not records:
+        if not config.stage(stage).steps:
             continue
-        state = read_state(store, records[-1])
+        state = read_state(store, checkpoint_at(store, stage, config.stage(stage).steps))
         model.load_state_dict({**state.weights, **state.mean})
         sheet = draw_sheet(model.eval(), config, stage)
         if sheet is not None:

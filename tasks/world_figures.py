@@ -42,7 +42,6 @@ from tasks.world_truth import TrueFace
 MM = 1000.0
 SCANNER_YAWS = (-75.0, -40.0, 0.0, 40.0, 75.0)  # degrees: from where a scanner looks at a face
 SCANNER_PIXELS = 512
-FACE = 0.5  # of the face mask: what counts as face
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class WorldFigures:
     def __init__(self, geometry: DECA) -> None:
         self.model, self.flame = geometry, geometry.flame
         self.mask: NDArray[np.bool_] = geometry.bundle.face_mask > FACE
-        self.face = face_vertices(geometry.bundle)
+        self.face = geometry.bundle.face_vertices
         self.scanned = scanned_vertices(geometry)
         self.wrinkles = WrinkleModel(geometry.bundle)
 
@@ -149,14 +148,6 @@ class WorldFigures:
         """Vertices of the face with expression and jaw, the head unturned: millimetres."""
         pose = torch.cat([torch.zeros(1, 3), codes.jaw], dim=1)
         return MM * self.flame(codes.shape, codes.exp, pose).vertices[0, self.face].numpy()
-
-
-def face_vertices(bundle: AssetBundle) -> NDArray[np.int64]:
-    """Vertices of the skin of the face: those that lie on the face mask."""
-    size = len(bundle.face_mask)
-    column, row = (np.clip(axis * size, 0, size - 1).astype(int) for axis in (bundle.uv[:, 0], 1 - bundle.uv[:, 1]))
-    on_mask = bundle.face_mask[row, column] > FACE
-    return np.unique(bundle.faces[on_mask[bundle.uv_faces]])
 
 
 def neutral_head(flame: FLAME, shape: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

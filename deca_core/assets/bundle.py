@@ -22,6 +22,8 @@ NUM_LANDMARKS, NUM_CONTOUR, NUM_CONTOUR_BINS = 68, 17, 79
 UV_SIZE = 256  # texels on a side of every UV map of the method
 PARENTS = (-1, 0, 1, 1, 1)  # of root, neck, jaw, left eye, right eye
 
+FACE = 0.5  # of the face mask: what counts as face
+
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
@@ -79,6 +81,14 @@ class AssetBundle:
     @property
     def num_vertices(self) -> int:
         return len(self.v_template)
+
+    @property
+    def face_vertices(self) -> Int:
+        """Vertices of the skin of the face: those whose corner in the atlas lies on the face mask."""
+        size = len(self.face_mask)
+        column, row = (np.clip(axis * size, 0, size - 1).astype(int) for axis in (self.uv[:, 0], 1 - self.uv[:, 1]))
+        on_mask = self.face_mask[row, column] > FACE
+        return np.unique(self.faces[on_mask[self.uv_faces]])
 
     @property
     def hash(self) -> str:

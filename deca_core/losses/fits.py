@@ -21,13 +21,28 @@ def fitted_vector(codes: Codes) -> Tensor:
     return torch.cat([getattr(codes, name) for name in FITTED], dim=1)
 
 
-def gram(basis: Tensor) -> Tensor:
-    """(N,N): d' G d is the mean squared displacement, m^2, of the vertices by code differences d; basis (V,3,N)."""
-    return torch.einsum("vci,vcj->ij", basis, basis) / len(basis)
+def gram(basis: Tensor, points: Tensor) -> Tensor:
+    """(N,N): d' G d is the mean squared displacement, m^2, of points (V,3) by code differences d; basis (V,3,N).
+
+    What a shift, turn and growth of all points takes back does not count: camera and pose absorb it, and so does every
+    measure of a face (the NoW protocol aligns it away).
+    """
+    still = torch.cat([_similarities(points), basis.double().flatten(0, 1)], dim=1)
+    left = torch.linalg.qr(still)[1][7:, 7:]  # the part at right angles to the seven, in coordinates of its own
+    return (left.T @ left / len(points)).to(basis.dtype)
+
+
+def _similarities(points: Tensor) -> Tensor:
+    """How points (V,3) move, (3V,7), by small shifts along and turns about the three axes, and by growth."""
+    centred = (points - points.mean(0)).double()
+    axes = torch.eye(3, dtype=centred.dtype, device=centred.device)
+    moves = [*(axis.expand_as(centred) for axis in axes)]
+    moves += [torch.linalg.cross(axis.expand_as(centred), centred) for axis in axes]
+    return torch.stack([move.flatten() for move in (*moves, centred)], dim=1)
 
 
 def fit_distance(codes: Codes, fits: Tensor, shape_gram: Tensor, exp_gram: Tensor) -> Tensor:
-    """How far vertices move between codes and fits (B,156), cm: root mean squares by shape, expression, pose, summed.
+    """How far the face moves between codes and fits (B,156), cm: root mean squares by shape, expression, pose, summed.
 
     A loss on landmarks has hardly a slope along changes of the head that the picture does not show: a network that
     starts at the mean face puts there whatever reduces its error first. What fits the landmarks under the priors,

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from deca_core.assets.bundle import UV_SIZE, AssetBundle
 from deca_core.uv import UVAtlas
-from deca_core.world.creases import Crease, crease_lines
+from deca_core.world.creases import DEEPER, Crease, crease_lines
 from deca_core.world.person import Person
 from deca_core.world.streams import Stream, stream
 
 Float = NDArray[np.float32]
 
-LIMIT = 1.4e-3  # metres; a soft ceiling far inside the method's 10 mm
+LIMIT = 4e-3  # metres; a soft ceiling inside the method's 10 mm
 MM = 1e-3
 FULL_JAW = 0.35  # radians: a wide open mouth
 
@@ -95,7 +95,7 @@ class WrinkleModel:
         return self._cached[1]
 
     def displacement(self, person: Person, exp: Float, jaw: Float) -> Float:
-        """D* (256,256) metres, |D*| < 1.4 mm, zero outside the face mask; exp (50,), jaw (3,) axis-angle radians."""
+        """D* (256,256) metres, |D*| < 4 mm, zero outside the face mask; exp (50,), jaw (3,) axis-angle radians."""
         pattern = self.pattern(person)
         left, right = self.activation(pattern, exp, jaw)
         difference = (left - right) @ pattern.creases
@@ -114,10 +114,10 @@ class WrinkleModel:
         return sides[0], sides[1]
 
     def shade(self, person: Person) -> Float:
-        """Depth of the relaxed face's creases, (256,256), 1 is a millimetre: little light reaches their bottom."""
+        """Depth of the relaxed face's creases, (256,256), 1 is that of a full fold: little light reaches their bottom."""
         pattern = self.pattern(person)
         out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
-        out[self.texels] = np.maximum(-(pattern.rest @ pattern.creases) / MM, 0) * self.mask
+        out[self.texels] = np.maximum(-(pattern.rest @ pattern.creases) / (DEEPER * MM), 0) * self.mask
         return out.reshape(UV_SIZE, UV_SIZE)
 
     def stain(self, person: Person) -> Float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deca_core.camera import from_pixels, project, to_pixels
+from deca_core.camera import fit_camera, from_pixels, project, to_pixels
 from deca_core.render import vertex_normals
 from tests.deca_core.conftest import assert_close
 
@@ -19,6 +19,18 @@ def test_golden_projection_and_normals(mini, golden):
 def test_pixels_of_the_image_corners():
     assert to_pixels(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 112, 224]
     assert from_pixels(torch.tensor([0.0, 112.0, 224.0])).tolist() == [-1, 0, 1]
+
+
+def test_the_fitted_camera_is_the_one_that_took_the_picture_and_the_best_one_else():
+    generator = torch.Generator().manual_seed(1)
+    points = 0.1 * torch.randn(3, 68, 3, dtype=torch.float64, generator=generator)
+    cam = torch.tensor([[8.0, 0.01, -0.02], [5.0, 0.0, 0.03], [7.0, -0.05, 0.0]], dtype=torch.float64)
+    seen = project(points, cam)[..., :2]
+    torch.testing.assert_close(fit_camera(points, seen), cam)
+    noisy = seen + 0.1 * torch.randn(seen.shape, dtype=torch.float64, generator=generator)
+    best = fit_camera(points, noisy).requires_grad_()
+    (project(points, best)[..., :2] - noisy).square().sum().backward()
+    assert best.grad.abs().max() < 1e-9
 
 
 def test_gradcheck():

@@ -129,3 +129,28 @@ def test_bfloat16_and_channels_last_learn_the_same(backbone):
         answer.square().mean().backward()
     gradients = [torch.cat([p.grad.flatten() for p in e.parameters()]) for e in (exact, fast)]
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_a_linear_start_answers_the_ridge_regression_and_leaves_other_outputs():
+    """Against scikit-like normal equations on features with an offset, and beside a random encoder for the rest."""
+    torch.manual_seed(0)
+    encoder = Encoder(236, "mobilenet_v3_small").eval()
+    before = copy.deepcopy(encoder.layers)
+    generator = torch.Generator().manual_seed(1)
+    inputs = encoder.layers[0].in_features
+    features = torch.randn(800, inputs, generator=generator) + 0.3
+    outputs = torch.tensor([0, 3, 200, 208])
+    targets = features[:, :4] @ torch.randn(4, 4, generator=generator) + torch.arange(4.0)
+    encoder.start_linear(features, targets, outputs, ridge=0.1)
+    known, wanted = (value.double().numpy() for value in (features, targets))
+    offset = known.mean(0)
+    stacked = np.vstack([(known - offset) / np.sqrt(800), np.sqrt(0.1) * np.eye(inputs)])
+    goal = np.vstack([(wanted - wanted.mean(0)) / np.sqrt(800), np.zeros((inputs, 4))])
+    slope = np.linalg.lstsq(stacked, goal, rcond=None)[0]
+    with torch.no_grad():
+        answer = encoder.layers(features)
+    np.testing.assert_allclose(answer[:, outputs], (known - offset) @ slope + wanted.mean(0), atol=1e-4)
+    others = torch.ones(236, dtype=torch.bool)
+    others[outputs] = False
+    torch.testing.assert_close(encoder.layers[-1].bias[others], before[-1].bias[others])
+    assert answer[:, others].std(0).min() > 0  # still what random weights make of the features

@@ -13,6 +13,7 @@ from schemas.train import TrainPlan
 from tasks.checkpoints import (
     TrainState,
     TrainStateError,
+    checkpoint_at,
     list_checkpoints,
     optimizer_tensors,
     prune,
@@ -43,6 +44,16 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     [record] = list_checkpoints(store, "coarse")
     assert (record.step, record.ranks, record.plan, record.validation) == (7, 2, PLAN, {"total": 0.5})
     assert_equal_states(read_state(store, record), some_state(7))
+
+
+def test_a_checkpoint_is_found_by_its_step_whatever_a_listing_says(tmp_path: Path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    publish(store, 2)
+    publish(store, 4)
+    monkeypatch.setattr(Store, "list", lambda self, folder: [])
+    assert checkpoint_at(store, "coarse", 4).step == 4
+    with pytest.raises(FileNotFoundError):
+        checkpoint_at(store, "coarse", 6)
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:

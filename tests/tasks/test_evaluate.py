@@ -28,7 +28,7 @@ from tasks.evaluate import EvaluateWorker
 from tasks.evaluation_report import challenge_table, figures
 from tasks.methods import FaceCrop
 from tasks.now import NowDataset, obj_vertices, picked_points
-from tasks.world_figures import face_vertices, neutral_head, scanned_vertices
+from tasks.world_figures import neutral_head, scanned_vertices
 from tasks.world_truth import EvaluateError, WorldTruth
 
 PICTURE_SIZE = 192
@@ -268,7 +268,7 @@ def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
     worker, units = judged
     worker.methods = [Truthful(worker)]
     table = worker.process([item for unit in units for item in unit]).table
-    basis = bundle.shape_basis[face_vertices(bundle)]
+    basis = bundle.shape_basis[bundle.face_vertices]
     [found] = figures(table, basis)
     assert (found.method, found.pictures) == ("truth", 6)
     assert found.scan.vertices == sum(len(row) for row in table["scan_mm"].to_pylist())
@@ -364,7 +364,7 @@ def test_what_is_no_world_is_refused_with_the_next_command(archive, checkpoint, 
 
 def test_a_scanner_sees_the_face_and_no_inside(model, bundle):
     seen = scanned_vertices(model)
-    assert np.isin(face_vertices(bundle), seen).mean() > 0.95
+    assert np.isin(bundle.face_vertices, seen).mean() > 0.95
     assert len(seen) < 0.95 * bundle.num_vertices
 
 

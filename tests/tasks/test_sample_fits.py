@@ -47,7 +47,8 @@ class Changed:
 
 
 def test_shapes_are_near_the_truth(world, flame):
-    source, metric, people = FittedSource(world, flame), gram(flame.shape_basis), World(procedural_head())
+    source, people = FittedSource(world, flame), World(procedural_head())
+    metric = gram(flame.shape_basis, flame.v_template)
     errors, sizes = [], []
     for person in range(3):
         truth = torch.as_tensor(people.person(3, person).shape)
