@@ -92,7 +92,9 @@ class CoarseStep(nn.Module):
         face = torch.from_numpy(model.bundle.face_vertices)
         for name in ("shape", "exp"):
             basis = getattr(model.flame, f"{name}_basis")
-            self.register_buffer(f"{name}_gram", losses.gram(basis[face], model.flame.v_template[face]), persistent=False)
+            self.register_buffer(
+                f"{name}_gram", losses.gram(basis[face], model.flame.v_template[face]), persistent=False
+            )
         model.requires_grad_(False).E_flame.requires_grad_(True)
         self.train()
 

@@ -48,7 +48,9 @@ WILD_IN_A_ROW = (
 )
 WILD = 10.0  # times the median loss of the last calm steps
 CALM = 100  # steps whose losses are remembered; a stage's first ones, whose loss falls from anywhere, cannot be wild
-CODES_SHARE = 0.1  # of the step size, for the last layer of E_c under `slow_ends`; START of F_d's is that of its weights
+CODES_SHARE = (
+    0.1  # of the step size, for the last layer of E_c under `slow_ends`; START of F_d's is that of its weights
+)
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
 logger = logging.getLogger("deca")

@@ -204,3 +204,21 @@ def test_arithmetic_is_what_is_asked_for() -> None:
     cpu = torch.device("cpu")
     assert (arithmetic("fp32", cpu), arithmetic("bf16", cpu)) == ("fp32", "bf16")
     assert arithmetic("auto", cpu) in ("fp32", "bf16")
+
+
+def test_the_last_layers_take_smaller_steps_where_asked(tmp_path: Path) -> None:
+    """One step of Adam moves a weight by the step size, whatever the gradient: those layers by their share of it."""
+    moved: dict[bool, dict[str, float]] = {}
+    for slow in (False, True):
+        config = small_config(
+            tmp_path / str(slow), slow_ends=slow, coarse={"steps": 1, "subjects": 2, "images": 2, "lr": 1e-3}, ema=None
+        )
+        run = StageRun(job_of(config))
+        before = {name: value.detach().clone() for name, value in run.named.items()}
+        run.run()
+        moved[slow] = {name: float((value - before[name]).abs().max()) for name, value in run.named.items()}
+    last = {"E_flame.layers.2.weight", "E_flame.layers.2.bias"}
+    assert last < set(moved[True])
+    for name, far in moved[False].items():
+        assert moved[True][name] == pytest.approx(0.1 * far if name in last else far, rel=0.01), name
+        assert far == pytest.approx(1e-3, rel=0.05) or name not in last

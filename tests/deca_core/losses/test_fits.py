@@ -33,9 +33,7 @@ def sampled(seed: int, count: int = 3) -> Codes:
 
 def distance(flame: FLAME, codes: Codes, fits: Tensor) -> Tensor:
     points = flame.v_template[FACE]
-    return fit_distance(
-        codes, fits, gram(flame.shape_basis[FACE], points), gram(flame.exp_basis[FACE], points)
-    )
+    return fit_distance(codes, fits, gram(flame.shape_basis[FACE], points), gram(flame.exp_basis[FACE], points))
 
 
 @pytest.mark.parametrize("name", ["shape", "exp"])
