@@ -1,81 +1,161 @@
-"""What the detail losses see of the displacement: `python -m benchmarks.detail_signal`.
+"""What the photometric loss of the detail stage sees of the displacement: `python -m benchmarks.detail_signal`.
 
-Photographs of the embedded world with their true coarse codes, and in place of F_d the true displacement, scaled: 0 is
-a flat map, 1 the truth. Where the photometric loss is hardly lower at 1 than at 0, no network can learn it from it.
+Photographs of the embedded world, cropped as in training, with their true coarse codes. First with the true
+displacement in place of F_d's, scaled: 0 is a flat map, 1 the truth. Then with one map for all pictures, free at every texel, that
+lowers the loss as far as it goes: no network can learn from that loss what its own minimum does not show. Beside it,
+how much one map could tell (the mean of the truth), and how much a map that is linear in expression and jaw could.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from benchmarks.overfit import without_networks, world_batch
+from benchmarks.overfit import without_networks
 from deca_core import DECA, Codes
+from deca_core.appearance import shading
 from deca_core.assets import procedural_head
-from deca_core.losses import recipe
-from deca_core.training import DetailStep
+from deca_core.assets.bundle import FACE
+from deca_core.camera import from_pixels
+from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
+from deca_core.detail import detail_normals
+from deca_core.losses import face_patch, photometric, recipe
+from deca_core.training import CoarseSurface, DetailStep, FaceBatch
 from deca_core.world import World
+from tasks.sample_sources import WORLD_LIMITS, WORLD_SIZE
 
 SCALES = (0.0, 0.5, 1.0, 1.5, -1.0)
+CROP = 1.375  # sides over the face's: that of inference
+BATCH, STEPS, RATE = 8, 160, 2e-5  # of the free map; metres a step
+RIDGE = 1e-2
+TEST_PEOPLE = 20  # on whom the maps are judged
+
+Maps = NDArray[np.float32]
 
 
-class Known(nn.Module):
-    """An encoder that answers one tensor, whatever it is shown."""
+@dataclass(frozen=True, eq=False)
+class Shots:
+    """Pictures and what is true of them: codes in the frame of the crop, displacement (B,256,256) metres."""
 
-    def __init__(self, answer: Tensor) -> None:
-        super().__init__()
-        self.answer = answer
+    batch: FaceBatch
+    codes: Codes
+    displacement: Maps
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.answer
-
-
-class Scaled(nn.Module):
-    """A decoder that answers `scale` times a map."""
-
-    def __init__(self, answer: Tensor) -> None:
-        super().__init__()
-        self.answer, self.scale = answer, 1.0
-
-    def forward(self, condition: Tensor) -> Tensor:
-        return self.scale * self.answer
+    def drive(self) -> NDArray:
+        """What a linear map can know of the pictures (B,52): 1, expression, opening of the jaw."""
+        one = torch.ones(len(self.codes.exp), 1)
+        return torch.cat([one, self.codes.exp, self.codes.pose[:, 3:4]], dim=1).numpy()
 
 
-@torch.no_grad()
-def photometric_by_scale(people: int, images: int, seed: int) -> tuple[float, dict[float, float]]:
-    """RMS of the true displacement inside the face, metres; and the photometric loss by its scale."""
-    bundle = procedural_head()
-    world = World(bundle)
-    everybody = [world.person(seed, index) for index in range(people)]
-    shots = [world.photograph(person, world.shot(person, image)) for person in everybody for image in range(images)]
-    model = DECA(bundle, "dlib")
-    codes = Codes.cat([shot.codes for shot in shots])
-    coarse = torch.cat([value.flatten(1) for name, value in codes.items() if name != "detail"], dim=1)
-    truth = torch.from_numpy(np.stack([shot.displacement for shot in shots]))[:, None].float()
-    decoder = Scaled(truth)
-    model.E_flame, model.D_detail = Known(coarse), decoder
-    model.E_detail = Known(codes.detail)
-    weights = dataclasses.replace(without_networks(recipe("paper")).detail, symmetry=0.0, displacement=0.0)
-    step, batch, found = DetailStep(model, weights), world_batch(bundle, people, images, seed), {}
-    for decoder.scale in SCALES:
-        found[decoder.scale] = float(step(batch).terms["photometric"])
-    return float(truth[:, 0, model.mask > 0.5].square().mean().sqrt()), found
+def photographs(world: World, seed: int, people: range, images: int) -> Shots:
+    """`images` photographs of each of the people."""
+    pixels, codes, displacement = list[NDArray](), list[Codes](), list[NDArray]()
+    for person in (world.person(seed, index) for index in people):
+        for image in range(images):
+            taken = world.photograph(person, world.shot(person, image, WORLD_LIMITS), WORLD_SIZE)
+            transform = crop_transform(square_from_landmarks(taken.landmarks, CROP / LANDMARK_MARGIN))
+            pixels.append(warp(np.dstack([taken.image, taken.skin_mask]), transform))
+            codes.append(taken.codes.replace(cam=cropped_camera(taken.codes.cam, transform)))
+            displacement.append(taken.displacement)
+    stack = torch.from_numpy(np.stack(pixels))
+    count = len(stack)
+    batch = FaceBatch(
+        images=stack[:, :3],
+        landmarks=torch.zeros(count, 68, 3),
+        masks=(stack[:, 3:] > 0.5).float(),
+        subjects=torch.arange(len(people)).repeat_interleave(images),
+        images_per_subject=images,
+    )
+    return Shots(batch, Codes.cat(codes), np.stack(displacement))
+
+
+def cropped_camera(cam: Tensor, transform: NDArray) -> Tensor:
+    """The camera (1,3) of a picture of WORLD_SIZE pixels, in the crop that an upright transform (2,3) takes from it."""
+    scale, x, y = (float(value) for value in cam[0])
+    growth = float(transform[0, 0]) * WORLD_SIZE / 224
+    shift = from_pixels(torch.from_numpy(transform @ [WORLD_SIZE / 2, WORLD_SIZE / 2, 1]))  # of the picture's middle
+    at_x, at_y = (float(value) / (scale * growth) for value in shift)
+    return torch.tensor([[scale * growth, x + at_x, y - at_y]])
+
+
+class Loss:
+    """The photometric loss of the detail stage at given displacements, under the true coarse codes."""
+
+    def __init__(self, model: DECA, shots: Shots) -> None:
+        weights = dataclasses.replace(without_networks(recipe("paper")).detail, symmetry=0.0, displacement=0.0)
+        self.model, self.shots, self.step = model, shots, DetailStep(model, weights)
+        with torch.no_grad():
+            self.surface = self.step._surface(shots.batch, shots.codes)
+
+    def __call__(self, z: Tensor, rows: slice = slice(None)) -> Tensor:
+        """z (B,1,256,256) metres, for the pictures `rows`."""
+        parts = {name: value[rows] for name, value in vars(self.surface).items()}
+        surface, model = CoarseSurface(**parts), self.model
+        normals = detail_normals(surface.positions, surface.normals, z, model.mask, model.fixed_displacement)
+        light = shading(normals, self.shots.codes.light[rows])
+        texture = face_patch(surface.albedo * light * surface.visibility)
+        target = face_patch(surface.picture * surface.visibility)
+        return self.step.weights.photometric * photometric(target, texture, torch.ones_like(texture[:, :1]))
+
+
+def best_common_map(loss: Loss) -> Maps:
+    """The map (256,256) for all pictures together that Adam finds from a flat one."""
+    z = torch.zeros(1, 1, 256, 256, requires_grad=True)
+    optimiser = torch.optim.Adam([z], RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, STEPS)
+    count = len(loss.shots.displacement) // BATCH
+    for step in range(STEPS):
+        first = BATCH * (step % count)
+        optimiser.zero_grad()
+        loss(z.expand(BATCH, -1, -1, -1), slice(first, first + BATCH)).backward()
+        optimiser.step()
+        schedule.step()
+    found: Maps = z.detach()[0, 0].numpy()
+    return found
+
+
+def correlation(made: NDArray, truth: NDArray) -> float:
+    """Mean over pictures of Pearson's r between maps (N,T)."""
+    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(made, truth, strict=True)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=4)
-    parser.add_argument("--images", type=int, default=2, help="pictures of each")
+    parser.add_argument("--people", type=int, default=120)
+    parser.add_argument("--images", type=int, default=3, help="pictures of each")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
-    size, found = photometric_by_scale(options.people, options.images, options.seed)
-    print(f"true displacement: {size * 1e6:.0f} um RMS inside the face")
-    for scale, loss in found.items():
-        print(f"photometric loss at {scale:+.1f} x the truth: {loss:.5f} ({loss / found[0.0] - 1:+.2%})")
+    model = DECA(procedural_head(), "dlib")
+    world, mask = World(model.bundle), model.bundle.face_mask > FACE
+    shots = photographs(world, options.seed, range(options.people), options.images)
+    others = photographs(world, options.seed, range(options.people, options.people + TEST_PEOPLE), 2)
+    loss, truth = Loss(model, shots), torch.from_numpy(shots.displacement)[:, None]
+    known, wanted = shots.displacement[:, mask], others.displacement[:, mask]
+    print(f"true displacement: {1e6 * np.sqrt(np.square(known).mean()):.0f} um RMS inside the face")
+    with torch.no_grad():
+        flat = float(loss(0 * truth))
+        for scale in SCALES:
+            value = float(loss(scale * truth))
+            print(f"photometric loss at {scale:+.1f} x the truth: {value:.5f} ({value / flat - 1:+.2%})")
+    found = best_common_map(loss)
+    with torch.no_grad():
+        value = float(loss(torch.from_numpy(found).expand_as(truth)))
+    print(f"one free map for all: {value:.5f} ({value / flat - 1:+.2%}), {1e6 * found[mask].std():.0f} um RMS")
+    drive, count = shots.drive(), len(known)
+    slope = np.linalg.solve(drive.T @ drive / count + RIDGE * np.eye(drive.shape[1]), drive.T @ known / count)
+    maps = {
+        "that map": np.broadcast_to(found[mask], wanted.shape),
+        "the mean of the truth": np.broadcast_to(known.mean(0), wanted.shape),
+        "the truth's regression on expression and jaw": others.drive() @ slope,
+    }
+    for name, made in maps.items():
+        print(f"r with the truth of other people: {correlation(made, wanted):+.3f}  {name}")
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ class Encoder(nn.Module):
         """Make an untrained encoder answer, as those `outputs` (K,), the ridge regression of targets (N,K) on features
         (N,F). features: of variance about 1, which `ridge` is measured by.
 
-        Hidden units hold each answer, of mean 0 and variance 1, twice: as it is and negated, of which ReLU lets pass one.
-        The other hidden units are left for what is not linear.
+        Hidden units hold each answer, of mean 0 and variance 1, twice: as it is and negated, of which ReLU lets pass
+        one. The other hidden units are left for what is not linear.
         """
         first, last, count = self.layers[0], self.layers[-1], targets.shape[1]
         assert isinstance(first, nn.Linear)

@@ -55,4 +55,5 @@ def _mirrored(face: EncodedFace) -> EncodedFace:
 
 def mirrored_landmarks(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     """Landmarks (68,2) in pixels of the stored crop, in its mirror image."""
-    return np.float32([CROP_SIZE - 1, 0]) + landmarks[TWINS] * np.float32([-1, 1])
+    edge, sign = np.array([[CROP_SIZE - 1, 0], [-1, 1]], np.float32)
+    return edge + sign * landmarks[TWINS]

@@ -15,11 +15,11 @@ from deca_core import DECA
 from deca_core.augment import PLAIN, Augmentation
 from deca_core.camera import fit_camera
 from deca_core.checkpoint import checkpoint_hash, load_checkpoint
+from deca_core.codes import COARSE_LENGTHS
 from deca_core.dlib_recognition import load_dlib
 from deca_core.dlib_resnet import DlibBackbone
 from deca_core.encoder import DLIB
 from deca_core.flame import FLAME
-from deca_core.codes import COARSE_LENGTHS
 from deca_core.losses import CoarseWeights, DetailWeights, recipe
 from deca_core.losses.fits import FITTED
 from deca_core.losses.recipe import SUMMED

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deca_core import DECA, Codes, Reconstruction
-from deca_core.assets import AssetBundle
+from deca_core.assets.bundle import FACE
 from deca_core.camera import project, to_pixels
 from deca_core.crop import warp
 from deca_core.flame import FLAME

@@ -114,7 +114,7 @@ class WrinkleModel:
         return sides[0], sides[1]
 
     def shade(self, person: Person) -> Float:
-        """Depth of the relaxed face's creases, (256,256), 1 is that of a full fold: little light reaches their bottom."""
+        """Depth of the relaxed face's creases, (256,256), 1 of a full fold: little light reaches their bottom."""
         pattern = self.pattern(person)
         out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
         out[self.texels] = np.maximum(-(pattern.rest @ pattern.creases) / (DEEPER * MM), 0) * self.mask

@@ -16,7 +16,7 @@ from deca_core.assets import procedural_head
 from deca_core.camera import project
 from deca_core.codes import NUM_DETAIL
 from deca_core.detail import NUM_CONDITION, DetailDecoder
-from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector, gram, recipe, swap_order
+from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector, recipe, swap_order
 from deca_core.perceptual import random_vgg19
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput
 from deca_core.world import World

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deca_core.assets import procedural_head
+from deca_core.augment import PLAIN
 from deca_core.camera import project
 from deca_core.codes import COARSE_LENGTHS
 from deca_core.flame import FLAME
@@ -17,7 +18,6 @@ from tasks.sample_mirror import TWINS, MirroredSource
 from tasks.sample_order import BatchPlan
 from tasks.sample_sources import WorldSource
 from tasks.samples import Samples
-from deca_core.augment import PLAIN
 
 PEOPLE, PICTURES = 3, 2
 
