@@ -1,9 +1,9 @@
 """What the photometric loss of the detail stage sees of the displacement: `python -m benchmarks.detail_signal`.
 
 Photographs of the embedded world, cropped as in training, with their true coarse codes. First with the true
-displacement in place of F_d's, scaled: 0 is a flat map, 1 the truth. Then with one map for all pictures, free at every texel, that
-lowers the loss as far as it goes: no network can learn from that loss what its own minimum does not show. Beside it,
-how much one map could tell (the mean of the truth), and how much a map that is linear in expression and jaw could.
+displacement in place of F_d's, scaled: 0 is a flat map, 1 the truth. Then with one map for all pictures, free at every
+texel, that lowers the loss as far as it goes: no network can learn from that loss what its own minimum does not show.
+Beside it, how much one map could tell (the mean of the truth), and one that is linear in expression and jaw.
 """
 
 from __future__ import annotations
