@@ -374,7 +374,7 @@ def test_fits_pull_codes_and_exchanged_shapes_have_the_subjects(model, shots):
     away = dataclasses.replace(batch, fits=fits + 0.5 * torch.eye(1, len(fits[0])))  # the first shape component
     output = step(away)
     expected = 2.0 * 100 * 0.5 * float(step.shape_gram[0, 0].sqrt())
-    assert terms(output)["fit"] == pytest.approx(expected, rel=0.02)
+    assert terms(output)["fit"] == pytest.approx(expected, abs=0.01)  # roots end at a thousandth of a centimetre
     output.loss.backward()
     slope = model.E_flame.codes.grad
     assert (slope[:, 0] < 0).all()

@@ -216,7 +216,7 @@ def test_the_last_layers_take_smaller_steps_where_asked(tmp_path: Path) -> None:
         run = StageRun(job_of(config))
         before = {name: value.detach().clone() for name, value in run.named.items()}
         run.run()
-        moved[slow] = {name: float((value - before[name]).abs().max()) for name, value in run.named.items()}
+        moved[slow] = {name: float((value.detach() - before[name]).abs().max()) for name, value in run.named.items()}
     last = {"E_flame.layers.2.weight", "E_flame.layers.2.bias"}
     assert last < set(moved[True])
     for name, far in moved[False].items():
