@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
 from pipelines.stages import SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
-from tasks.checkpoints import FOLDER, checkpoint_at, read_state
+from tasks.checkpoints import FOLDER, checkpoint_at, prune, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
 from tasks.plan import CONFIG, PlanError
@@ -114,7 +114,10 @@ def detail(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None)
 def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
     """Train a stage unless it is finished or left out; None if there was nothing to do."""
     store = Store(config.dest)
-    if not config.stage(name).steps or store.exists(_stage_file(name)):
+    if not config.stage(name).steps:
+        return None
+    if store.exists(_stage_file(name)):
+        prune(store, name, config.keep_last, config.keep_best)  # a stale listing may have hidden some of it
         return None
     before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
     job = StageJob(config.dest, config, plan, name, _result(config, before[-1]) if before else None)

@@ -28,7 +28,7 @@ from tasks.storage import Store
 from tasks.train_report import CURVES, PICTURES, read_metrics
 from tasks.versions import FacesError, read_version
 from tests.tasks.stored_faces import publish
-from tests.tasks.training import small_config
+from tests.tasks.training import OFF, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = {
@@ -103,6 +103,16 @@ def test_the_same_run_again_does_nothing(done: Path) -> None:
     after = contents(done)
     assert after.pop("_report/summary.json") != before.pop("_report/summary.json")
     assert after == before
+
+
+def test_what_a_pruning_left_goes_with_the_next_run(tmp_path: Path) -> None:
+    """As after a listing that was older than the last checkpoints; how many are kept may change from run to run."""
+    settings = {**QUICK, "pretrain": OFF, "detail": OFF, "checkpoint_every": 1}
+    train(small_config(tmp_path, **settings, keep_last=2, keep_best=0))
+    assert [record.step for record in list_checkpoints(Store(tmp_path), "coarse")] == [1, 2]
+    assert train(small_config(tmp_path, **settings, keep_last=1, keep_best=0)).stages_run == []
+    assert [record.step for record in list_checkpoints(Store(tmp_path), "coarse")] == [2]
+    assert not (tmp_path / FOLDER / "coarse/00000001").exists()
 
 
 def test_other_settings_are_refused_and_named(done: Path) -> None:
