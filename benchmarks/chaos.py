@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def main() -> None:
                 print("".join(f"       {what}\n" for what in result.wrong), end="", flush=True)
     except KeyboardInterrupt:
         print("stopped", flush=True)
+    except Exception:  # a machine of the suite's own that does not start: what was done before is still worth a table
+        traceback.print_exc()
     total = summary(results, planned) + f"; {time.monotonic() - started:.0f} s on {os.cpu_count()} cores"
     total += f", seed {options.seed}"
     print(total)
