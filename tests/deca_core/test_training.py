@@ -17,6 +17,7 @@ from deca_core.camera import project
 from deca_core.codes import NUM_DETAIL
 from deca_core.detail import NUM_CONDITION, DetailDecoder
 from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector, recipe, swap_order
+from deca_core.losses.fits import NO_DISTANCE
 from deca_core.perceptual import random_vgg19
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput
 from deca_core.world import World
@@ -373,15 +374,16 @@ def test_fits_pull_codes_and_exchanged_shapes_have_the_subjects(model, shots):
     assert terms(step(dataclasses.replace(batch, fits=fits)))["fit"] == pytest.approx(0, abs=0.01)
     away = dataclasses.replace(batch, fits=fits + 0.5 * torch.eye(1, len(fits[0])))  # the first shape component
     output = step(away)
-    expected = 2.0 * 100 * 0.5 * float(step.shape_gram[0, 0].sqrt())
-    assert terms(output)["fit"] == pytest.approx(expected, abs=0.01)  # roots end at a thousandth of a centimetre
+    ends = 2 * NO_DISTANCE**0.5  # where the roots of the other two distances end
+    expected = 2.0 * 100 * (0.5 * float(step.shape_gram[0, 0].sqrt()) + ends)
+    assert terms(output)["fit"] == pytest.approx(expected, rel=0.02)
     output.loss.backward()
     slope = model.E_flame.codes.grad
     assert (slope[:, 0] < 0).all()
     assert slope[:, 0].abs().min() > 10 * slope[:, 150:].abs().max()
     twice = terms(step(away, seeded()))["fit"]
     assert twice == pytest.approx(
-        expected, abs=0.01
+        expected, rel=0.02
     )  # the truth has one shape a subject, so exchanging changes nothing
 
 
