@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from deca_core.world.wrinkles import LIMIT
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
@@ -41,7 +42,7 @@ def test_truth_has_a_row_a_picture(world):
     shape = fixed_values(table, "shape")
     assert (shape[0] == shape[1]).all()
     assert (shape[0] != shape[2]).any()
-    assert abs(fixed_values(table, "displacement")).max() < 0.0015
+    assert abs(fixed_values(table, "displacement")).max() < LIMIT
     assert fixed_values(table, "vertices").shape[2] == 3
 
 
