@@ -3,7 +3,8 @@
 Photographs of the embedded world, cropped as in training, with their true coarse codes. First with the true
 displacement in place of F_d's, scaled: 0 is a flat map, 1 the truth. Then with one map for all pictures, free at every
 texel, that lowers the loss as far as it goes: no network can learn from that loss what its own minimum does not show.
-Beside it, how much one map could tell (the mean of the truth), and one that is linear in expression and jaw.
+Beside it, how much one map could tell (the mean of the truth), and one that is linear in expression and jaw; and how
+much the true displacement changes the shading, against how far the picture is from albedo times shading anyhow.
 """
 
 from __future__ import annotations
@@ -93,12 +94,33 @@ class Loss:
         with torch.no_grad():
             self.surface = self.step._surface(shots.batch, shots.codes)
 
-    def __call__(self, z: Tensor, rows: slice = slice(None)) -> Tensor:
-        """z (B,1,256,256) metres, for the pictures `rows`."""
+    def _shaded(self, z: Tensor, rows: slice = slice(None)) -> tuple[CoarseSurface, Tensor]:
+        """The surfaces of the pictures `rows` and their shading (B,3,256,256) with z."""
         parts = {name: value[rows] for name, value in vars(self.surface).items()}
         surface, model = CoarseSurface(**parts), self.model
         normals = detail_normals(surface.positions, surface.normals, z, model.mask, model.fixed_displacement)
-        light = shading(normals, self.shots.codes.light[rows])
+        return surface, shading(normals, self.shots.codes.light[rows])
+
+    def signal(self, truth: Tensor) -> tuple[float, float]:
+        """RMS over visible skin of the logarithm of intensity: what the true displacement (B,1,256,256) changes, and
+        what lies between the photograph and the rendering with it."""
+        surface, light = self._shaded(truth)
+        _, flat = self._shaded(0 * truth)
+        # Black and white of the sensor have no logarithm that tells of light.
+        lit = (
+            surface.visibility
+            * (surface.picture > 0.02)
+            * (surface.picture < 0.98)
+            * (torch.minimum(light, flat) > 0.05)
+        )
+        change = torch.where(lit > 0.5, light / flat, 1).log()
+        rest = torch.where(lit > 0.5, surface.picture / (surface.albedo * light).clamp(min=0.01), 1).log()
+        count = (lit > 0.5).sum()
+        return float((change.square().sum() / count).sqrt()), float((rest.square().sum() / count).sqrt())
+
+    def __call__(self, z: Tensor, rows: slice = slice(None)) -> Tensor:
+        """z (B,1,256,256) metres, for the pictures `rows`."""
+        surface, light = self._shaded(z, rows)
         texture = face_patch(surface.albedo * light * surface.visibility)
         target = face_patch(surface.picture * surface.visibility)
         return self.step.weights.photometric * photometric(target, texture, torch.ones_like(texture[:, :1]))
@@ -143,6 +165,10 @@ def main() -> None:
         for scale in SCALES:
             value = float(loss(scale * truth))
             print(f"photometric loss at {scale:+.1f} x the truth: {value:.5f} ({value / flat - 1:+.2%})")
+        change, rest = loss.signal(truth)
+        print(
+            f"shading of the truth against a flat map: {change:.4f} RMS in logarithms; all else unexplained: {rest:.4f}"
+        )
     found = best_common_map(loss)
     with torch.no_grad():
         value = float(loss(torch.from_numpy(found).expand_as(truth)))
