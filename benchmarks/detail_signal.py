@@ -34,6 +34,7 @@ from tasks.sample_sources import WORLD_LIMITS, WORLD_SIZE
 SCALES = (0.0, 0.5, 1.0, 1.5, -1.0)
 CROP = 1.375  # sides over the face's: that of inference
 BATCH, STEPS, RATE = 8, 160, 2e-5  # of the free map; metres a step
+TINT_RATE = 0.02  # of the logarithm of the albedo's factor
 RIDGE = 1e-2
 TEST_PEOPLE = 20  # on whom the maps are judged
 
@@ -118,24 +119,25 @@ class Loss:
         count = (lit > 0.5).sum()
         return float((change.square().sum() / count).sqrt()), float((rest.square().sum() / count).sqrt())
 
-    def __call__(self, z: Tensor, rows: slice = slice(None)) -> Tensor:
-        """z (B,1,256,256) metres, for the pictures `rows`."""
+    def __call__(self, z: Tensor, rows: slice = slice(None), gain: Tensor | float = 1.0) -> Tensor:
+        """z (B,1,256,256) metres, for the pictures `rows`; gain (1,3,256,256): a factor of everybody's albedo."""
         surface, light = self._shaded(z, rows)
-        texture = face_patch(surface.albedo * light * surface.visibility)
+        texture = face_patch(gain * surface.albedo * light * surface.visibility)
         target = face_patch(surface.picture * surface.visibility)
         return self.step.weights.photometric * photometric(target, texture, torch.ones_like(texture[:, :1]))
 
 
-def best_common_map(loss: Loss) -> Maps:
-    """The map (256,256) for all pictures together that Adam finds from a flat one."""
-    z = torch.zeros(1, 1, 256, 256, requires_grad=True)
-    optimiser = torch.optim.Adam([z], RATE)
+def best_common_map(loss: Loss, paint: bool = False) -> Maps:
+    """The map (256,256) for all pictures together that Adam finds from a flat one; with `paint` beside a factor of
+    everybody's albedo, which takes what looks alike under every light."""
+    z, tint = torch.zeros(1, 1, 256, 256, requires_grad=True), torch.zeros(1, 3, 256, 256, requires_grad=paint)
+    optimiser = torch.optim.Adam([{"params": [z], "lr": RATE}, {"params": [tint] if paint else [], "lr": TINT_RATE}])
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, STEPS)
     count = len(loss.shots.displacement) // BATCH
     for step in range(STEPS):
         first = BATCH * (step % count)
         optimiser.zero_grad()
-        loss(z.expand(BATCH, -1, -1, -1), slice(first, first + BATCH)).backward()
+        loss(z.expand(BATCH, -1, -1, -1), slice(first, first + BATCH), tint.exp()).backward()
         optimiser.step()
         schedule.step()
     found: Maps = z.detach()[0, 0].numpy()
@@ -169,7 +171,7 @@ def main() -> None:
         print(
             f"shading of the truth against a flat map: {change:.4f} RMS in logarithms; all else unexplained: {rest:.4f}"
         )
-    found = best_common_map(loss)
+    found, painted = best_common_map(loss), best_common_map(loss, paint=True)
     with torch.no_grad():
         value = float(loss(torch.from_numpy(found).expand_as(truth)))
     print(f"one free map for all: {value:.5f} ({value / flat - 1:+.2%}), {1e6 * found[mask].std():.0f} um RMS")
@@ -177,6 +179,7 @@ def main() -> None:
     slope = np.linalg.solve(drive.T @ drive / count + RIDGE * np.eye(drive.shape[1]), drive.T @ known / count)
     maps = {
         "that map": np.broadcast_to(found[mask], wanted.shape),
+        "the map, with a free factor of everybody's albedo": np.broadcast_to(painted[mask], wanted.shape),
         "the mean of the truth": np.broadcast_to(known.mean(0), wanted.shape),
         "the truth's regression on expression and jaw": others.drive() @ slope,
     }
