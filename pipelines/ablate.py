@@ -126,6 +126,7 @@ def plan_runs(config: AblateConfig) -> tuple[list[Run], dict[str, str]]:
     store.check_writable()
     if config.existing == "new":
         store.delete_folder(MODELS)
+    store.sweep()
     store.write(CONFIG, config.model_copy(update={"existing": "refuse"}).model_dump_json(indent=2).encode())
     reason = "the full recipe has no such loss in a stage that is trained"
     return runs, {VARIANTS[name].label: reason for name, stages in changed.items() if not stages}

@@ -203,6 +203,7 @@ def summarise(
     """Count what lies in DEST and write it there."""
     now = status(plan.dest)
     store = Store(config.dest)
+    store.sweep()  # the stages look into their own folders only
     annotating = seconds["annotate_faces"]
     summary = IngestSummary(
         outcome="complete" if now.complete else "partial",

@@ -102,8 +102,11 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # On this node, as Ray Train's controller: another one may be lost without the driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     gpus = bool(ray.cluster_resources().get("GPU"))
     folder = Store(f"{job.dest.rstrip('/')}/{RAY_FOLDER}")
     file_system, path = open_uri(folder.uri)
@@ -125,7 +128,7 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
         with _watched(board, note):
             try:
                 trainer.fit()
-            except ray.train.TrainingFailedError as error:
+            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _explain(error, job) from error
             finally:
                 folder.delete_folder("")
