@@ -106,7 +106,7 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
 
     # On this node, as Ray Train's controller: another one may be lost without the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+    board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
     gpus = bool(ray.cluster_resources().get("GPU"))
     folder = Store(f"{job.dest.rstrip('/')}/{RAY_FOLDER}")
     file_system, path = open_uri(folder.uri)
