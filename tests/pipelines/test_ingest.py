@@ -124,11 +124,16 @@ def test_foreign_readers_open_the_shards(done, reader, tmp_path):
 
 
 def test_second_run_writes_nothing(done):
+    """And takes away what a run left that was killed before its summary had a name."""
+    killed = done / "_report/.deca-elsewhere-2-0a1b2c3d-summary.json.tmp"
+    killed.write_bytes(b"")
+    os.utime(killed, (0, 0))  # of another host, and a day old
     before = {name: file for name, file in written(done).items() if name.startswith(("faces/", "annotations/part"))}
     again = ingest(config(done.parent / "photos", done))
     assert (again.units_run, again.new_version, again.version, again.faces) == (0, False, 1, 8)
     after = written(done)
     assert {name: after[name] for name in before} == before
+    assert not killed.exists()
     assert {name for name in after if name.startswith("faces/")} == {n for n in before if n.startswith("faces/")}
 
 
