@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +251,17 @@ def run(source: Path, dest: Path, checkpoint: Path, options: argparse.Namespace,
         "seconds": round(wall, 2),
         "faces_per_second": round(summary.faces / wall, 3),
         "steady_faces_per_second": round(steady, 3),
+        "by_fifths": fifths(working[first:]),
         "precision": summary.precision,
         "bytes_a_face": round(summary.bytes / max(summary.faces, 1)),
         **({"memory": memory, "memory_growth": growth([size for _, size in memory])} if options.memory else {}),
     }
+
+
+def fifths(marks: list[tuple[float, int]]) -> list[float]:
+    """Faces/s in each fifth of the commits: whether a face costs the same late in a long run as early."""
+    cuts = [marks[round(at * (len(marks) - 1) / 5)] for at in range(6)]
+    return [round((b[1] - a[1]) / max(b[0] - a[0], 1e-9), 2) for a, b in pairwise(cuts)]
 
 
 def growth(sizes: list[int]) -> float | None:
