@@ -68,11 +68,8 @@ def warp(image: NDArray, transform: NDArray, size: int = IMAGE_SIZE) -> NDArray[
     Only the part of the picture under the crop is converted, so a large photograph costs no more than a small one.
     """
     inverse = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
-    axis = np.arange(size)
-    source = axis[None, :, None] * inverse[:, 0] + (
-        axis[:, None, None] * inverse[:, 1] + inverse[:, 2]
-    )  # (size, size, 2)
-    corners = source[:: size - 1, :: size - 1].reshape(-1, 2)
+    ends = np.array([[0, 0, 1], [size - 1, 0, 1], [0, size - 1, 1], [size - 1, size - 1, 1]])
+    corners = ends @ inverse.T
     height, width = image.shape[:2]
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width - 1, height - 1])
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, low + 1, [width, height])
@@ -85,5 +82,9 @@ def warp(image: NDArray, transform: NDArray, size: int = IMAGE_SIZE) -> NDArray[
         pixels = functional.pad(
             pixels, (0, int(extent[0]) + 1 - pixels.shape[3], 0, int(extent[1]) + 1 - pixels.shape[2])
         )
-    grid = torch.from_numpy((source - low) / extent * 2 - 1).float()[None]
+    inverse[:, 2] -= low
+    across, down, origin = (2 * inverse / extent[:, None]).T  # of x, of y, and of neither: crop pixel to that frame
+    axis = np.arange(size)[:, None]
+    rows, columns = axis * down + origin - 1, axis * across
+    grid = torch.from_numpy(np.add(rows[:, None], columns, dtype=np.float32, casting="same_kind"))[None]
     return functional.grid_sample(pixels, grid, align_corners=True)[0].numpy()
