@@ -33,7 +33,7 @@ from deca_core.assets import procedural_head
 from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.detail import START
-from deca_core.inference import DTYPES, Inference, smooth_pictures
+from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_pictures
 from deca_core.world import Photograph, World
 from deca_core.world.lens import encode_jpeg
 from pipelines.reconstruct import reconstruct
@@ -57,7 +57,6 @@ from tasks.versions import record_name
 SIZE = 512  # pixels of the raw pictures
 DISTINCT = 16  # pictures that are really made
 SHARD = 1024  # faces
-MATRIX = {"mixed": "bf16"}  # whose products are the ceiling of a precision of two kinds: the faster one's
 
 
 def photographs(count: int) -> list[Photograph]:
@@ -216,7 +215,7 @@ def ceiling(precision: str, threads: int, seconds: float) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return gemm(MATRIX.get(precision, precision), seconds)
+        return gemm("bf16" if precision == "mixed" else precision, seconds)
     finally:
         torch.set_num_threads(before)
 
@@ -259,7 +258,9 @@ def run(source: Path, dest: Path, checkpoint: Path, options: argparse.Namespace,
 
 
 def fifths(marks: list[tuple[float, int]]) -> list[float]:
-    """Faces/s in each fifth of the commits: whether a face costs the same late in a long run as early."""
+    """Faces/s in each fifth of the commits: whether a face costs the same late as early. [] of under six commits."""
+    if len(marks) < 6:
+        return []
     cuts = [marks[round(at * (len(marks) - 1) / 5)] for at in range(6)]
     return [round((b[1] - a[1]) / max(b[0] - a[0], 1e-9), 2) for a, b in pairwise(cuts)]
 
@@ -304,9 +305,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     save_checkpoint(model, folder / "checkpoint")
     taken = photographs(min(DISTINCT, options.faces))
     figures: dict[str, Any] = {"backbone": options.backbone, "gflop_a_face": round(operations(model), 2)}
-    asked = options.precision
-    kinds = ["fp32", "bf16"] if asked == "auto" else [MATRIX.get(asked, asked)]
-    before = {kind: ceiling(kind, threads, options.seconds) for kind in kinds}
+    possible = ("fp32", *CANDIDATES["cpu"]) if options.precision == "auto" else (options.precision,)
+    before = {precision: ceiling(precision, threads, options.seconds) for precision in possible}
     for source in options.source.split(","):
         place = folder / source
         if not place.exists():
@@ -316,7 +316,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if options.precision == "auto":  # the later runs, and the ceiling, are of what the first one took
             options.precision = figures[source]["precision"]
     after = ceiling(options.precision, threads, options.seconds)
-    rate = figures["gemm_gflops"] = round(max(after, before[MATRIX.get(options.precision, options.precision)]), 1)
+    rate = figures["gemm_gflops"] = round(max(after, before[options.precision]), 1)
     allowed = figures["allowed_faces_per_second"] = round(rate / figures["gflop_a_face"], 2)
     if options.bare:
         alone = networks_alone(folder / "checkpoint", options, threads)

@@ -119,12 +119,13 @@ class Inference:
         What is compiled takes no other number: there the last part is filled up.
         """
         values = values.to(self.device, non_blocking=True)
-        if not batch or (len(values) <= batch and not self.batch):
+        if not batch:
             return network(values)
         parts = []
         for part in values.split(batch):
             missing = batch - len(part) if self.batch else 0
-            parts.append(network(torch.cat([part, part.new_zeros(missing, *part.shape[1:])]))[: len(part)].clone())
+            filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+            parts.append(network(filled)[: len(part)].clone())
         return torch.cat(parts)
 
     @torch.inference_mode()

@@ -62,6 +62,12 @@ def test_growth_compares_after_the_warm_up():
     assert bulk.growth([1, 2]) is None
 
 
+def test_fifths_follow_the_speed_of_a_run():
+    marks = [(float(at), 10 * at) for at in range(9)] + [(10.0, 90), (12.0, 100)]
+    assert bulk.fifths(marks) == [10, 10, 10, 10, 5]
+    assert bulk.fifths(marks[:5]) == []
+
+
 def test_layouts_lose_no_more_than_half_a_step(small):
     rows = layouts.layouts(small, 2)
     step = 1e6 * 2 * 0.02 / 65535

@@ -85,13 +85,14 @@ def test_half_precision_knows_every_kind_of_backbone(backbone):
 
 
 @torch.inference_mode()
-def test_compiled_networks_answer_any_number_of_faces(shipped, faces, monkeypatch):
+@pytest.mark.parametrize(("precision", "batch"), [("mixed", 2), ("fp32", 4)])  # F_d takes two of either
+def test_compiled_networks_answer_any_number_of_faces(shipped, faces, monkeypatch, precision, batch):
     """One batch size is compiled: fewer faces are filled up, more are cut, and a face's answer depends on neither.
 
     Traced here, which is quicker; test_frozen.py compiles.
     """
     monkeypatch.setattr(deca_core.inference, "compiled", deca_core.inference.traced)
-    plain, compiled = Inference(shipped, "mixed"), Inference(shipped, "mixed", batch=2)
+    plain, compiled = Inference(shipped, precision), Inference(shipped, precision, batch=batch)
     assert compiled.compiled
     assert not plain.compiled
     assert deviation(shipped, plain, compiled, faces).within(LIMITS)
