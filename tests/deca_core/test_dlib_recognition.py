@@ -122,7 +122,7 @@ def test_slopes_are_those_of_differences(network, faces):
     assert (inside != 0).double().mean() > 0.9
     assert (slope != 0).sum() == (inside != 0).sum()  # what lies outside the square does not matter
     direction = torch.randn(image.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    step = 1e-7
+    step = 1e-9  # at 1e-7 the two pictures lie on either side of kinks of max-pooling and ReLU: quotients off by 1e-3
     with torch.inference_mode():
         ahead, behind = (
             functional.cosine_similarity(double.features(image + sign * step * direction), target).sum()
