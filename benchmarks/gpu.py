@@ -3,9 +3,9 @@
 Pictures a second of the encoders, of F_d, of both, and of the whole path: JPEG bytes in memory, decoded (by
 torchvision, on the GPU; without it the path begins at decoded pictures), cropped, encoded, displacement, 16-bit
 steps, back in pinned memory; two batches under way, so that copies hide behind computing. Networks with random
-weights: the same work. The networks are those of deca_core/frozen.py in bf16, linear layers in float32. Each
-is run as it is and as a CUDA graph, with --compile by torch.compile too (which needs a C compiler). Shares are of the
-bf16 matrix products that the same process reaches. `--device cpu --quick` only shows that it runs.
+weights: the same work. The networks are those of deca_core/frozen.py in bf16 (--precision), linear layers in float32.
+Each is run as it is and as a CUDA graph, with --compile by torch.compile too (which needs a C compiler). Shares are of
+the matrix products of that precision in the same process. `--device cpu --quick` only shows that it runs.
 """
 
 from __future__ import annotations
@@ -166,11 +166,11 @@ def count_flops(work: Work) -> float:
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second and share of the bf16 ceiling, by part and how it is run."""
+    """Pictures a second and share of the products' ceiling, by part and how it is run."""
     torch.manual_seed(0)
     device, batch = torch.device(options.device), options.batch
-    ceiling = ceilings.gemm("bf16", options.seconds, options.device) * 1e9
-    networks = Networks(device, torch.bfloat16)
+    ceiling = ceilings.gemm(options.precision, options.seconds, options.device) * 1e9
+    networks = Networks(device, ceilings.DTYPES[options.precision])
     images = torch.rand(batch, 3, CROP, CROP, device=device)
     vectors = networks.encode(images)
     path = WholePath(networks, batch, device)
@@ -203,7 +203,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "batch": batch,
         "begins_with": f"JPEG bytes, {SIZE} px" if decode_jpeg else f"decoded pictures, {SIZE} px: no torchvision",
-        "gemm_bf16_tflops": round(ceiling / 1e12, 2),
+        "precision": options.precision,
+        "gemm_tflops": round(ceiling / 1e12, 2),
         "gflop_a_picture": round(flops / 1e9, 2),
         "rows": rows,
     }
@@ -213,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--precision", choices=ceilings.DTYPES, help="default: bf16, and fp32 on a CPU")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each line")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--quick", action="store_true", help="two pictures, a moment each: does it run at all?")
@@ -222,6 +224,7 @@ def main() -> None:
         options.batch, options.seconds = 2, 0.05
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here. Look at nvidia-smi, or try: --device cpu --quick")
+    options.precision = options.precision or ("fp32" if options.device == "cpu" else "bf16")
     torch.backends.cudnn.benchmark = True
     figures = measure(options)
     print({name: value for name, value in figures.items() if name != "rows"})

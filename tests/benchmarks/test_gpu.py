@@ -22,7 +22,7 @@ class Refuse:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Refuse())
-sys.argv = ["gpu", "--device", "cpu", "--quick", "--json", sys.argv[1]]
+sys.argv = ["gpu", "--device", "cpu", "--quick", *sys.argv[1:]]
 from benchmarks.gpu import main
 main()
 """
@@ -36,10 +36,11 @@ def test_a_crop_without_turning_is_the_middle_of_the_picture():
 
 
 def test_it_runs_with_torch_and_numpy_alone(tmp_path):
-    command = [sys.executable, "-c", BARE, str(tmp_path / "gpu.json")]
+    command = [sys.executable, "-c", BARE, "--json", str(tmp_path / "gpu.json")]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert "no torchvision" in found["begins_with"]
+    assert found["precision"] == "fp32"  # bf16 is for GPUs: many a CPU makes it up, ten times as slowly
     assert [row["part"] for row in found["rows"]] == ["encode", "F_d", "encode + F_d", "decode", "crop", "whole path"]
     assert 17 < found["gflop_a_picture"] < 19.5  # two ResNet50 and F_d: 18.2
