@@ -35,6 +35,8 @@ ENGINES := tests/pipelines tests/hostile/test_secrets.py $(addprefix tests/tasks
            ranks.py samples.py shard.py)
 # One thread each: two halves of two threads on two cores wait for one another at every barrier.
 test: export OMP_NUM_THREADS = 1
+# Ray makes its workers nicer than others: the other half would take their time.
+test: export RAY_worker_niceness = 0
 test: setup node
 	@said=$$(mktemp); $(BIN)/python -m pytest $(ENGINES:%=--ignore=%) >$$said 2>&1 & other=$$!; \
 	 $(BIN)/python -m pytest $(ENGINES); status=$$?; \

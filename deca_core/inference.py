@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -35,6 +35,7 @@ DTYPES: dict[Precision, tuple[torch.dtype, torch.dtype]] = {
 CANDIDATES: dict[str, tuple[Precision, ...]] = {"cpu": ("bf16", "mixed"), "cuda": ("bf16", "fp16", "mixed")}
 GAIN = 1.1  # times faster than fp32 that another precision must be: below, exact answers are worth more
 TRIED = 4  # pictures that the micro-benchmark runs at once
+PROBE = 256  # side of the matrices that show whether a precision has units here
 # Faces at once through F_d on a CPU, however many go through the encoders: its widest maps take 4 MB a face in float32,
 # and those of eight faces leave the cache from layer to layer, which costs a quarter of its time.
 DECODED = 2
@@ -144,7 +145,8 @@ class Inference:
 def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int = TRIED) -> Choice:
     """The fastest precision on this machine whose answers stay within LIMITS: a micro-benchmark of some seconds.
 
-    Compared on smooth random pictures, with the model's own weights; times are the best of three batches.
+    Compared on smooth random pictures, with the model's own weights; times are the best of three batches. What the
+    processor only makes up is not tried: that takes fifty times as long, so even a look takes a quarter of a minute.
     """
     images = smooth_pictures(batch)
     exact = Inference(model, "fp32", device)
@@ -154,13 +156,10 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
     best = milliseconds["fp32"] / GAIN
     for precision in CANDIDATES.get(torch.device(device).type, ()):
         try:
+            if made_up(DTYPES[precision][1], device):
+                continue
             tried = Inference(model, precision, device)
         except RuntimeError:  # no kernel for it here
-            continue
-        # Processors without half-precision units take a hundred times as long: one picture tells.
-        single = milliseconds_of(tried, images[:1], repeats=1)
-        if single > 4 * milliseconds["fp32"]:
-            milliseconds[precision] = single
             continue
         milliseconds[precision] = milliseconds_of(tried, images)
         deviations[precision] = deviation(model, exact, tried, images)
@@ -200,12 +199,28 @@ def _relative(value: Tensor, expected: Tensor) -> float:
 
 def milliseconds_of(inference: Inference, images: Tensor, repeats: int = 3) -> float:
     """Best time of a picture, codes and displacement."""
-    wait = torch.cuda.synchronize if inference.device.type == "cuda" else lambda: None
+    best = _seconds(lambda: inference.displacement(inference.codes(images)), inference.device, repeats)
+    return best / len(images) * 1e3
+
+
+def made_up(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
+    """Whether the device has no units for this type: a small matrix product takes over four times as long as float32's.
+
+    Raises RuntimeError where there is no kernel for it at all.
+    """
+    home = torch.device(device)
+    own, exact = (torch.ones(PROBE, PROBE, dtype=kind, device=home) for kind in (dtype, torch.float32))
+    return _seconds(lambda: own @ own, home) > 4 * _seconds(lambda: exact @ exact, home)
+
+
+def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Best time of a call, after one that still allocates."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best = math.inf
-    for _ in range(repeats + 1):  # the first one still allocates
+    for _ in range(repeats + 1):
         wait()
         started = time.perf_counter()
-        inference.displacement(inference.codes(images))
+        work()
         wait()
         best = min(best, time.perf_counter() - started)
-    return best / len(images) * 1e3
+    return best

@@ -12,14 +12,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemas.engine import RayConfig
 from schemas.train import TrainRayConfig
-from tasks.ray_cluster import connect
+from tasks.ray_cluster import Pinboard, connect
 from tasks.storage import StorageError, Store, open_uri
-from tasks.train import OnProgress, StageJob, StageRun, TrainError, TrainProgress
+from tasks.train import OnProgress, StageJob, StageRun, Timing, TrainError, TrainProgress
 
 POLL_SECONDS = 1.0
 RAY_FOLDER = "_ray"  # in DEST, for the length of a stage: Ray Train wants a folder that all nodes see
@@ -29,19 +29,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-
-
-class _Board:
-    """An actor where the first rank pins up how far it is, for the driver to read."""
-
-    def __init__(self) -> None:
-        self.latest: TrainProgress | None = None
-
-    def pin(self, progress: TrainProgress) -> None:
-        self.latest = progress
-
-    def read(self) -> TrainProgress | None:
-        return self.latest
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,7 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
 
     # On this node, as Ray Train's controller: another one may be lost without the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
+    board = ray.remote(num_cpus=0)(Pinboard).options(scheduling_strategy=here).remote()
     gpus = bool(ray.cluster_resources().get("GPU"))
     folder = Store(f"{job.dest.rstrip('/')}/{RAY_FOLDER}")
     file_system, path = open_uri(folder.uri)
@@ -156,7 +143,7 @@ def _rank(config: dict[str, Any]) -> None:
     rank, ranks = context.get_world_rank(), context.get_world_size()
     if not torch.cuda.is_available():
         torch.set_num_threads(task.threads)
-    StageRun(task.job, rank, ranks).run(task.board.pin.remote if rank == 0 else None)
+    StageRun(task.job, rank, ranks).run((lambda p: task.board.pin.remote(asdict(p))) if rank == 0 else None)
 
 
 @contextmanager
@@ -167,10 +154,10 @@ def _watched(board: Any, note: OnProgress) -> Iterator[None]:
     done, last = threading.Event(), [-1]
 
     def look() -> None:
-        progress = ray.get(board.read.remote())
-        if progress is not None and progress.step != last[0]:
-            last[0] = progress.step
-            note(progress)
+        pinned = ray.get(board.read.remote())
+        if pinned is not None and pinned["step"] != last[0]:
+            last[0] = pinned["step"]
+            note(TrainProgress(**{**pinned, "timing": Timing(**pinned["timing"])}))
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from typing import Any
 
 from schemas.engine import RayConfig
 
@@ -41,6 +42,19 @@ def connect(config: RayConfig) -> None:
         )
     except Exception as error:  # Ray raises bare exceptions where a process of its is late
         raise _no_ray(address, error) from error
+
+
+class Pinboard:
+    """An actor where a worker pins up how far it is, for the driver to read: plain values, so it imports little."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Any] | None = None
+
+    def pin(self, values: dict[str, Any]) -> None:
+        self.latest = values
+
+    def read(self) -> dict[str, Any] | None:
+        return self.latest
 
 
 def _no_ray(address: str, error: Exception) -> EngineError:

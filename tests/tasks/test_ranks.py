@@ -1,4 +1,4 @@
-"""Ranks on Ray Train: a rank that is killed is replaced, and the run ends as if nothing had happened."""
+"""Ranks on Ray Train: a rank that is killed is replaced, and the run ends as two ranks without Ray do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.train import TrainRayConfig
 from tasks.ranks import train_stage
 from tasks.train import TrainError, TrainProgress
 from tests.conftest import S3Endpoint
-from tests.tasks.training import assert_equal_states, job_of, last_state, small_config
+from tests.tasks.training import assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 
 SIX = {"steps": 6, "subjects": 2, "images": 2}
 ONE_CORE_EACH = TrainRayConfig(workers=2)
@@ -33,8 +33,7 @@ def test_a_killed_rank_costs_nothing(ray_cluster: None, s3: S3Endpoint, tmp_path
     assert killed
     assert last is not None
     assert last.step == 6
-    undisturbed = job_of(small_config(tmp_path, coarse=SIX))
-    train_stage(undisturbed, ONE_CORE_EACH)
+    train_on_two_ranks(job_of(small_config(tmp_path, coarse=SIX)))
     assert_equal_states(last_state(dest)[1], last_state(tmp_path)[1], tolerance=1e-6)
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed, multiprocessing
 
 from tasks.checkpoints import list_checkpoints
 from tasks.storage import Store
 from tasks.train import StageRun, TrainError, TrainProgress, learning_rate, step_seed
 from tasks.train_inputs import TrainConfigError, arithmetic, stage_weights, training_samples
-from tests.tasks.training import OFF, assert_equal_states, job_of, last_state, small_config
+from tests.tasks.training import OFF, assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 
-TWENTY = {"steps": 20, "subjects": 2, "images": 2}
+SIX = {"steps": 6, "subjects": 2, "images": 2}
 ROOT = Path(__file__).resolve().parents[2]
 
 # A driver that dies in the middle of the stage, one step after a checkpoint.
@@ -78,26 +76,13 @@ def test_metrics_of_a_resumed_run_are_those_of_a_straight_one(tmp_path: Path) ->
     assert sorted(straight) == ["00000002.jsonl", "00000004.jsonl"]
 
 
-def rank_of_two(rank: int, dest: str, port: int) -> None:
-    """One of two ranks of gloo; the first writes down the losses of the whole batch."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    totals: list[float] = []
-    run = StageRun(job_of(small_config(dest, batch_norm="eval", coarse=TWENTY, checkpoint_every=20)), rank, 2)
-    run.run(lambda progress: totals.append(progress.losses["total"]))
-    Path(dest, f"rank{rank}.json").write_text(json.dumps(totals))
-    distributed.destroy_process_group()
-
-
 def test_two_ranks_learn_what_one_learns_with_the_double_batch(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (tmp_path / "two").mkdir()
-    multiprocessing.spawn(rank_of_two, (str(tmp_path / "two"), port), nprocs=2)
-    straight = train(tmp_path / "one", batch_norm="eval", coarse=TWENTY, checkpoint_every=20)
-    two = json.loads((tmp_path / "two/rank0.json").read_text())
-    assert two == pytest.approx([progress.losses["total"] for progress in straight], rel=1e-3)
+    settings: dict[str, Any] = {"batch_norm": "eval", "coarse": SIX, "checkpoint_every": 6}
+    train_on_two_ranks(job_of(small_config(tmp_path / "two", **settings)))
+    straight = [progress.losses["total"] for progress in train(tmp_path / "one", **settings)]
+    lines = (tmp_path / "two/metrics/coarse/00000006.jsonl").read_text().splitlines()
+    two = [step["total"] for step in map(json.loads, lines) if "total" in step]
+    assert two == pytest.approx(straight, rel=1e-3)
     assert two[-1] < two[0]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed, multiprocessing
 
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
 from tasks.checkpoints import TrainState, list_checkpoints, read_state
 from tasks.storage import Store
-from tasks.train import StageJob
+from tasks.train import StageJob, StageRun
 
 OFF = {"steps": 0, "subjects": 1, "images": 1}
 
@@ -41,6 +43,21 @@ def small_config(dest: str | Path, **settings: Any) -> TrainConfig:
 def job_of(config: TrainConfig, stage: StageName = "coarse") -> StageJob:
     plan = TrainPlan(config=config.plan_config(), inputs={}, fingerprint="0" * 64)
     return StageJob(config.dest, config, plan, stage)
+
+
+def train_on_two_ranks(job: StageJob) -> None:
+    """The stage on two ranks of gloo, without Ray."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_rank, (job, port), nprocs=2)
+
+
+def _rank(rank: int, job: StageJob, port: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    StageRun(job, rank, 2).run()
+    distributed.destroy_process_group()
 
 
 def last_state(dest: str | Path, stage: StageName = "coarse") -> tuple[CheckpointRecord, TrainState]:
