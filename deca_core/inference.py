@@ -197,10 +197,9 @@ def _relative(value: Tensor, expected: Tensor) -> float:
     return float(((value - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-12)).max())
 
 
-def milliseconds_of(inference: Inference, images: Tensor, repeats: int = 3) -> float:
+def milliseconds_of(inference: Inference, images: Tensor) -> float:
     """Best time of a picture, codes and displacement."""
-    best = _seconds(lambda: inference.displacement(inference.codes(images)), inference.device, repeats)
-    return best / len(images) * 1e3
+    return _seconds(lambda: inference.displacement(inference.codes(images)), inference.device) / len(images) * 1e3
 
 
 def made_up(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
@@ -213,11 +212,11 @@ def made_up(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     return _seconds(lambda: own @ own, home) > 4 * _seconds(lambda: exact @ exact, home)
 
 
-def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Best time of a call, after one that still allocates."""
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Best time of four calls; the first one still allocates."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best = math.inf
-    for _ in range(repeats + 1):
+    for _ in range(4):
         wait()
         started = time.perf_counter()
         work()
