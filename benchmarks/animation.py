@@ -29,6 +29,7 @@ from deca_core.world.person import person as sample_person
 from deca_core.world.scene import MOODS, sample_expression
 from deca_core.world.wrinkles import WrinkleModel
 from tasks.models import GeometryModel
+from tasks.train_inputs import arithmetic
 
 RATE = 3e-3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,9 +89,10 @@ def fit(truth: Truth, shown: range, steps: int, batch: int, seed: int) -> tuple[
     mask, spread = torch.from_numpy(truth.mask).to(DEVICE), float(truth.maps[:, shown][..., truth.mask].std())
     exp, jaw = (torch.from_numpy(values).to(DEVICE) for values in (truth.exp, truth.jaw))
     rng = np.random.default_rng(seed)
+    half = arithmetic("auto", DEVICE) == "bf16"  # made up, it takes many times as long
     for step in range(steps):
         who, how = rng.integers(len(truth.people), size=batch), rng.choice(shown, batch)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
             made = decoder(torch.cat([jaw[how], exp[how], detail[who]], dim=1))
         wanted = torch.from_numpy(truth.maps[who, how]).to(DEVICE)
         loss = ((made.float()[:, 0] - wanted)[:, mask] / spread).square().mean()
