@@ -145,7 +145,7 @@ class Inference:
 def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int = TRIED) -> Choice:
     """The fastest precision on this machine whose answers stay within LIMITS: a micro-benchmark of some seconds.
 
-    Compared on smooth random pictures, with the model's own weights; times are the best of three batches. What the
+    Compared on smooth random pictures, with the model's own weights; times are the best of four batches. What the
     processor only makes up is not tried: that takes fifty times as long, so even a look takes a quarter of a minute.
     """
     images = smooth_pictures(batch)

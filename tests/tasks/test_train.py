@@ -21,7 +21,7 @@ from tasks.train import StageRun, TrainError, TrainProgress, learning_rate, step
 from tasks.train_inputs import TrainConfigError, arithmetic, stage_weights, training_samples
 from tests.tasks.training import OFF, assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 
-TWELVE = {"steps": 12, "subjects": 2, "images": 2}
+TWENTY = {"steps": 20, "subjects": 2, "images": 2}
 ROOT = Path(__file__).resolve().parents[2]
 
 # A driver that dies in the middle of the stage, one step after a checkpoint.
@@ -77,10 +77,10 @@ def test_metrics_of_a_resumed_run_are_those_of_a_straight_one(tmp_path: Path) ->
 
 
 def test_two_ranks_learn_what_one_learns_with_the_double_batch(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"batch_norm": "eval", "coarse": TWELVE, "checkpoint_every": 12}
+    settings: dict[str, Any] = {"batch_norm": "eval", "coarse": TWENTY, "checkpoint_every": 20}
     train_on_two_ranks(job_of(small_config(tmp_path / "two", **settings)))
     straight = [progress.losses["total"] for progress in train(tmp_path / "one", **settings)]
-    lines = (tmp_path / "two/metrics/coarse/00000012.jsonl").read_text().splitlines()
+    lines = (tmp_path / "two/metrics/coarse/00000020.jsonl").read_text().splitlines()
     two = [step["total"] for step in map(json.loads, lines) if "total" in step]
     assert two == pytest.approx(straight, rel=1e-3)
     assert two[-1] < two[0]
