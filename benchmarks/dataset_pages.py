@@ -68,7 +68,7 @@ class Dataset(NamedTuple):
 PARTS = """```python
 import pyarrow.parquet as pq
 from schemas.parquet import fixed_values
-from tasks.plan import committed_parts
+from tasks.commits import committed_parts
 
 table = pq.read_table(committed_parts("{dest}"))  # the parts that commit records name, never a glob
 {example}
@@ -196,7 +196,7 @@ DATASETS = (
         "_quarantine/*.parquet",
         "every flow over units",
         "What could not be done, and why. A row stands until a retry has taken it over; `deca status` counts those.",
-        '```python\nfrom tasks.plan import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
+        '```python\nfrom tasks.commits import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
         "    print(row.uri, row.stage, row.message)\n```",
         lambda: QUARANTINE_SCHEMA,
     ),

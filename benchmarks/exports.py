@@ -34,8 +34,9 @@ from schemas.parquet import fixed_array, write_table
 from schemas.reconstruct import ReconstructConfig, quantise
 from schemas.world import SynthConfig
 from tasks import export as work
+from tasks.commits import committed_parts, read_commits
 from tasks.heads import model_for
-from tasks.plan import committed_parts, load_plan, read_commits
+from tasks.plan import load_plan
 from tasks.storage import Store, hash_file
 
 PEOPLE, PICTURES = 4, 2  # of the embedded world

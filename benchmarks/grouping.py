@@ -92,7 +92,8 @@ def make_annotations(folder: Path, rows: int) -> Path:
     """A committed annotations dataset of `rows` faces with ids and figures, and without pictures and descriptors."""
     from schemas.ledger import CommitRecord, Item
     from schemas.parquet import write_table
-    from tasks.plan import open_or_build, publish_commit
+    from tasks.commits import publish_commit
+    from tasks.rounds import open_or_build
     from tasks.storage import hash_file
 
     names = ["face_id", "image_id", "source_uri", "face_index", "sharpness", "yaw", "eye_distance", "mask_coverage"]

@@ -37,8 +37,9 @@ from tasks.faces import record_batch
 from tasks.heads_report import write_report
 from tasks.images import decode_image
 from tasks.models import bundle_at
-from tasks.plan import Plan, open_or_build
+from tasks.plan import Plan
 from tasks.read import read_item
+from tasks.rounds import open_or_build
 
 SIZE = 320  # pixels on a side of the photographs
 LIMITS = Limits(yaw=(0.0, 40.0))

@@ -32,10 +32,11 @@ from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig, ShardConfig
 from schemas.ledger import Item
 from tasks import shuffle
+from tasks.commits import committed_parts, read_commits
 from tasks.engine import UnitOutput, run_units
 from tasks.layout import index_faces
-from tasks.plan import committed_parts, open_or_build, read_commits
 from tasks.ray_cluster import connect
+from tasks.rounds import open_or_build
 from tasks.shard import publish
 from tasks.versions import current, read_assignments
 

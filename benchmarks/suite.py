@@ -35,9 +35,10 @@ from schemas.engine import RayConfig
 from schemas.parquet import write_batches, write_table
 from schemas.reconstruct import ReconstructConfig, quantise
 from tasks.commit import Rows
+from tasks.commits import committed_parts
 from tasks.images import decode_image
 from tasks.models import load_model
-from tasks.plan import committed_parts, load_plan
+from tasks.plan import load_plan
 from tasks.ray_cluster import connect
 from tasks.reconstruct import ReconstructWorker
 

@@ -9,11 +9,13 @@ from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_c
 from schemas.animate import AnimateConfig, AnimateSummary
 from tasks.animate import SOURCE, AnimateWorker, cast_items, model_config
 from tasks.cast import freeze_cast, is_dataset
+from tasks.commits import read_commits
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.heads import config_of, model_for
 from tasks.models import bundle_at, load_model, weights_hash
-from tasks.plan import Plan, open_or_build, read_commits
+from tasks.plan import Plan
+from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.verify import status
 

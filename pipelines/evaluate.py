@@ -19,7 +19,8 @@ from tasks.evaluation_report import REPORT, figures, read_rows, write_report
 from tasks.methods import model_configs
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.now import NowDataset
-from tasks.plan import Plan, open_or_build
+from tasks.plan import Plan
+from tasks.rounds import open_or_build
 from tasks.verify import status
 from tasks.world_truth import EvaluateError, WorldTruth
 

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.export import ExportConfig, ExportSummary
+from tasks.commits import read_commits
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.export import ExportWorker
 from tasks.heads import head_items, heads_plan, model_for
-from tasks.plan import Mode, Plan, open_or_build, read_commits
+from tasks.plan import Plan
 from tasks.ranges import open_checked
+from tasks.rounds import Mode, open_or_build
 from tasks.verify import status
 
 MODES: dict[str, Mode] = {"new": "new", "extend": "extend"}

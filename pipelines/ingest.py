@@ -33,7 +33,8 @@ from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.group import Grouping, Scores, group
 from tasks.identities import IdentityError, path_labels, places_below, table_labels
-from tasks.plan import Mode, Plan, open_or_build
+from tasks.plan import Plan
+from tasks.rounds import Mode, open_or_build
 from tasks.shard import publish
 from tasks.storage import Store
 from tasks.verify import status

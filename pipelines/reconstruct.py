@@ -21,9 +21,10 @@ from tasks.engine import Factory, RunSummary, run_units
 from tasks.estimate import Use
 from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
-from tasks.plan import PLAN, Mode, Plan, PlanError, load_plan, open_or_build
+from tasks.plan import PLAN, Plan, PlanError, load_plan
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
+from tasks.rounds import Mode, open_or_build
 from tasks.storage import Store, normalise
 from tasks.tracks import has_frames, make_tracks
 from tasks.verify import status

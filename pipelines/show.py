@@ -11,8 +11,8 @@ from pipelines.options import console
 from pipelines.settings import ConfigError, resolve
 from schemas.reconstruct import ReconstructConfig
 from tasks.archives import is_archive
+from tasks.commits import standing_quarantine
 from tasks.listings import is_list
-from tasks.plan import standing_quarantine
 from tasks.report import CONTACT_SHEET
 from tasks.storage import Store, normalise
 from tasks.tables import is_table

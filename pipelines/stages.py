@@ -15,7 +15,8 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.world import SynthConfig
 from tasks.engine import Progress
-from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan, plan_retry
+from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan
+from tasks.rounds import plan_retry
 from tasks.storage import Store
 
 SUMMARY = "_report/summary.json"

@@ -16,8 +16,9 @@ from schemas.world import SynthSummary
 from tasks.ablation_report import FULL, MARKDOWN, ablation_table
 from tasks.card import CARD
 from tasks.checkpoints import list_checkpoints
+from tasks.commits import standing_quarantine
 from tasks.estimate import Estimate, Use
-from tasks.plan import FILES, standing_quarantine
+from tasks.plan import FILES
 from tasks.storage import Store
 from tasks.train_report import CURVES, PICTURES
 from tasks.verify import status

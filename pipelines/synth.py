@@ -9,7 +9,8 @@ from schemas.world import SynthConfig, SynthSummary
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_at
-from tasks.plan import Plan, open_or_build
+from tasks.plan import Plan
+from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
 from tasks.verify import status

@@ -29,7 +29,8 @@ from pydantic import ValidationError
 from schemas.annotate import STEPS, AnnotateConfig
 from schemas.faces import ANNOTATIONS_FOLDER, QUALITY, FacesVersion, ShardFile
 from schemas.parquet import fixed_values
-from tasks.plan import Plan, PlanError, committed_units, load_plan, read_commits, standing_rows
+from tasks.commits import committed_units, read_commits, standing_rows
+from tasks.plan import Plan, PlanError, load_plan
 from tasks.skin_tone import CLASSES, tone_class, typology_angle
 from tasks.storage import Store, open_uri, storage_errors
 from tasks.versions import FacesError, open_faces

@@ -28,14 +28,16 @@ from schemas.animate import CAST_FOLDER, EXPRESSIONS_SCHEMA, IDENTITIES_SCHEMA, 
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.reconstruct import ReconstructConfig
 from tasks.code_lists import is_code_list, read_codes
+from tasks.commits import standing_quarantine
 from tasks.draft import code_version
 from tasks.engine import run_units
 from tasks.heads import CODES, HeadsError, codes_of, heads_plan, iter_heads, read_heads
 from tasks.images import ImageError
 from tasks.listings import is_list, listed_specs
 from tasks.models import weights_hash
-from tasks.plan import PLAN, open_or_build, standing_quarantine
+from tasks.plan import PLAN
 from tasks.reconstruct import ReconstructWorker
+from tasks.rounds import open_or_build
 from tasks.storage import Store, hash_file, normalise
 from tasks.tables import is_table
 from tasks.tracks import TracksError, make_tracks, read_track, read_tracks, tracks_record

@@ -28,7 +28,8 @@ from schemas.ledger import (
     table_to_quarantine,
 )
 from schemas.parquet import write_batches, write_table
-from tasks.plan import Plan, publish_commit
+from tasks.commits import publish_commit
+from tasks.plan import Plan
 from tasks.ray_cluster import EngineError
 from tasks.rewrite import files_left, publish_without, spare
 from tasks.storage import StorageError, hash_file

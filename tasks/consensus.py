@@ -27,7 +27,8 @@ from deca_core.assets import AssetBundle
 from schemas.consensus import CONSENSUS_FOLDER, CURRENT, SCHEMA_VERSION, ConsensusRecord, consensus_schema
 from schemas.ledger import CommitRecord, StoredFile
 from schemas.parquet import field_shape, fixed_array, fixed_values, write_table
-from tasks.plan import READ_THREADS, load_plan, read_commits
+from tasks.commits import read_commits
+from tasks.plan import READ_THREADS, load_plan
 from tasks.ranges import open_checked
 from tasks.records import read_record
 from tasks.storage import Store, hash_file

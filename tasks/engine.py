@@ -23,10 +23,11 @@ from typing import Any, Protocol
 from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, Unit
 from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
+from tasks.commits import pending
 from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
-from tasks.plan import Plan, pending
+from tasks.plan import Plan
 from tasks.ray_cluster import EngineError, connect
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased

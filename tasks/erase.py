@@ -28,10 +28,11 @@ from schemas.erase import ErasureRecord, Found, Request, Signature, Tombstone, i
 from schemas.ledger import CommitRecord, image_id_of, table_to_quarantine
 from tasks.audit import Occurrence, Place, find_places, occurrences
 from tasks.commit import erase_unit
+from tasks.commits import read_commits
 from tasks.draft import code_version
 from tasks.erase_faces import erase_faces
 from tasks.erasure_records import read_records, record_name, sign, state_of, unfinished
-from tasks.plan import READ_THREADS, Plan, load_plan, read_commits
+from tasks.plan import READ_THREADS, Plan, load_plan
 from tasks.rewrite import files_left
 from tasks.storage import Store, normalise
 from tasks.tombstones import (

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from schemas.erase import ERASED, SCHEMA_VERSION, ErasureRecord, Signature
 from tasks.audit import Place
-from tasks.plan import read_commits
+from tasks.commits import read_commits
 from tasks.records import read_record
 from tasks.storage import Store
 from tasks.tombstones import EraseError, read_tombstones, tombstone_name

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.engine import RayConfig
+from tasks.commits import pending, read_commits
 from tasks.engine import Factory, RunSummary, run_units
-from tasks.plan import Plan, pending, read_commits
+from tasks.plan import Plan
 
 HOUR = 3600.0
 

@@ -19,7 +19,8 @@ from deca_core.metrics import cumulative, pooled, shape_spread
 from schemas.evaluate import METRICS, EvaluateSummary, Figure, MethodFigures, Pooled
 from schemas.parquet import fixed_values
 from tasks.charts import curves
-from tasks.plan import Plan, read_commits
+from tasks.commits import read_commits
+from tasks.plan import Plan
 from tasks.storage import Store
 
 REPORT = "_report/report.html"

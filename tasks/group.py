@@ -30,8 +30,9 @@ from schemas.ingest import FilterConfig, IngestConfig
 from schemas.ledger import CommitRecord
 from schemas.parquet import fixed_values
 from tasks.cluster import cluster
+from tasks.commits import read_commits
 from tasks.identities import IdentityError, Labels, path_labels, places_below, table_labels
-from tasks.plan import READ_THREADS, load_plan, read_commits
+from tasks.plan import READ_THREADS, load_plan
 from tasks.storage import Store, open_uri, storage_errors
 from tasks.tombstones import read_erased
 

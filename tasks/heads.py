@@ -26,9 +26,10 @@ from deca_core.checkpoint import CheckpointError
 from schemas.ledger import CommitRecord, Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.commits import read_commits
 from tasks.filters import Filter, parse_filter
 from tasks.models import bundle_at, load_model, weights_hash
-from tasks.plan import CONFIG, Plan, load_plan, read_commits
+from tasks.plan import CONFIG, Plan, load_plan
 from tasks.ranges import open_checked
 from tasks.storage import Store
 

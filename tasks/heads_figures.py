@@ -19,7 +19,8 @@ from deca_core.flame import rotation_matrix
 from schemas.ledger import CommitRecord
 from schemas.parquet import fixed_values
 from tasks.charts import bands, curves, histogram
-from tasks.plan import COMMITS, Plan, PlanError, read_commits
+from tasks.commits import read_commits
+from tasks.plan import COMMITS, Plan, PlanError
 from tasks.ranges import open_checked
 from tasks.storage import open_uri, storage_errors
 

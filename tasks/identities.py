@@ -12,8 +12,9 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from tasks.annotators.labels import NAME_LIMIT
+from tasks.commits import committed_parts
 from tasks.listings import NOTHING, URI_COLUMNS, resolve
-from tasks.plan import PLAN, committed_parts
+from tasks.plan import PLAN
 from tasks.ranges import open_checked
 from tasks.storage import StorageError, Store, normalise, storage_errors
 from tasks.tables import BLOCK

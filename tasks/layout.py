@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from schemas.faces import SCHEMA_VERSION, Split
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
-from tasks.plan import READ_THREADS, read_commits
+from tasks.commits import read_commits
+from tasks.plan import READ_THREADS
 from tasks.ranges import open_checked
 from tasks.storage import Store, storage_errors
 from tasks.versions import FacesError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from pydantic import ValidationError
+
 from tasks.storage import Store
 
 UPGRADE = "python -m pip install --upgrade deca-pipeline"
@@ -40,3 +42,9 @@ def schema_of(data: bytes, mark: str) -> int | None:
         return None
     version = record.get("schema_version") if isinstance(record, dict) and mark in record else None
     return version if isinstance(version, int) and not isinstance(version, bool) else None
+
+
+def first_complaint(error: ValidationError) -> str:
+    """The first complaint of a validation in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")

@@ -20,10 +20,11 @@ from deca_core.crop import warp
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.commits import read_commits
 from tasks.face_rows import find_row, is_face_item, read_rows
 from tasks.images import decode_image
 from tasks.models import is_trained, load_model
-from tasks.plan import Plan, PlanError, read_commits
+from tasks.plan import Plan, PlanError
 from tasks.ranges import open_checked
 from tasks.read import read_items
 from tasks.storage import Store

@@ -32,9 +32,10 @@ from deca_core.smoothing import Eyelids, smooth_codes
 from schemas.ledger import CommitRecord, StoredFile
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.tracks import CURRENT, TRACKS_FOLDER, TRACKS_SCHEMA, TracksRecord, VideoConfig
+from tasks.commits import read_commits
 from tasks.consensus import robust_weights, shape_metric
 from tasks.heads import codes_of, iter_heads
-from tasks.plan import Plan, load_plan, read_commits
+from tasks.plan import Plan, load_plan
 from tasks.storage import Store, hash_file
 from tasks.verify import Verification
 from tasks.videos import frame_of

@@ -13,18 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.ledger import StoredFile
-from tasks.plan import (
-    COMMITS,
-    PART_NAME,
-    PLAN,
-    PLAN_FOLDER,
-    QUARANTINE,
-    PlanError,
-    load_plan,
-    read_commits,
-    round_name,
-    standing_rows,
-)
+from tasks.commits import read_commits, standing_rows
+from tasks.plan import COMMITS, PART_NAME, PLAN, PLAN_FOLDER, QUARANTINE, PlanError, load_plan, round_name
 from tasks.storage import Store
 
 ID_COLUMN = "face_id"

@@ -18,9 +18,10 @@ from deca_core.codes import NUM_DETAIL, Codes
 from deca_core.world import Person, person
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
+from tasks.commits import read_commits
 from tasks.discover import discover
 from tasks.images import decode_image
-from tasks.plan import PlanError, load_plan, read_commits
+from tasks.plan import PlanError, load_plan
 from tasks.storage import Store
 from tasks.synth import PHOTOS, TRUTH
 

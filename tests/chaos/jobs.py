@@ -33,7 +33,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.train import STAGES
 from tasks.annotators import load_annotator
 from tasks.checkpoints import TrainStateError, list_checkpoints, read_state
-from tasks.plan import committed_parts, standing_quarantine
+from tasks.commits import committed_parts, standing_quarantine
 from tasks.storage import SCRATCH_PREFIX, Store, open_uri
 from tasks.train_report import read_metrics
 from tasks.verify import status, verify

@@ -24,7 +24,8 @@ from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.parquet import fixed_array, fixed_field
 from schemas.world import SynthConfig
 from tasks.ablation_report import FULL, MeasuredRows, ablation_table, compare, models_table
-from tasks.plan import PlanError, committed_parts
+from tasks.commits import committed_parts
+from tasks.plan import PlanError
 from tasks.storage import Store
 from tasks.world_truth import EvaluateError
 from tests.tasks.training import small_config

@@ -21,8 +21,9 @@ from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.cast import CastError
 from tasks.clips import write_clip
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.heads import HeadsError, read_heads
-from tasks.plan import PlanConflict, committed_parts, read_commits, standing_quarantine
+from tasks.plan import PlanConflict
 from tasks.tracks import read_tracks
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut

@@ -20,8 +20,8 @@ from pipelines import cli
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
+from tasks.commits import committed_parts
 from tasks.models import GeometryModel
-from tasks.plan import committed_parts
 from tasks.world_truth import WorldTruth
 
 

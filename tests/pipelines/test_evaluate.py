@@ -20,7 +20,8 @@ from pipelines.evaluate import evaluate
 from pipelines.synth import synth
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.world import SynthConfig
-from tasks.plan import PlanConflict, committed_parts
+from tasks.commits import committed_parts
+from tasks.plan import PlanConflict
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from PIL import Image
 from pipelines.ingest import ingest
 from pipelines.stages import stored_config
 from schemas.ingest import IngestConfig
+from tasks.commits import read_commits, standing_quarantine
 from tasks.identities import IdentityError
-from tasks.plan import PlanConflict, read_commits, standing_quarantine
+from tasks.plan import PlanConflict
 from tasks.storage import Store
 from tasks.verify import verify
 from tasks.versions import current, open_faces, verify_faces

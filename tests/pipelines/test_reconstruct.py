@@ -20,8 +20,8 @@ from pipelines.reconstruct import reconstruct
 from pipelines.stages import stored_config
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.consensus import ConsensusError
-from tasks.plan import committed_parts, read_commits, standing_quarantine
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut, encoded, write_photos
 

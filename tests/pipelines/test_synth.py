@@ -13,8 +13,8 @@ from deca_core.world.wrinkles import LIMIT
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
+from tasks.commits import committed_parts, read_commits
 from tasks.discover import discover
-from tasks.plan import committed_parts, read_commits
 from tasks.read import read_items
 
 

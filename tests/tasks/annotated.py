@@ -20,8 +20,8 @@ from schemas.ledger import Item
 from schemas.parquet import fixed_array
 from tasks.engine import UnitOutput, run_units
 from tasks.layout import index_faces
-from tasks.plan import open_or_build
 from tasks.read import read_items
+from tasks.rounds import open_or_build
 
 EMBEDDING = 8
 

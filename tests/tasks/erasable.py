@@ -20,10 +20,12 @@ from schemas.faces import ASSIGNMENTS_SCHEMA
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.parquet import fixed_array, fixed_field
 from tasks.commit import UnitOutput
+from tasks.commits import committed_parts
 from tasks.consensus import make_consensus
 from tasks.engine import run_units
 from tasks.face_rows import face_items, read_rows
-from tasks.plan import Plan, committed_parts, open_or_build
+from tasks.plan import Plan
+from tasks.rounds import open_or_build
 from tasks.shard import publish
 from tasks.storage import Store
 from tasks.versions import open_faces

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
+from tasks.commits import committed_parts
 from tasks.engine import run_units
-from tasks.plan import committed_parts, open_or_build
+from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.verify import verify
 from tests.tasks.conftest import HashWorker

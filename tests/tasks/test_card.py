@@ -27,7 +27,8 @@ from schemas.ledger import Quarantined, StoredFile
 from schemas.parquet import fixed_array, write_table
 from tasks.card import identity_sizes, is_up_to_date, write_card
 from tasks.engine import commit_unit
-from tasks.plan import load_plan, open_or_build
+from tasks.plan import load_plan
+from tasks.rounds import open_or_build
 from tasks.storage import Store, hash_file
 from tasks.versions import FacesError
 

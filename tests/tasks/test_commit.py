@@ -14,8 +14,10 @@ from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.parquet import ROW_GROUP, write_batches, write_table
 from tasks.commit import Rows, UnitOutput
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.engine import run_units
-from tasks.plan import Plan, committed_parts, drop_plan, open_or_build, read_commits, standing_quarantine
+from tasks.plan import Plan
+from tasks.rounds import drop_plan, open_or_build
 from tasks.storage import Store
 from tasks.verify import status, verify
 

@@ -17,6 +17,7 @@ from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import Item, Quarantined
 from schemas.parquet import fixed_array, fixed_field, fixed_values
 from tasks import consensus
+from tasks.commits import committed_parts
 from tasks.consensus import (
     ConsensusError,
     consensus_record,
@@ -28,7 +29,7 @@ from tasks.consensus import (
     verify_consensus,
 )
 from tasks.engine import UnitOutput, run_units
-from tasks.plan import committed_parts, open_or_build, plan_retry
+from tasks.rounds import open_or_build, plan_retry
 from tasks.storage import Store
 
 PEOPLE = ["ada", "bob", "cyd", None]  # the last: nobody knows who it is

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
+from tasks.commits import committed_parts, pending, standing_quarantine
 from tasks.engine import Progress, RunInterrupted, WorkerStartError, run_units
-from tasks.plan import Plan, committed_parts, load_plan, open_or_build, pending, standing_quarantine
+from tasks.plan import Plan, load_plan
 from tasks.progress import TerminalProgress
 from tasks.ray_cluster import EngineError, connect
+from tasks.rounds import open_or_build
 from tasks.storage import StorageError, Store
 from tasks.verify import status, verify
 from tests.tasks.conftest import HashWorker, committed_bytes, fail_to_build, wait_for_file

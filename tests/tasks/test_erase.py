@@ -19,13 +19,15 @@ from schemas.ingest import IngestConfig
 from schemas.ledger import CommitRecord, Item, StoredFile, image_id_of
 from tasks.audit import find_places, occurrences
 from tasks.commit import UnitOutput, erase_unit
+from tasks.commits import committed_parts, pending, read_commits, standing_quarantine
 from tasks.engine import run_units
 from tasks.erase import Asked, erase, resolve
 from tasks.erasure_records import KEY, check_records, read_records
 from tasks.group import ANOTHER_FACE, group
 from tasks.group import ERASED as REASON
-from tasks.plan import committed_parts, load_plan, open_or_build, pending, plan_retry, read_commits, standing_quarantine
+from tasks.plan import load_plan
 from tasks.rewrite import drop_rows, files_left
+from tasks.rounds import open_or_build, plan_retry
 from tasks.storage import Store
 from tasks.tombstones import Erased, EraseError, read_erased, read_tombstones
 from tasks.verify import verify

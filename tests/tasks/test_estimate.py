@@ -10,9 +10,10 @@ import pytest
 
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import Item
+from tasks.commits import committed_parts, pending
 from tasks.engine import RunSummary, UnitOutput, run_units
 from tasks.estimate import Estimate, Sample, Use, estimate, planned_bytes, spread
-from tasks.plan import committed_parts, open_or_build, pending
+from tasks.rounds import open_or_build
 from tests.tasks.conftest import HashWorker, committed_bytes
 
 HERE = RayConfig(workers=0)

@@ -21,10 +21,11 @@ from deca_core.export import dense_mesh, rig_of
 from pipelines.export import export
 from schemas.export import ExportConfig, ExportSummary
 from schemas.parquet import fixed_values, write_table
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.filters import FilterError
 from tasks.heads import HeadsError, model_for, read_heads
 from tasks.outputs import encode_map, head_of
-from tasks.plan import PlanConflict, committed_parts, load_plan, read_commits, standing_quarantine
+from tasks.plan import PlanConflict, load_plan
 from tasks.storage import Store, hash_file
 from tasks.verify import verify
 from tests.deca_core.export.test_gltf import Read

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from schemas.faces import annotations_schema, faces_schema
-from tasks.plan import committed_parts
+from tasks.commits import committed_parts
 from tasks.shard import publish
 from tasks.tables import image_column
 from tasks.versions import open_faces

@@ -20,8 +20,8 @@ from schemas.parquet import field_shape, fixed_array, write_table
 from tasks.engine import UnitOutput, run_units
 from tasks.group import ANOTHER_FACE, FEW, NO_LABEL, Grouping, group, pairwise_scores, read_annotations
 from tasks.identities import IdentityError
-from tasks.plan import open_or_build
 from tasks.read import read_items
+from tasks.rounds import open_or_build
 
 GOOD = {"sharpness": 50.0, "yaw": 0.0, "pitch": 0.0, "eye_distance": 60.0, "mask_coverage": 0.9}
 

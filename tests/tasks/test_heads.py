@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from schemas.parquet import fixed_values
+from tasks.commits import committed_parts
 from tasks.heads import HeadsError, codes_of, config_of, iter_chosen, iter_heads, model_for, read_heads
-from tasks.plan import PlanError, committed_parts
+from tasks.plan import PlanError
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from schemas.engine import RayConfig, UnitsConfig
 from tasks.engine import run_units
 from tasks.exporter import VARIABLE, exporter, watched
 from tasks.logs import EVENTS, JsonFormatter, set_up
-from tasks.plan import open_or_build
 from tasks.progress import TerminalProgress
+from tasks.rounds import open_or_build
 from tasks.train import Timing, TrainProgress
 from tests.tasks.conftest import HashWorker
 

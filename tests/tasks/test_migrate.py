@@ -19,11 +19,13 @@ from schemas.engine import RayConfig
 from schemas.ledger import SCHEMA_VERSION, CommitRecord, Item, PlanRecord, RoundRecord
 from tasks import migrate as module
 from tasks.commit import UnitOutput
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.engine import run_units
 from tasks.erase import Asked, erase
 from tasks.migrate import migrate
-from tasks.plan import PlanError, committed_parts, load_plan, plan_retry, read_commits, standing_quarantine
+from tasks.plan import PlanError, load_plan
 from tasks.records import SchemaError
+from tasks.rounds import plan_retry
 from tasks.storage import Store
 from tasks.verify import status, verify
 from tasks.versions import FacesError, open_faces

@@ -17,18 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from tasks.commits import committed_parts, pending, standing_quarantine
 from tasks.engine import run_units
-from tasks.plan import (
-    Plan,
-    PlanConflict,
-    PlanError,
-    committed_parts,
-    load_plan,
-    open_or_build,
-    pending,
-    plan_retry,
-    standing_quarantine,
-)
+from tasks.plan import Plan, PlanConflict, PlanError, load_plan
+from tasks.rounds import open_or_build, plan_retry
 from tasks.storage import Store
 from tasks.verify import status, verify
 from tests.tasks.conftest import HashWorker, committed_bytes

@@ -19,8 +19,9 @@ from deca_core import Codes
 from pipelines.reconstruct import prepare, reconstruct
 from schemas.parquet import field_shape, fixed_values
 from schemas.reconstruct import ReconstructConfig
+from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.models import load_model
-from tasks.plan import PlanConflict, PlanError, committed_parts, load_plan, read_commits, standing_quarantine
+from tasks.plan import PlanConflict, PlanError, load_plan
 from tasks.reconstruct import ReconstructWorker
 from tasks.verify import verify
 from tests.tasks.stored_faces import publish

@@ -26,9 +26,9 @@ from schemas.faces import ASSIGNMENTS_SCHEMA, FacesVersion
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
 from tasks import shard
+from tasks.commits import committed_parts
 from tasks.engine import RayConfig
 from tasks.layout import lay_out
-from tasks.plan import committed_parts
 from tasks.shard import PublishConflict, publish
 from tasks.storage import StorageError
 from tasks.versions import FacesError, current, gc, list_versions, named_files, read_version, verify_faces

@@ -21,7 +21,7 @@ from tasks.commit import commit_unit
 from tasks.consensus import shape_metric
 from tasks.draft import code_version
 from tasks.faces import record_batch
-from tasks.plan import open_or_build
+from tasks.rounds import open_or_build
 from tasks.tracks import TracksError, follow, has_frames, make_tracks, read_track, read_tracks, share, verify_tracks
 from tasks.videos import frame_of
 

@@ -1,0 +1,258 @@
+"""Plans made, and their later rounds: over what a source has gained (extend), or over quarantined rows (retry)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas.engine import SourceConfig, UnitsConfig
+from schemas.ledger import Item, PlanRecord, Quarantined, RoundRecord, Unit, UnitFile
+from tasks.commits import Row, pending, publish_commit, read_commits, row_of, standing_rows
+from tasks.draft import InputChanges, code_version, cut_units, differences, make_draft, setting_differences, write_units
+from tasks.plan import (
+    COMMITS,
+    FILES,
+    PART_NAME,
+    PLAN,
+    PLAN_FOLDER,
+    QUARANTINE,
+    Plan,
+    PlanConflict,
+    PlanError,
+    load_plan,
+    round_name,
+)
+from tasks.rewrite import drop_rows
+from tasks.storage import Store
+
+SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
+
+logger = logging.getLogger("deca")
+
+Mode = Literal["auto", "resume", "extend", "new"]
+
+
+# --- making a plan ----------------------------------------------------------------------------------------------------
+
+
+def open_or_build(
+    dest: str,
+    source: str | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
+    source_config: SourceConfig | None = None,
+    units: UnitsConfig | None = None,
+    code: str | None = None,
+    items: Iterable[Item] | None = None,
+    mode: Mode = "auto",
+) -> Plan:
+    """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
+
+    config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
+    code: `code_version` of the worker's module; None: of everything;
+    items: the plan's items where `source` is a name and not a place to list.
+    mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
+    source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
+    Raises SourceError, StorageError, PlanError.
+    """
+    store = Store(dest)
+    if mode == "resume":
+        return load_plan(dest)
+    if source is None:
+        raise PlanError(f"a plan for {store.uri} needs a source; name one, or go on with --resume")
+    store.check_writable()
+    folder = Path(tempfile.mkdtemp(prefix="deca-plan-"))
+    try:
+        draft = make_draft(
+            folder,
+            source,
+            config=config or {},
+            weights=weights or {},
+            source_config=source_config or SourceConfig(),
+            units=units or UnitsConfig(),
+            code=code or code_version(),
+            items=items,
+            skip=store.uri,
+        )
+        if mode == "new":
+            drop_plan(dest)
+        elif store.exists(PLAN):
+            stored = load_plan(dest)
+            if mode == "extend":
+                return _extend(stored, draft, folder)
+            if stored.inputs.fingerprint != draft.fingerprint:
+                raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
+            return stored
+        _publish_draft(store, draft, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return load_plan(dest)
+
+
+def drop_plan(dest: str) -> None:
+    """Delete a plan and its results at `dest`; the record first, so that nothing half is valid. Tombstones stay."""
+    store = Store(dest)
+    store.delete(PLAN)
+    parts = [name for name in store.list() if PART_NAME.fullmatch(name)]
+    for name in chain(parts, *(store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER))):
+        store.delete(name)
+    store.delete_folder(FILES)
+
+
+def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
+    """Put the item files, then the record; names carry the fingerprint, so two runs at once do not mix."""
+    files = [_publish_units(store, folder, file, draft.fingerprint[:8]) for file in draft.files]
+    record = draft.model_copy(update={"files": files})
+    try:
+        store.create(PLAN, record.model_dump_json(indent=1).encode())
+    except FileExistsError as error:
+        other = load_plan(store.uri)
+        if other.fingerprint != draft.fingerprint:
+            raise PlanConflict(store.uri, ["another run planned here at the same moment"]) from error
+
+
+def _publish_units(store: Store, folder: Path, file: UnitFile, mark: str) -> UnitFile:
+    name = f"{PLAN_FOLDER}/{Path(file.file).stem}-{mark}.parquet"
+    store.write(name, (folder / file.file).read_bytes())
+    return file.model_copy(update={"file": name})
+
+
+# --- retry ------------------------------------------------------------------------------------------------------------
+
+
+def plan_retry(dest: str) -> Plan:
+    """The plan with one more round over the standing quarantine; unchanged where nothing stands or all is under way.
+
+    Rows of one face become items with that face_index; attempts count on. Units that were given up whole are cut into
+    sixteenths (then into single pictures) to isolate what kills the worker.
+    """
+    plan = load_plan(dest)
+    retried = plan.retry_units
+    waiting = [index for index in pending(plan) if index in retried]
+    under_way = {row_of(item) for unit in plan.iter_units(waiting) for item in unit.items}
+    standing = {
+        row_of(row): (unit, row)
+        for unit, row in standing_rows(plan, read_commits(dest))
+        if row_of(row) not in under_way
+    }
+    if not standing:
+        return plan
+    whole = plan.record.items_per_unit
+    sizes: dict[int, list[Item]] = {}
+    for item in _retry_items(plan, standing):
+        given_up = standing[row_of(item)][1].stage == "unit"
+        sizes.setdefault(max(1, whole // SPLIT**item.attempts) if given_up else whole, []).append(item)
+    units: list[Unit] = []
+    for size, items in sorted(sizes.items(), reverse=True):
+        units += cut_units(items, size, plan.units + len(units))
+    with tempfile.TemporaryDirectory(prefix="deca-plan-") as name:
+        return _publish_round(plan, units, Path(name), kind="retry")
+
+
+def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) -> list[Item]:
+    """The planned items behind quarantined rows, in order of index and face."""
+    rows: dict[int, list[Quarantined]] = {}
+    for _, row in standing.values():
+        rows.setdefault(row.index, []).append(row)
+    found = {
+        row_of(row): replace(item, face_index=row.face_index, attempts=row.attempts)
+        for unit in plan.iter_units({unit for unit, _ in standing.values()})
+        for item in unit.items
+        for row in rows.get(item.index, ())
+    }
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], -1 if key[1] is None else key[1]))]
+
+
+# --- extend -----------------------------------------------------------------------------------------------------------
+
+
+def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
+    """The plan with one more round over new and changed inputs; itself where the inputs are the same.
+
+    Rows of inputs that are gone stay, those of the earlier content of changed ones are taken out. PlanConflict where
+    anything but the inputs differs.
+    """
+    if found := setting_differences(plan.record, draft):
+        raise PlanConflict(plan.dest, found)
+    if draft.fingerprint == plan.inputs.fingerprint:
+        return plan
+    if draft.config["source"].get("deduplicate"):
+        raise PlanError(
+            f"{plan.dest}: --extend does not go with inputs.deduplicate: what was planned would have to be read again "
+            "to know its content. Use --new, or plan without it"
+        )
+    changes = InputChanges(plan.inputs, draft, plan.store, folder, plan.replaced)
+    logger.info(
+        "%s: %d inputs are new, %d changed, %d gone (their rows stay)",
+        plan.dest,
+        changes.added,
+        changes.changed,
+        changes.removed,
+    )
+    # The earlier rows go first: should this end here, the next extension finds the inputs changed as before.
+    replaced = _take_out(plan, {item.source_uri for item, known in changes.items() if known}) if changes.changed else []
+    numbered = (replace(item, index=index) for index, (item, _) in enumerate(changes.items(), start=plan.planned_items))
+    return _publish_round(
+        plan,
+        cut_units(numbered, plan.record.items_per_unit, plan.units),
+        folder,
+        kind="extend",
+        inputs_sha256=draft.items_sha256,
+        inputs_fingerprint=draft.fingerprint,
+        removed=changes.removed,
+        replaced=replaced,
+    )
+
+
+def _take_out(plan: Plan, uris: set[str]) -> list[int]:
+    """Rewrite the committed parts without rows of these inputs; the indices that the inputs have had."""
+    units: set[int] = set()
+    indices: set[int] = set()
+    for unit in plan.iter_units():
+        if found := {item.index for item in unit.items if item.source_uri in uris}:
+            units.add(unit.index)
+            indices |= found
+    parts = [name for name in plan.store.list() if PART_NAME.fullmatch(name)] if units else []
+    for commit in read_commits(plan.dest):
+        if commit.unit in units and commit.part is not None:
+            try:
+                kept = drop_rows(plan.store, commit, uris)
+            except ValueError as error:
+                raise PlanError(f"{error}, so rows of changed inputs cannot be taken out. Use --new") from error
+            if kept != commit:
+                publish_commit(plan, kept)
+            begin = plan.part_name(commit.unit).removesuffix(".parquet")
+            for name in parts:  # the part that was replaced, now or by an extension that did not get this far
+                if name.startswith(begin) and name != kept.part:
+                    plan.store.delete(name)
+    return sorted(indices)
+
+
+def _publish_round(plan: Plan, units: Iterable[Unit], folder: Path, **fields: Any) -> Plan:
+    """Write units as the next round and return the plan with it; PlanError if another round came first."""
+    number = len(plan.rounds) + 1
+    files = write_units(folder, f"round-{number:05d}-units", units)
+    # Names hold the content's hash as well: a round made at the same moment must not replace these files.
+    files = [_publish_units(plan.store, folder, file, f"{plan.fingerprint[:8]}-{file.sha256[:8]}") for file in files]
+    record = RoundRecord(
+        round=number,
+        fingerprint=plan.fingerprint,
+        items=sum(file.items for file in files),
+        units=sum(file.units for file in files),
+        files=files,
+        **fields,
+    )
+    try:
+        plan.store.create(round_name(number), record.model_dump_json(indent=1).encode())
+    except FileExistsError as error:
+        raise PlanError(
+            f"another round of {plan.dest} began at the same moment. Run: deca status {plan.dest}"
+        ) from error
+    return load_plan(plan.dest)
