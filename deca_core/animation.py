@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deca_core.assets.bundle import NUM_EXP
 from deca_core.codes import Codes
+from deca_core.errors import DecaError
 
 Floats = NDArray[np.float32]
 
@@ -21,7 +22,7 @@ EASE, HOLD = 0.6, 0.8  # seconds that a face takes to an expression and back, an
 WIDE = 0.35  # radians: a wide open mouth
 
 
-class MotionError(ValueError):
+class MotionError(DecaError, ValueError):
     """A motion that is not known, or whose arrays do not fit one another."""
 
 

@@ -18,6 +18,7 @@ from deca_core.assets.bundle import AssetBundle
 from deca_core.codes import NUM_COARSE, NUM_DETAIL
 from deca_core.detail import DetailDecoder
 from deca_core.encoder import RESNET50, BackboneError, Encoder
+from deca_core.errors import DecaError
 from deca_core.model import DECA
 
 SCHEMA_VERSION = 1
@@ -28,7 +29,7 @@ SHIPPED = Path(__file__).parent / "weights"
 RELEASED_HEAD = "FLAME"
 
 
-class CheckpointError(Exception):
+class CheckpointError(DecaError):
     """A checkpoint that is missing, damaged, of another schema, or made for another model or head."""
 
 

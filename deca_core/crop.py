@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from deca_core.camera import IMAGE_SIZE
+from deca_core.errors import DecaError
 
 INFERENCE_SCALE = 1.25
 LANDMARK_MARGIN = 1.1  # a box round 68 landmarks is smaller than a detector's
 BOX_SHIFT = 0.12  # a detector's box sits too high by this share of its size
 
 
-class CropError(Exception):
+class CropError(DecaError):
     """A face without extent: no square can be laid round it."""
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deca_core.dlib_resnet import DlibBackbone
+from deca_core.errors import DecaError
 
 DLIB = "dlib"  # DlibBackbone
 RESNET50 = "resnet50"  # the paper's backbone, and the only one that needs no torchvision
@@ -25,7 +26,7 @@ HEADS = ("fc", "classifier", "heads", "head")
 SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
-class BackboneError(ValueError):
+class BackboneError(DecaError, ValueError):
     """A backbone that nobody knows, or that needs a package which is not installed."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deca_core.appearance import SH_CONSTANTS
 from deca_core.codes import COARSE_LENGTHS, Codes
+from deca_core.errors import DecaError
 from deca_core.flame import FLAME, axis_angle, contour_bin, rotation_matrix
 from deca_core.losses import CoarseWeights, landmark_weights, recipe
 from deca_core.losses.landmarks import EYELIDS, LIPS, NO_DISTANCE
@@ -36,7 +37,7 @@ NO_SLOPE = 1e-12  # curvature that even a direction without effect is given
 NO_EXTENT = 1e-4  # known landmarks closer together than this (a hundredth of a pixel) have no scale
 
 
-class FitError(ValueError):
+class FitError(DecaError, ValueError):
     """Landmarks that tell nothing of a head's place and size."""
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deca_core.appearance import SH_CONSTANTS
+from deca_core.errors import DecaError
 from deca_core.flame import rotation_matrix
 from deca_core.losses.landmarks import EYELIDS
 
@@ -29,7 +30,7 @@ EYE_SPAN = (50.0, 200.0)  # millimetres between outer eye corners: what tells th
 STEPS, DAMPING, TOLERANCE = 60, 1e-4, 1e-8  # of the refinement; it ends when the error falls by less than this share
 
 
-class MetricError(Exception):
+class MetricError(DecaError):
     """Scans, landmarks or maps that cannot be measured."""
 
 

@@ -11,6 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from deca_core.errors import DecaError
 from deca_core.losses.precision import full_precision
 
 # Convolutions of each stage, and their channels (Simonyan & Zisserman 2015, configuration E).
@@ -19,7 +20,7 @@ STAGES = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class PerceptualError(Exception):
+class PerceptualError(DecaError):
     """Weights of VGG19 that are missing, damaged, or made for another network."""
 
 

@@ -15,6 +15,7 @@ from deca_core.assets.bundle import BundleError
 from deca_core.assets.unpickle import load_pickle
 from deca_core.camera import IMAGE_SIZE
 from deca_core.encoder import ResNet50
+from deca_core.errors import DecaError
 from deca_core.losses.precision import full_precision
 
 # Mean colour of VGGFace2, blue, green, red, 0 to 255.
@@ -24,7 +25,7 @@ ARCFACE_FILE = "recognition_arcface_ir_se50.pth"
 ARCFACE_SIZE = 112
 
 
-class RecognitionError(Exception):
+class RecognitionError(DecaError):
     """Weights of a recognition network that are missing, damaged, or made for another network."""
 
 

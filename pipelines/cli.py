@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from deca_core.assets import BundleError
-from deca_core.checkpoint import CheckpointError
-from deca_core.encoder import BackboneError
-from deca_core.metrics import MetricError
-from deca_core.perceptual import PerceptualError
-from deca_core.recognition import RecognitionError
+from deca_core.errors import DecaError
 from pipelines.cli_animate import animating
 from pipelines.cli_datasets import assets, datasets
 from pipelines.cli_export import exporting
@@ -39,7 +36,7 @@ from pipelines.options import (
     errors,
     existing,
 )
-from pipelines.settings import ConfigError, resolve
+from pipelines.settings import resolve
 from pipelines.stages import planned_dataset, stored_config
 from schemas.ablate import AblateConfig
 from schemas.animate import AnimateConfig
@@ -51,55 +48,11 @@ from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
-from tasks.annotators import AnnotatorError
-from tasks.cast import CastError
-from tasks.checkpoints import TrainStateError
-from tasks.consensus import ConsensusError
-from tasks.discover import SourceError
-from tasks.engine import EngineError
-from tasks.filters import FilterError
-from tasks.heads import HeadsError
-from tasks.identities import IdentityError
 from tasks.logs import as_json, set_up
 from tasks.plan import PlanError, load_plan
-from tasks.records import SchemaError
-from tasks.samples import SamplesError
-from tasks.storage import StorageError, check_allowed, normalise
-from tasks.tombstones import EraseError
-from tasks.tracks import TracksError
-from tasks.train import TrainError
-from tasks.train_inputs import TrainConfigError
-from tasks.versions import FacesError
-from tasks.world_truth import EvaluateError
+from tasks.storage import check_allowed, normalise
 
-KNOWN_ERRORS = (
-    AnnotatorError,
-    BackboneError,
-    BundleError,
-    CastError,
-    CheckpointError,
-    ConfigError,
-    ConsensusError,
-    EngineError,
-    EraseError,
-    EvaluateError,
-    FacesError,
-    FilterError,
-    HeadsError,
-    IdentityError,
-    MetricError,
-    PerceptualError,
-    PlanError,
-    RecognitionError,
-    SamplesError,
-    SchemaError,
-    SourceError,
-    StorageError,
-    TracksError,
-    TrainConfigError,
-    TrainError,
-    TrainStateError,
-)
+DEBUG = "--debug"
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
 UNIT_FLOWS: dict[str, Any] = {
     "animate": AnimateConfig,
@@ -119,18 +72,43 @@ app.add_typer(trust)
 app.add_typer(assets, name="assets")
 
 
+@app.callback()
+def options_of_all(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log the traceback of an error. It may stand anywhere in a command.")
+    ] = False,
+) -> None:
+    """DECA as a pipeline: photographs in, animatable detailed 3D heads out."""
+
+
 def main() -> None:
     """Entry point of the console script: every failure ends as one line on stderr and an exit code."""
     set_up()
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except typer.TyperException as error:
         code = _failed("error", f"{error} Try: deca --help")
-    except KNOWN_ERRORS as error:
-        code = _failed("error", str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = _failed("stopped", "What is committed stays; the same command goes on.")
+    except Exception as error:
+        if debug:
+            logging.getLogger("deca").error("%s", type(error).__name__, exc_info=error)
+        code = _failed("error", str(error) if isinstance(error, DecaError) else _unexpected(error))
     sys.exit(code or COMPLETE)
+
+
+def _unexpected(error: Exception) -> str:
+    """One line about a fault of the program. Its traceback goes to a file: a run of hours is not repeated for it."""
+    said = " ".join(str(error).split()) or "no message"
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="deca-traceback-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(shown("".join(traceback.format_exception(error))))
+    except OSError as full:
+        name = f"not written ({full}); run the command again with {DEBUG}"
+    return f"unexpected {type(error).__name__}: {said}. What is committed stays. Traceback, for a report: {name}"
 
 
 def _failed(how: str, text: str) -> int:

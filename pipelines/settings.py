@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from deca_core.errors import DecaError
+
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class ConfigError(Exception):
+class ConfigError(DecaError):
     """Settings that cannot be read, or that no flow knows."""
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deca_core import DECA, Codes
 from deca_core.animation import Motion
 from deca_core.detail import MAX_DISPLACEMENT
+from deca_core.errors import DecaError
 from deca_core.export.gltf import Animation, head_glb
 from schemas.animate import AnimateConfig, View, animation_schema
 from schemas.ledger import Item, Quarantined, StoredFile
@@ -36,7 +37,7 @@ UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 NAME_LIMIT = 40  # characters of each side of a file's name
 
 
-class AnimateError(Exception):
+class AnimateError(DecaError):
     """Frames that are not finite."""
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deca_core.crop import LANDMARK_MARGIN, CropError, crop_transform, square_from_landmarks
+from deca_core.errors import DecaError
 from schemas.faces import CROP_SCALE, CROP_SIZE, QUALITY, annotations_schema
 from schemas.ingest import IngestConfig
 from schemas.ledger import Item, Quarantined
@@ -31,7 +32,7 @@ JPEG_QUALITY = 95
 WINDOW_SCALE = 3.0
 
 
-class EmbedError(Exception):
+class EmbedError(DecaError):
     """A descriptor that is not finite."""
 
 

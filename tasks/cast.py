@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from deca_core.animation import PRESETS, Motion, MotionError, eased, is_preset, preset
 from deca_core.assets import AssetBundle
 from deca_core.codes import Codes
+from deca_core.errors import DecaError
 from schemas.animate import CAST_FOLDER, EXPRESSIONS_SCHEMA, IDENTITIES_SCHEMA, AnimateConfig
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.reconstruct import ReconstructConfig
@@ -51,7 +52,7 @@ STILL = Motion(np.zeros(1), np.zeros((1, 50), np.float32), np.zeros((1, 3), np.f
 SPEC_ERRORS = (HeadsError, ImageError, MotionError, SourceError, TracksError)
 
 
-class CastError(Exception):
+class CastError(DecaError):
     """A head or motion that cannot be had; says which name, why, and what to do."""
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn, optim
 
+from deca_core.errors import DecaError
 from schemas.ledger import StoredFile
 from schemas.train import CheckpointRecord, StageName, TrainPlan
 from tasks.draft import code_version
@@ -31,7 +32,7 @@ WEIGHTS, MEAN, OPTIMIZER = "weights", "mean", "optimizer"
 Tensors = dict[str, Tensor]
 
 
-class TrainStateError(Exception):
+class TrainStateError(DecaError):
     """A checkpoint of a run that is damaged or does not fit the run."""
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from deca_core.assets import AssetBundle
+from deca_core.errors import DecaError
 from schemas.consensus import CONSENSUS_FOLDER, CURRENT, SCHEMA_VERSION, ConsensusRecord, consensus_schema
 from schemas.ledger import CommitRecord, StoredFile
 from schemas.parquet import field_shape, fixed_array, fixed_values, write_table
@@ -44,7 +45,7 @@ AT_ONCE = 2**22  # numbers that are iterated together
 Floats = NDArray[np.float64]
 
 
-class ConsensusError(Exception):
+class ConsensusError(DecaError):
     """No consensus, or one of other rows; says what to run."""
 
 

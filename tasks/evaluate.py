@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deca_core import DECA, Codes
 from deca_core.crop import crop_transform, square_from_landmarks, warp
+from deca_core.errors import DecaError
 from deca_core.metrics import MetricError
 from schemas.evaluate import METRICS, EvaluateConfig, evaluations_schema
 from schemas.ledger import Item, Quarantined, Stage
@@ -29,7 +30,7 @@ from tasks.world_truth import TrueFace, WorldTruth
 Row = dict[str, Any]
 
 
-class EncodeError(Exception):
+class EncodeError(DecaError):
     """Codes that are not finite."""
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deca_core import Codes, Reconstruction
 from deca_core.detail import MAX_DISPLACEMENT
+from deca_core.errors import DecaError
 from deca_core.export import glb, rig_of
 from deca_core.export.gltf import RiggedHead
 from deca_core.export.maps import jpeg, png_of_displacement, png_of_normals, tangent_normals, texture
@@ -50,7 +51,7 @@ SAFE = re.compile(r"[\w-][\w.-]*")  # a face_id that is a folder's name
 Files = dict[str, bytes]
 
 
-class DecodeError(Exception):
+class DecodeError(DecaError):
     """Codes that are not finite, or a head that no folder can be named after."""
 
 

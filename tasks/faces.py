@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
 from schemas.annotate import AnnotateConfig, Step
 from schemas.ledger import Item, Quarantined, Stage
 from schemas.parquet import fixed_array
@@ -33,11 +34,11 @@ Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 
-class NoFaceError(Exception):
+class NoFaceError(DecaError):
     """A picture in which the detector found nothing (or not the face that a retry asks for)."""
 
 
-class LandmarkError(Exception):
+class LandmarkError(DecaError):
     """Landmarks that are not finite."""
 
 

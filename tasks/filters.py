@@ -15,6 +15,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from deca_core.errors import DecaError
+
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -27,7 +29,7 @@ LONGEST = 10_000  # characters: a filter is written by hand, and the parser recu
 EXAMPLE = "write it as in: det_score > 0.9 and identity_id == 'ann'"
 
 
-class FilterError(Exception):
+class FilterError(DecaError):
     """A filter that cannot be read."""
 
 

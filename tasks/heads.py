@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from deca_core import DECA, Codes
 from deca_core.checkpoint import CheckpointError
+from deca_core.errors import DecaError
 from schemas.ledger import CommitRecord, Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
@@ -44,7 +45,7 @@ ROW = "row in the part"  # a column that no dataset has
 logger = logging.getLogger("deca")
 
 
-class HeadsError(Exception):
+class HeadsError(DecaError):
     """Reconstructions that are not there: no such dataset, id, column or model, or a filter that matches nothing."""
 
 

@@ -29,6 +29,7 @@ from PIL import Image
 
 from deca_core import DECA
 from deca_core.assets import AssetBundle
+from deca_core.errors import DecaError
 from deca_core.export.grid import split_of
 from deca_core.export.maps import texture
 from deca_core.uv import picture_on_uv
@@ -44,7 +45,7 @@ VIEWER, LIBRARY = "templates/viewer.zip", "viewer.html.template"
 BEGIN, END = "/**\n * @license\n", "}));\n"
 
 
-class ViewerError(Exception):
+class ViewerError(DecaError):
     """The viewer's library is not where it was."""
 
 

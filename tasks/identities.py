@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from deca_core.errors import DecaError
 from tasks.annotators.labels import NAME_LIMIT
 from tasks.commits import committed_parts
 from tasks.listings import NOTHING, URI_COLUMNS, resolve
@@ -27,7 +28,7 @@ PLACEHOLDERS = {"{identity}": "(?P<identity>[^/#]+)", "{image}": "[^/]+", "{any}
 Labels: TypeAlias = pa.Array  # one text a face, null where there is none
 
 
-class IdentityError(Exception):
+class IdentityError(DecaError):
     """Labels that name none of the pictures, or that cannot be read; says what was found and what was expected."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
+from deca_core.errors import DecaError
+
 # Photographs come in these. Anything else Pillow could open (EPS starts Ghostscript, for one) is refused.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "JPEG2000", "AVIF", "PPM")
 
@@ -42,7 +44,7 @@ OTHER_DATA = (
 )
 
 
-class ImageError(Exception):
+class ImageError(DecaError):
     """A picture that cannot be used.
 
     `kind` is one of: empty, not-an-image, unsupported (a picture, but not one of FORMATS or without a defined white),

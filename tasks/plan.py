@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from deca_core.errors import DecaError
 from schemas.ledger import SCHEMA_VERSION, PlanRecord, RoundRecord, Unit, UnitFile, table_to_items
 from tasks.records import first_complaint, read_record
 from tasks.storage import Store
@@ -35,7 +36,7 @@ READ_THREADS = 16  # commit records are small and many
 PART_NAME = re.compile(r"part-\d{5,}-[0-9a-f]{8}(-[0-9a-f]{8})?\.parquet")
 
 
-class PlanError(Exception):
+class PlanError(DecaError):
     """A plan that is missing or cannot be read."""
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.asyn import sync
 
+from deca_core.errors import DecaError
 from tasks.storage import is_local, open_uri
 
 S3 = ("s3://", "s3a://")
@@ -21,7 +22,7 @@ ATTEMPTS = 5  # at a body that breaks off; the request itself is repeated by the
 PAUSE = 0.2  # seconds before the second attempt, doubled before each other one
 
 
-class ReadError(Exception):
+class ReadError(DecaError):
     """A picture that cannot be read as it was planned."""
 
 

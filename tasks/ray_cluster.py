@@ -7,12 +7,13 @@ import math
 import os
 from typing import Any
 
+from deca_core.errors import DecaError
 from schemas.engine import RayConfig
 
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 
 
-class EngineError(Exception):
+class EngineError(DecaError):
     """A run that cannot go on; what is committed stays."""
 
 

@@ -23,6 +23,7 @@ from deca_core.camera import from_pixels
 from deca_core.codes import Codes
 from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.detail import MAX_DISPLACEMENT
+from deca_core.errors import DecaError
 from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.inference import Inference
 from deca_core.model import Reconstruction
@@ -45,7 +46,7 @@ DECODERS = 2  # threads that decode and crop; a worker that reserves more cores 
 FILES_AT_ONCE = 8  # displacement files on their way to storage
 
 
-class EncodeError(Exception):
+class EncodeError(DecaError):
     """Codes that are not finite, or a head beyond what a column holds."""
 
 

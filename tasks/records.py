@@ -6,12 +6,13 @@ import json
 
 from pydantic import ValidationError
 
+from deca_core.errors import DecaError
 from tasks.storage import Store
 
 UPGRADE = "python -m pip install --upgrade deca-pipeline"
 
 
-class SchemaError(Exception):
+class SchemaError(DecaError):
     """A dataset that another version of the program wrote; says what to run."""
 
 

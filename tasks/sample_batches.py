@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deca_core.augment import Augmentation, augment
 from deca_core.camera import IMAGE_SIZE
+from deca_core.errors import DecaError
 from deca_core.losses import NUM_FITTED
 from deca_core.training import FaceBatch
 from schemas.samples import DataConfig
@@ -33,7 +34,7 @@ Fit = NDArray[np.float32] | None
 Loaded = dict[int, EncodedFace]  # faces of a block by row; empty where the shard is damaged
 
 
-class DamagedFace(Exception):
+class DamagedFace(DecaError):
     """A row that is no face: a picture that cannot be decoded, a mask of another size, landmarks without a number."""
 
 

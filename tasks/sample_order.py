@@ -15,6 +15,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
 from schemas.samples import DataConfig
 
 Ints = NDArray[np.int64]
@@ -28,7 +29,7 @@ class Stream(IntEnum):
     AUGMENTATION = 3
 
 
-class SamplesError(Exception):
+class SamplesError(DecaError):
     """Faces that cannot make the batches that were asked for; says why and what to change."""
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deca_core.assets.bundle import AssetBundle
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
+from deca_core.errors import DecaError
 from deca_core.world import Limits, Photograph, World
 from deca_core.world.lens import encode_jpeg
 from schemas.faces import CROP_SCALE, CROP_SIZE, ShardFile, Split
@@ -35,12 +36,15 @@ WORLD_LIMITS, WORLD_SIZE = Limits(scale=(5.0, 5.0)), 432
 JPEG_QUALITY = 95
 
 
-class DamagedShard(Exception):
+class DamagedShard(DecaError):
     """A shard whose bytes are not what was published: its URI, and why."""
 
     def __init__(self, uri: str, why: str) -> None:
         super().__init__(uri, why)
         self.uri, self.why = uri, why
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.why}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 
+from deca_core.errors import DecaError
 from schemas.secrets import credential_in, redact, refusal
 
 # The default mode gives up after few tries; 403 is not retried in either.
@@ -33,7 +34,7 @@ SCRATCH_PREFIX = ".deca-"
 STALE_SECONDS = 24 * 3600  # a leftover of another host is taken for dead after a day
 
 
-class StorageError(Exception):
+class StorageError(DecaError):
     """Storage that cannot be read or written; says which, why, and what to check."""
 
 

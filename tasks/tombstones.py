@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from deca_core.errors import DecaError
 from schemas.erase import ERASED, SCHEMA_VERSION, Request, Tombstone, identity_hash
 from schemas.ledger import Item, Quarantined, image_id_of
 from tasks.ranges import open_checked
@@ -34,7 +35,7 @@ THREADS = 8
 BLOCK = 2**18  # bytes fetched at once: columns of ids are small
 
 
-class EraseError(Exception):
+class EraseError(DecaError):
     """An erasure that cannot be done or that is not finished; says what is left and what to run."""
 
 

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from deca_core.assets import AssetBundle
 from deca_core.codes import Codes
+from deca_core.errors import DecaError
 from deca_core.flame import FLAME
 from deca_core.smoothing import Eyelids, smooth_codes
 from schemas.ledger import CommitRecord, StoredFile
@@ -50,7 +51,7 @@ CODES = tuple(name for name, _ in Codes.zeros().items())
 Floats = NDArray[np.float64]
 
 
-class TracksError(Exception):
+class TracksError(DecaError):
     """Tracks that are missing, or of other rows; says what to run."""
 
 

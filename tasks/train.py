@@ -24,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deca_core.detail import START
+from deca_core.errors import DecaError
 from deca_core.metrics import normalized_mean_error
 from deca_core.training import FaceBatch, predicted_landmarks
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
@@ -56,7 +57,7 @@ FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 logger = logging.getLogger("deca")
 
 
-class TrainError(Exception):
+class TrainError(DecaError):
     """Training that cannot go on: it diverges, or ranks keep dying."""
 
 

@@ -19,6 +19,7 @@ from deca_core.codes import COARSE_LENGTHS
 from deca_core.dlib_recognition import load_dlib
 from deca_core.dlib_resnet import DlibBackbone
 from deca_core.encoder import DLIB
+from deca_core.errors import DecaError
 from deca_core.flame import FLAME
 from deca_core.losses import CoarseWeights, DetailWeights, recipe
 from deca_core.losses.fits import FITTED
@@ -44,7 +45,7 @@ NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so t
 logger = logging.getLogger("deca")
 
 
-class TrainConfigError(Exception):
+class TrainConfigError(DecaError):
     """Settings of a stage that cannot be met; says which and what would do."""
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from deca_core.errors import DecaError
 from schemas.faces import (
     CURRENT,
     DATA,
@@ -37,7 +38,7 @@ from tasks.verify import Verification
 RECORD = re.compile(rf"{VERSIONS}/(\d+)\.json")
 
 
-class FacesError(Exception):
+class FacesError(DecaError):
     """A dataset faces/ that cannot be read or published; says what is wrong and what to run."""
 
 

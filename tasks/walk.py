@@ -15,6 +15,7 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
+from deca_core.errors import DecaError
 from tasks.archives import printable
 from tasks.ranges import S3, stamp
 from tasks.storage import StorageError, check_command, is_local, normalise, open_uri, storage_errors
@@ -22,7 +23,7 @@ from tasks.storage import StorageError, check_command, is_local, normalise, open
 WILDCARD = re.compile(r"[*?[]")
 
 
-class SourceError(Exception):
+class SourceError(DecaError):
     """A source that is missing, unreadable or without pictures; says what to try."""
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from deca_core.codes import NUM_DETAIL, Codes
+from deca_core.errors import DecaError
 from deca_core.world import Person, person
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
@@ -28,7 +29,7 @@ from tasks.synth import PHOTOS, TRUTH
 FIXED = ("landmarks", "shape", "tex", "exp", "pose", "cam", "light", "vertices", "displacement")
 
 
-class EvaluateError(Exception):
+class EvaluateError(DecaError):
     """A benchmark that is missing, incomplete, or about another head."""
 
 

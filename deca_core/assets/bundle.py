@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
+
 SCHEMA_VERSION = 1
 ARRAYS_FILE, META_FILE = "bundle.safetensors", "bundle.json"
 
@@ -28,7 +30,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
 
-class BundleError(Exception):
+class BundleError(DecaError):
     """A bundle that is missing, damaged, of another schema, or whose arrays do not fit one another."""
 
 

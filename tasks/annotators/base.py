@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
 
-class AnnotatorError(Exception):
+
+class AnnotatorError(DecaError):
     """An annotator that cannot start (a weight file is missing) or was given something that is not a picture."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
 from tasks.annotators.matlab import MatlabError, read_array
 from tasks.images import MAX_PIXELS, ImageError, decode_image
 
@@ -19,7 +20,7 @@ MAT_VARIABLE = "pt3d_68"
 NAME_LIMIT = 200  # characters of an identity: a longer line is a file of another kind
 
 
-class LabelError(Exception):
+class LabelError(DecaError):
     """A label that is missing or does not fit its picture; costs that picture or face only."""
 
 

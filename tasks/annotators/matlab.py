@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.errors import DecaError
+
 HEADER = 128  # bytes of text, version and byte order before the first element
 LIMIT = 64 * 2**20  # bytes of one unpacked variable; 68 points take two kilobytes
 MATRIX, COMPRESSED = 14, 15
@@ -23,7 +25,7 @@ NUMERIC_CLASSES = range(6, 16)  # double, single and the whole numbers; not cell
 COMPLEX = 0x0800
 
 
-class MatlabError(Exception):
+class MatlabError(DecaError):
     """A file that is damaged, of another level, or without the array."""
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deca_core.errors import DecaError
 from tasks.annotators.base import AnnotatorError
 from tasks.storage import StorageError, normalise, open_uri
 
@@ -40,7 +41,7 @@ class WeightFile:
     torch: bool = True  # written by torch.save
 
 
-class DownloadError(Exception):
+class DownloadError(DecaError):
     """A weight file that could not be fetched from its library's address."""
 
 

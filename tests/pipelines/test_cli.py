@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from deca_core import DECA, Codes
+from deca_core.animation import MotionError
 from deca_core.assets import procedural_head
 from deca_core.camera import from_pixels
 from deca_core.checkpoint import save_checkpoint
@@ -21,7 +24,9 @@ from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
 from tasks.commits import committed_parts
+from tasks.heads_viewer import ViewerError
 from tasks.models import GeometryModel
+from tasks.ranges import ReadError
 from tasks.world_truth import WorldTruth
 
 
@@ -69,6 +74,34 @@ def test_help_has_an_example(deca, command):
     code, printed = deca(*command.split(), "--help")
     assert code == 0
     assert f"deca {command}" in printed.partition("Example")[2]
+
+
+@pytest.mark.parametrize("error", [ViewerError("no three.js here"), ReadError("photo.jpg: gone"), MotionError("lame")])
+def test_an_error_that_a_person_may_meet_is_one_line(deca, monkeypatch, tmp_path, error):
+    monkeypatch.setattr("pipelines.cli_datasets.status_report", Mock(side_effect=error))
+    code, printed = deca("status", tmp_path)
+    assert (code, printed) == (1, f"error: {error}\n")
+    code, printed = deca("status", tmp_path, "--debug")
+    assert code == 1
+    assert "Traceback (most recent call last)" in printed
+    assert printed.endswith(f"error: {error}\n")
+
+
+def test_a_fault_of_the_program_is_one_line_and_its_traceback_a_file(deca, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-anybody")
+    monkeypatch.setattr("pipelines.cli_datasets.status_report", Mock(side_effect=KeyError("lost\nnot-for-anybody")))
+    code, printed = deca("status", tmp_path)
+    assert code == 1
+    assert printed.count("\n") == 1
+    assert printed.startswith("error: unexpected KeyError: 'lost")
+    assert "Traceback (most" not in printed
+    (file,) = tmp_path.glob("deca-traceback-*")
+    assert printed.endswith(f"{file}\n")
+    written = file.read_text()
+    assert "Traceback (most recent call last)" in written
+    assert "not-for-anybody" not in printed + written
+    assert "Traceback (most recent call last)" in deca("--debug", "status", tmp_path)[1]
 
 
 def test_outputs_layout_and_precision_are_options(deca, tmp_path):
