@@ -223,7 +223,7 @@ class Deployment:
         with open(self.logs / f"{name}.log", "ab") as log:
             # A session of its own: Ctrl-C reaches this process alone, which stops them in order.
             self.services[name] = subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
 
     def _still_there(self, name: str, began: float) -> None:

@@ -6,6 +6,8 @@ adhoc      `prefect deployment run reconstruct/adhoc --watch` with parameters co
 server     the Prefect server is killed in mid-run and started again on its database; the run never notices
 nodes      the same on a Ray cluster of two nodes (`ray start`), by RAY_ADDRESS; both nodes work
 
+Server and worker are started in a folder with files that have the names of our packages.
+
 All pictures are one public-domain photograph (scikit-image's astronaut), turned a little. Every line is printed as it
 happens, with seconds since the start; a scene that goes otherwise raises DeploymentError.
 """
@@ -35,6 +37,8 @@ FEW, MANY = 16, 160  # pictures: a run that is over at once, and one of a minute
 PER_UNIT = 4
 PATIENCE = 600.0  # seconds for one thing to happen
 RAY_MEMORY = 80 * 2**20  # bytes of a node's object store: units carry names, not pictures
+# In the folder that server and worker are started in: flows and Ray's workers must not import these.
+SHADOWS = ("tasks.py", "schemas.py", "pipelines.py", "deca_core.py")
 DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 Run = dict[str, Any]
@@ -347,6 +351,8 @@ def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
         raise DeploymentError(f"--only {','.join(sorted(unknown))}: there are {', '.join(SCENES)}")
     (folder / "data").mkdir(parents=True)
     deployment = Deployment(folder / "deployment", free_port(), limit=2)
+    for name in SHADOWS:
+        (deployment.folder / name).write_text("raise ImportError('a file of the user, not the package')\n")
     # Nodes and drivers of a Ray cluster show one another a token (docs/deploy.md).
     deployment.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     trial = Trial(deployment, folder / "data")

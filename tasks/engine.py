@@ -28,7 +28,7 @@ from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
 from tasks.plan import Plan
-from tasks.ray_cluster import EngineError, connect
+from tasks.ray_cluster import EngineError, connect, move_to
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
 
@@ -103,12 +103,14 @@ class _Failure:
 class _Runner:
     """Works and commits units; lives in an actor or in this process."""
 
-    def __init__(self, plan: Plan, factory: Factory, threads: int) -> None:
+    def __init__(self, plan: Plan, factory: Factory, threads: int, folder: str) -> None:
         self.plan, self.factory, self.threads = plan, factory, threads
+        self.folder = folder
         self.erased = NOBODY
 
     def start(self) -> None:
         """Build the worker; whatever the factory raises is raised."""
+        move_to(self.folder)
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         self.worker = self.factory()
 
@@ -267,7 +269,7 @@ def run_units(
 
 
 def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
-    runner = _Runner(plan, factory, config.threads)
+    runner = _Runner(plan, factory, config.threads, os.getcwd())
     with _restored_threads():
         try:
             runner.start()
@@ -304,7 +306,7 @@ class _Crew:
         cpus, gpus, self.size = _resources(config, ray.cluster_resources())
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
-        self.build = lambda: remote.remote(plan, factory, config.threads)
+        self.build = lambda: remote.remote(plan, factory, config.threads, os.getcwd())
         ledger.workers, ledger.cores, ledger.gpus = min(self.size, ledger.todo), cpus, gpus
         self.flights: dict[Any, _Flight] = {}
         self.deaths = 0  # in a row

@@ -6,22 +6,25 @@ checkpoints (`tasks.checkpoints`), so no file of Ray's is ever needed again.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemas.engine import RayConfig
 from schemas.train import TrainRayConfig
-from tasks.ray_cluster import Pinboard, connect
+from tasks.ray_cluster import Pinboard, connect, move_to
 from tasks.storage import StorageError, Store, open_uri
 from tasks.train import OnProgress, StageJob, StageRun, Timing, TrainError, TrainProgress
 
 POLL_SECONDS = 1.0
+BOARD_SECONDS = 30.0  # that the board has to answer
 RAY_FOLDER = "_ray"  # in DEST, for the length of a stage: Ray Train wants a folder that all nodes see
 # Read by Ray when it starts: how soon a dead rank is noticed, how long a group may take to start, no change of folder.
 ENVIRONMENT = {
@@ -31,6 +34,9 @@ ENVIRONMENT = {
 }
 
 
+logger = logging.getLogger("deca")
+
+
 @dataclass(frozen=True)
 class _Task:
     """What Ray Train hands to every rank."""
@@ -38,6 +44,7 @@ class _Task:
     job: StageJob
     board: Any
     threads: int
+    folder: str  # the driver's working directory
 
 
 def train_stage(
@@ -101,7 +108,7 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
     with _own_signals():
         trainer = TorchTrainer(
             _rank,
-            train_loop_config={"task": _Task(job, board, config.cpus_per_worker)},
+            train_loop_config={"task": _Task(job, board, config.cpus_per_worker, os.getcwd())},
             scaling_config=ScalingConfig(
                 num_workers=ranks, use_gpu=gpus, resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(gpus)}
             ),
@@ -139,6 +146,7 @@ def _rank(config: dict[str, Any]) -> None:
     import torch
 
     task: _Task = config["task"]
+    move_to(task.folder)
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     if not torch.cuda.is_available():
@@ -148,29 +156,43 @@ def _rank(config: dict[str, Any]) -> None:
 
 @contextmanager
 def _watched(board: Any, note: OnProgress) -> Iterator[None]:
-    """Read the board every second in a thread; once more at the end."""
+    """Report progress from the board every second, in a thread; once more at the end.
+
+    The thread has the caller's context, so that artifacts that `note` makes belong to the caller's Prefect run. Its
+    first failure ends the reports, not the training, and is raised once the body has ended, unless the body failed.
+    """
     import ray
 
-    done, last = threading.Event(), [-1]
+    done, last, failed = threading.Event(), [-1], list[Exception]()
 
     def look() -> None:
-        pinned = ray.get(board.read.remote())
-        if pinned is not None and pinned["step"] != last[0]:
-            last[0] = pinned["step"]
-            note(TrainProgress(**{**pinned, "timing": Timing(**pinned["timing"])}))
+        try:
+            pinned = ray.get(board.read.remote(), timeout=BOARD_SECONDS)
+            if pinned is not None and pinned["step"] != last[0]:
+                last[0] = pinned["step"]
+                note(TrainProgress(**{**pinned, "timing": Timing(**pinned["timing"])}))
+        except ray.exceptions.RayError as error:  # the board died or is slow: training itself says how it fares
+            logger.warning("no progress of the ranks could be read: %s", str(error).splitlines()[0])
+        except Exception as error:
+            logger.exception("progress of the ranks is no longer reported")
+            failed.append(error)
+            done.set()
 
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             look()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(watch,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        look()
+        if not failed:
+            look()
+    if failed:
+        raise failed[0]
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from deca_core.errors import DecaError
 from schemas.engine import RayConfig
 
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
+HOME = Path(__file__).resolve().parents[1]  # the folder that these packages are imported from
 
 
 class EngineError(DecaError):
@@ -30,19 +34,41 @@ def connect(config: RayConfig) -> None:
         os.environ.setdefault(name, "0")
     address = os.environ.get("RAY_ADDRESS") or config.address or "local"
     try:
-        if address != "local":
-            ray.init(address=address, log_to_driver=False)
-            return
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _at_home():
+            if address != "local":
+                ray.init(address=address, log_to_driver=False)
+                return
+            ray.init(
+                address="local",
+                num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # Ray raises bare exceptions where a process of its is late
         raise _no_ray(address, error) from error
+
+
+@contextlib.contextmanager
+def _at_home() -> Iterator[None]:
+    """Work in the folder that our packages are imported from.
+
+    Ray puts the driver's working directory first on every worker's `sys.path`. In a user's folder a file `tasks.py` or
+    a folder `schemas/` would be imported instead of ours.
+    """
+    before = Path.cwd()
+    os.chdir(HOME)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def move_to(folder: str) -> None:
+    """Change a worker's process to the driver's working directory, where this node has it: paths may be relative."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)
 
 
 class Pinboard:
