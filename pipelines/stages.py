@@ -16,7 +16,7 @@ from schemas.reconstruct import ReconstructConfig
 from schemas.world import SynthConfig
 from tasks.engine import Progress
 from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan
-from tasks.rounds import plan_retry
+from tasks.rounds import check_results, plan_retry
 from tasks.storage import Store
 
 SUMMARY = "_report/summary.json"
@@ -80,8 +80,13 @@ def settle(config: Config, dest: str) -> Config:
 
 
 def stored_plan(dest: str, existing: str, weights: dict[str, str]) -> Plan:
-    """The plan to go on with, for "retry" with a new round over its quarantine. PlanError if the models are others."""
-    plan = plan_retry(dest) if existing == "retry" else load_plan(dest)
+    """The plan to go on with, for "retry" with a new round over its quarantine.
+
+    PlanError where models differ from those of the plan, ResultsConflict where the meaning of rows does.
+    """
+    plan = check_results(load_plan(dest))
+    if existing == "retry":
+        plan = plan_retry(dest)
     changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)
     if changed:
         raise PlanError(

@@ -191,12 +191,13 @@ class UnitFile(StoredFile):
 
 
 class PlanRecord(_Record):
-    """`_plan.json`: the frozen plan. The fingerprint is over every other field."""
+    """`_plan.json`: the frozen plan. The fingerprint is over every other field but `code` and `files`."""
 
     source: str  # what was asked for
     root: str  # folder that ids are relative to
     config: dict[str, Any]  # the resolved settings that influence results
-    code: str  # package version and hash of the sources
+    code: str  # package version and hash of the sources that planned it: provenance, nothing is compared with it
+    result_version: int = 1  # what rows mean (schemas/results.py); plans that lack it were made before it was counted
     weights: dict[str, str]  # name -> hash of each model that takes part
     items_per_unit: NonNegativeInt
     items: NonNegativeInt

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from schemas.engine import SourceConfig, UnitsConfig
 from schemas.ledger import ITEM_SCHEMA, Item, PlanRecord, Unit, UnitFile, table_to_items, units_to_table
 from schemas.parquet import open_writer
+from schemas.results import LATER_SETTINGS, result_version
 from tasks.discover import discover, source_root
 from tasks.storage import Store, hash_file, normalise
 
 CONTENT = ("uri", "member", "offset", "size", "etag")  # columns that tell what an item is
+PROVENANCE = ("code", "files")  # fields of a record that its identity is not made of
 UNITS_PER_FILE = 64  # 16k items, about 1 MB: what a reader holds at once
 
 
@@ -43,8 +45,8 @@ def make_draft(
 ) -> PlanRecord:
     """Write the item files of a plan for `source` into the local `folder` and work out its record.
 
-    code: version of what will make the results; items: what to plan where `source` is only a name and nothing can be
-    listed; skip: a folder inside the source that is no input. Raises SourceError.
+    code: version of what makes the plan, for the record; items: what to plan where `source` is only a name and nothing
+    can be listed; skip: a folder inside the source that is no input. Raises SourceError.
     """
     digest = hashlib.sha256()
     listing = discover(source, source_config, skip) if items is None else items
@@ -60,6 +62,7 @@ def make_draft(
         "root": source_root(source) if items is None else normalise(source),
         "config": {**config, "source": source_config.model_dump(mode="json")},
         "code": code,
+        "result_version": result_version(config),
         "weights": dict(sorted(weights.items())),
         "items_per_unit": units.items_per_unit,
         "items": sum(file.items for file in files),
@@ -67,7 +70,7 @@ def make_draft(
         "items_sha256": digest.hexdigest(),
         "files": [file.model_dump() for file in files],
     }
-    canonical = json.dumps({key: record[key] for key in record if key != "files"}, sort_keys=True)
+    canonical = json.dumps({key: record[key] for key in record if key not in PROVENANCE}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return PlanRecord.model_validate({**json.loads(json.dumps(record)), "fingerprint": fingerprint})
 
@@ -107,8 +110,7 @@ PACKAGES = ("deca_core", "schemas", "tasks")
 def code_version(module: str | None = None) -> str:
     """Package version and a short hash over the sources that make results: those that `module` comes to import, or all.
 
-    Comments, docstrings and layout do not count, nor does what the module never imports, so that a later version of
-    another flow goes on with this one's plans.
+    Provenance: records say with it what made them, and nothing is compared with it. What rows mean: schemas/results.py.
     """
     home = Path(__file__).resolve().parents[1]
     everything = [path for package in PACKAGES for path in (home / package).rglob("*.py")]
@@ -161,19 +163,27 @@ def differences(
     return found
 
 
+LATER_VALUES = {name: json.dumps(value) for name, value in LATER_SETTINGS.items()}
+
+
+def same_plan(old: PlanRecord, draft: PlanRecord) -> bool:
+    """Whether both plan the same inputs under the same settings: all of their identity but the result version."""
+    return old.items_sha256 == draft.items_sha256 and not setting_differences(old, draft)
+
+
 def setting_differences(old: PlanRecord, draft: PlanRecord) -> list[str]:
     """What differs but for the inputs, in words."""
     found = [
         f"{name} {before} -> {after}"
         for name, before, after in (
             ("source", old.source, draft.source),
-            ("code", old.code, draft.code),
             ("items per unit", old.items_per_unit, draft.items_per_unit),
         )
         if before != after
     ]
     for name, before, after in (("config", old.config, draft.config), ("weights", old.weights, draft.weights)):
         left, right = flat_settings(before), flat_settings(after)
+        left = {key: value for key, value in LATER_VALUES.items() if key in right} | left
         found += [
             f"{name} {key} {left.get(key, 'unset')} -> {right.get(key, 'unset')}"
             for key in sorted({*left, *right})

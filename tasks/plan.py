@@ -26,7 +26,8 @@ from pydantic import ValidationError
 
 from deca_core.errors import DecaError
 from schemas.ledger import SCHEMA_VERSION, PlanRecord, RoundRecord, Unit, UnitFile, table_to_items
-from tasks.records import first_complaint, read_record
+from schemas.results import changes_since, result_version
+from tasks.records import UPGRADE, first_complaint, read_record
 from tasks.storage import Store
 
 PLAN, PLAN_FOLDER, COMMITS, QUARANTINE = "_plan.json", "_plan", "_commits", "_quarantine"
@@ -50,6 +51,19 @@ class PlanConflict(PlanError):
             f"{dest} holds a plan that differs from this run: {'; '.join(differences)}. Run again with --resume "
             f"(go on with the stored plan as it is){', --extend (plan what is new or changed)' if grown else ''} "
             "or with --new (drop the earlier plan and its results)"
+        )
+
+
+class ResultsConflict(PlanError):
+    """The stored rows mean something else than those that this program makes (schemas/results.py)."""
+
+    def __init__(self, plan: Plan) -> None:
+        flow, before = plan.record.config.get("flow", "plan"), plan.record.result_version
+        now = result_version(plan.record.config)
+        changed = changes_since(flow, before)
+        super().__init__(
+            f"{plan.dest} holds {flow} rows of version {before}, this program makes version {now}"
+            + (f" ({changed}). Run again with --new (drop them)" if before < now else f". Run: {UPGRADE}")
         )
 
 

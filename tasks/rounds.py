@@ -13,8 +13,18 @@ from typing import Any, Literal
 
 from schemas.engine import SourceConfig, UnitsConfig
 from schemas.ledger import Item, PlanRecord, Quarantined, RoundRecord, Unit, UnitFile
+from schemas.results import result_version
 from tasks.commits import Row, pending, publish_commit, read_commits, row_of, standing_rows
-from tasks.draft import InputChanges, code_version, cut_units, differences, make_draft, setting_differences, write_units
+from tasks.draft import (
+    InputChanges,
+    code_version,
+    cut_units,
+    differences,
+    make_draft,
+    same_plan,
+    setting_differences,
+    write_units,
+)
 from tasks.plan import (
     COMMITS,
     FILES,
@@ -25,6 +35,7 @@ from tasks.plan import (
     Plan,
     PlanConflict,
     PlanError,
+    ResultsConflict,
     load_plan,
     round_name,
 )
@@ -56,7 +67,7 @@ def open_or_build(
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
     config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
-    code: `code_version` of the worker's module; None: of everything;
+    code: `code_version` of the worker's module, for the record; None: of everything;
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
@@ -64,7 +75,7 @@ def open_or_build(
     """
     store = Store(dest)
     if mode == "resume":
-        return load_plan(dest)
+        return check_results(load_plan(dest))
     if source is None:
         raise PlanError(f"a plan for {store.uri} needs a source; name one, or go on with --resume")
     store.check_writable()
@@ -85,15 +96,23 @@ def open_or_build(
             drop_plan(dest)
         elif store.exists(PLAN):
             stored = load_plan(dest)
+            check_results(stored)
             if mode == "extend":
                 return _extend(stored, draft, folder)
-            if stored.inputs.fingerprint != draft.fingerprint:
+            if not same_plan(stored.inputs, draft):
                 raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
             return stored
         _publish_draft(store, draft, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return load_plan(dest)
+
+
+def check_results(plan: Plan) -> Plan:
+    """The plan, unless its rows mean something else than those of this program (ResultsConflict)."""
+    if plan.record.result_version != result_version(plan.record.config):
+        raise ResultsConflict(plan)
+    return plan
 
 
 def drop_plan(dest: str) -> None:
@@ -181,7 +200,7 @@ def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
     """
     if found := setting_differences(plan.record, draft):
         raise PlanConflict(plan.dest, found)
-    if draft.fingerprint == plan.inputs.fingerprint:
+    if draft.items_sha256 == plan.inputs.items_sha256:
         return plan
     if draft.config["source"].get("deduplicate"):
         raise PlanError(

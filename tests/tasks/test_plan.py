@@ -13,11 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from schemas import results
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from tasks import draft
 from tasks.commits import committed_parts, pending, read_commits, standing_quarantine
 from tasks.discover import SourceError, discover
 from tasks.engine import run_units
-from tasks.plan import Plan, PlanConflict, PlanError, load_plan
+from tasks.plan import Plan, PlanConflict, PlanError, ResultsConflict, load_plan
 from tasks.rounds import open_or_build, plan_retry
 from tasks.storage import Store
 from tasks.verify import status, verify
@@ -96,8 +98,51 @@ def test_conflicts_name_what_differs(photos: Callable[..., Path], tmp_path: Path
     (source / "000.jpg").unlink()
     (source / "001.jpg").write_bytes(b"changed")
     assert refused() == "inputs: 2 added, 1 removed, 1 changed"
-    assert refused(code="9.9+abc").startswith(f"code {first.record.code} -> 9.9+abc; inputs")
+    assert refused(code="9.9+abc") == "inputs: 2 added, 1 removed, 1 changed"  # how the code is written does not count
     assert open_or_build(dest, mode="resume") == first
+
+
+def test_a_program_with_other_sources_goes_on(photos: Callable[..., Path], tmp_path: Path) -> None:
+    source, dest = str(photos(10)), str(tmp_path / "out")
+    first = open_or_build(dest, source, units=FOUR, code="0.1.0+aaaaaaaaaaaa")
+    assert open_or_build(dest, source, units=FOUR, code="0.2.0+bbbbbbbbbbbb") == first
+    # A plan of before result versions were counted: without the field, and with a fingerprint over its code.
+    stored = json.loads(Store(dest).read("_plan.json"))
+    del stored["result_version"]
+    Store(dest).write("_plan.json", json.dumps({**stored, "fingerprint": "ab" * 32}).encode())
+    assert open_or_build(dest, source, units=FOUR).fingerprint == "ab" * 32
+    assert open_or_build(dest, source, units=FOUR, mode="extend").rounds == ()
+
+
+def test_rows_of_another_meaning_are_refused(
+    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, dest = str(photos(10)), str(tmp_path / "out")
+    of = {"config": {"flow": "export"}, "units": FOUR}
+    open_or_build(dest, source, **of)
+    monkeypatch.setitem(results.RESULT_VERSIONS, "export", 2)
+    monkeypatch.setitem(results.RESULT_CHANGES, ("export", 2), "eyes are closed")
+    for mode in ("auto", "extend", "resume"):
+        with pytest.raises(ResultsConflict, match=r"export rows of version 1, .* version 2 \(eyes are closed\)"):
+            open_or_build(dest, source, mode=mode, **of)
+    newer = open_or_build(dest, source, mode="new", **of)
+    assert newer.record.result_version == 2
+    monkeypatch.setitem(results.RESULT_VERSIONS, "export", 1)
+    with pytest.raises(ResultsConflict, match=r"this program makes version 1. Run: python -m pip install --upgrade"):
+        open_or_build(dest, source, **of)
+
+
+def test_a_setting_that_came_later_has_the_value_of_before(
+    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, dest = str(photos(10)), str(tmp_path / "out")
+    first = open_or_build(dest, source, units=FOUR, config={"crop": {"size": 320}})
+    monkeypatch.setitem(draft.LATER_VALUES, "crop.angle", "0")
+    monkeypatch.setitem(draft.LATER_VALUES, "other.flow", "0")
+    same = {"crop": {"size": 320, "angle": 0}}
+    assert open_or_build(dest, source, units=FOUR, config=same) == first
+    with pytest.raises(PlanConflict, match=r"config crop\.angle 0 -> 30"):
+        open_or_build(dest, source, units=FOUR, config={"crop": {"size": 320, "angle": 30}})
 
 
 def test_new_drops_the_plan_and_its_results_only(photos: Callable[..., Path], dest: str) -> None:

@@ -209,8 +209,6 @@ def test_all_but_the_inputs_must_be_equal(photos: Callable[..., Path], tmp_path:
         extend(dest, source, config={"size": 2})
     with pytest.raises(PlanConflict, match="items per unit 4 -> 5"):
         extend(dest, source, config={"size": 1}, units=UnitsConfig(items_per_unit=5))
-    with pytest.raises(PlanConflict, match=r"code .* -> 9.9"):
-        extend(dest, source, config={"size": 1}, code="9.9+abc")
     other = str(tmp_path / "deduplicated")
     extend(other, source, source_config=SourceConfig(deduplicate=True))
     add(source, "newer.jpg")

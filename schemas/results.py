@@ -1,0 +1,37 @@
+"""What the rows of each flow mean, as one integer a flow, raised by hand when it changes.
+
+A plan holds the integer, so that rows of two meanings never stand in one dataset unnoticed. How the code is written
+does not count: an error text, a faster loop or a comment leave every dataset as it is. tests/test_results.py compares
+golden rows of every flow and fails where they change and the integer did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# By the plan's `config.flow`; "samples" is what training draws from a faces/ dataset.
+RESULT_VERSIONS = {
+    "ingest": 1,
+    "reconstruct": 1,
+    "synth": 1,
+    "evaluate": 1,
+    "export": 1,
+    "animate": 1,
+    "samples": 1,
+}
+# What each raise changed, by flow and the version it led to: an error says it to whoever holds rows of before.
+RESULT_CHANGES: dict[tuple[str, int], str] = {}
+# Settings that came later than some plans, by dotted name, with the value that plans without them have.
+LATER_SETTINGS: dict[str, Any] = {}
+
+
+def result_version(config: Mapping[str, Any]) -> int:
+    """The version that this program gives to rows made under a plan's `config`."""
+    return RESULT_VERSIONS.get(config.get("flow", ""), 1)
+
+
+def changes_since(flow: str, version: int) -> str:
+    """What later versions of a flow changed, for a message; empty where nothing is recorded."""
+    later = range(version + 1, RESULT_VERSIONS.get(flow, 1) + 1)
+    return "; ".join(RESULT_CHANGES[flow, one] for one in later if (flow, one) in RESULT_CHANGES)
