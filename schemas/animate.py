@@ -11,6 +11,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.parquet import fixed_field
 from schemas.reconstruct import LEVELS
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 CAST_FOLDER = "_cast"  # who is animated and how, frozen with the plan
@@ -25,21 +26,21 @@ class AnimateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Folder or bucket prefix that the dataset is written to; any fsspec URI.
-    dest: str
+    dest: Uri
     # Whose heads: HEADS#ID, picture, video, .npz or .json of codes. Each gives one.
-    identity: tuple[str, ...] = ()
+    identity: tuple[Uri, ...] = ()
     # How they move: the same, or a preset such as smile. Each gives one.
-    expression: tuple[str, ...] = ()
+    expression: tuple[Uri, ...] = ()
     # Tables of both: a list (.txt, .csv, .tsv, .parquet) with one of the above a line, or a reconstructions/ dataset,
     # which gives all of its tracks, or all of its faces where it has none.
-    identities: str | None = None
-    expressions: str | None = None
+    identities: Uri | None = None
+    expressions: Uri | None = None
     # Filters over the rows of such a dataset, as `deca export --where` has them.
     identities_where: str | None = None
     expressions_where: str | None = None
     # The model. None: that of the first dataset named as an identity, else the package's own.
-    checkpoint: str | None = None
-    bundle: str | None = None
+    checkpoint: Uri | None = None
+    bundle: Uri | None = None
     seed: int = 0
     # Also set by the first dataset: `landmarks` for rows of `deca fit`, which have no detail.
     codes: Literal["network", "landmarks"] = "network"

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.engine import RayConfig, UnitsConfig
+from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 
@@ -21,9 +22,9 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # A reconstructions/ dataset; any fsspec URI.
-    source: str
+    source: Uri
     # Folder or bucket prefix that files and rows are written to; any fsspec URI.
-    dest: str
+    dest: Uri
     # Which files a head becomes. Part of the plan.
     formats: tuple[Format, ...] = Field(default=("glb",), min_length=1)
     # obj, ply and npz: also the detailed surface M' at the resolution of the UV map, 57,000 vertices. Part of the plan.
@@ -39,8 +40,8 @@ class ExportConfig(BaseModel):
     # costs one small target over the procedural head, up to nine full ones over FLAME. Part of the plan.
     correctives: tuple[Joint, ...] = ("jaw",)
     # Where checkpoint and bundle of the rows lie now. None: where they lay when the rows were made.
-    checkpoint: str | None = None
-    bundle: str | None = None
+    checkpoint: Uri | None = None
+    bundle: Uri | None = None
     # As in `reconstruct`; extend: also export what the selection has gained.
     existing: Literal["refuse", "resume", "retry", "extend", "new"] = "refuse"
     # Heads in a unit. Default 64: some seconds of one core.
