@@ -106,7 +106,7 @@ DATASETS = (
         "`deca reconstruct` of films",
         "One row a frame of a person's track, smoothed over time. Lies beside the reconstructions; "
         "`tracks/_current.json` names the file that holds ([animate.md](../animate.md)).",
-        '```python\nfrom tasks.tracks import read_tracks\n\ntable = read_tracks("out/")\n```',
+        '```python\nfrom tasks.track_records import read_tracks\n\ntable = read_tracks("out/")\n```',
         lambda: TRACKS_SCHEMA,
     ),
     Dataset(

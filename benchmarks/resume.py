@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 
 from schemas.train import StageConfig, TrainConfig, TrainPlan, TrainRayConfig
-from tasks.checkpoints import TrainState, list_checkpoints, read_state
+from tasks.checkpoints import TrainState, read_state
 from tasks.ranks import train_stage
 from tasks.storage import Store
-from tasks.train import StageJob, StageRun, TrainProgress
+from tasks.train import StageJob, StageRun
+from tasks.train_progress import TrainProgress
+from tasks.train_records import list_checkpoints
 
 OFF = StageConfig(steps=0, subjects=1, images=1)
 

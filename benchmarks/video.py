@@ -31,7 +31,8 @@ from schemas.reconstruct import ReconstructConfig
 from tasks.clips import write_clip
 from tasks.consensus import shape_metric
 from tasks.heads import codes_of, read_heads
-from tasks.tracks import read_track, share
+from tasks.track_records import read_track
+from tasks.tracks import share
 
 Floats = NDArray[np.float64]
 

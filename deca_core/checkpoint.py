@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -15,22 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from deca_core.assets.bundle import AssetBundle
+from deca_core.checkpoint_meta import (
+    META_FILE,
+    SCHEMA_VERSION,
+    SHIPPED,
+    WEIGHTS_FILE,
+    CheckpointError,
+    checkpoint_hash,
+    file_sha256,
+    read_meta,
+)
 from deca_core.codes import NUM_COARSE, NUM_DETAIL
 from deca_core.detail import DetailDecoder
 from deca_core.encoder import RESNET50, BackboneError, Encoder
-from deca_core.errors import DecaError
 from deca_core.model import DECA
 
-SCHEMA_VERSION = 1
-WEIGHTS_FILE, META_FILE = "model.safetensors", "checkpoint.json"
+__all__ = [
+    "META_FILE",
+    "SHIPPED",
+    "WEIGHTS_FILE",
+    "CheckpointError",
+    "checkpoint_hash",
+    "import_released",
+    "load_checkpoint",
+    "save_checkpoint",
+    "save_shipped",
+]
 
-# The small weights that come with the package, for the procedural head; its README.md says what they are.
-SHIPPED = Path(__file__).parent / "weights"
 RELEASED_HEAD = "FLAME"
-
-
-class CheckpointError(DecaError):
-    """A checkpoint that is missing, damaged, of another schema, or made for another model or head."""
 
 
 def save_checkpoint(model: DECA, folder: str | Path) -> Path:
@@ -62,7 +73,7 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     from safetensors.torch import load_file
 
     source = Path(folder)
-    meta = _read_meta(source)
+    meta = read_meta(source)
     head = meta["bundle"]
     if head["hash"] is None and bundle.name != head["name"]:
         warnings.warn(f"{source}: weights trained on {head['name']}, used on the head {bundle.name!r}", stacklevel=2)
@@ -84,18 +95,6 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     model.load_state_dict(weights)
     model.info = dict(meta["info"])
     return model.eval()
-
-
-def checkpoint_hash(folder: str | Path) -> str:
-    """SHA-256 of the weights file. Raises CheckpointError where it is not the one that was saved."""
-    source = Path(folder)
-    recorded, found = _read_meta(source)["weights_sha256"], _sha256(source / WEIGHTS_FILE)
-    if found != recorded:
-        raise CheckpointError(
-            f"{source}: {WEIGHTS_FILE} has SHA-256 {found[:12]}, {META_FILE} says {recorded[:12]}: "
-            "the file was changed or damaged. Copy the checkpoint again"
-        )
-    return found
 
 
 def import_released(path: str | Path, folder: str | Path) -> Path:
@@ -138,7 +137,7 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
             weights.setdefault(name, torch.tensor(0))
     _check_weights(weights, expected, source)
     head: dict[str, str | None] = {"name": RELEASED_HEAD, "hash": None}
-    info = {"trained": "yes", "recipe": "released", "source": source.name, "source_sha256": _sha256(source)}
+    info = {"trained": "yes", "recipe": "released", "source": source.name, "source_sha256": file_sha256(source)}
     return _write(Path(folder), weights, RESNET50, head, info)
 
 
@@ -159,7 +158,7 @@ def _write(
             "backbone": backbone,
             "bundle": head,
             "info": info,
-            "weights_sha256": _sha256(building / WEIGHTS_FILE),
+            "weights_sha256": file_sha256(building / WEIGHTS_FILE),
         }
         (building / META_FILE).write_text(json.dumps(meta, indent=2) + "\n")
         building.chmod(0o755)  # mkdtemp's own is for one user only
@@ -181,26 +180,6 @@ def _swap(new: Path, folder: Path) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _read_meta(source: Path) -> dict[str, Any]:
-    for name in (META_FILE, WEIGHTS_FILE):
-        if not (source / name).is_file():
-            raise CheckpointError(
-                f"{source}: no {name}. A checkpoint is a folder with {META_FILE} and {WEIGHTS_FILE}, written by "
-                "deca train, or by import_released from the released deca_model.tar"
-            )
-    try:
-        meta = json.loads((source / META_FILE).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{source}: {META_FILE} is damaged ({error}). Copy the checkpoint again") from error
-    version = meta.get("schema_version") if isinstance(meta, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(f"{source}: checkpoint schema {version}, this version reads {SCHEMA_VERSION}")
-    missing = {"backbone", "bundle", "info", "weights_sha256"} - set(meta)
-    if missing:
-        raise CheckpointError(f"{source}: {META_FILE} lacks {', '.join(sorted(missing))}. Copy the checkpoint again")
-    return meta
 
 
 def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], where: Path) -> None:
@@ -226,8 +205,3 @@ def _shortened(names: list[str], most: int = 10) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

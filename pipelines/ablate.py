@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from pipelines.evaluate import evaluate, open_truth
 from pipelines.stages import Stage, direct, find_faces
-from pipelines.train import MODEL as MODEL_FOLDER
 from pipelines.train import train
 from schemas.ablate import DETAIL_FIGURES, SCAN_MEDIAN, VARIANTS, AblateConfig, AblateSummary, ModelFigures, VariantName
 from schemas.evaluate import MODEL, EvaluateSummary
@@ -23,6 +22,7 @@ from tasks.models import bundle_at
 from tasks.plan import CONFIG, PlanConflict, PlanError, load_plan
 from tasks.storage import Store
 from tasks.train_inputs import WORLD, stage_weights
+from tasks.train_records import MODEL as MODEL_FOLDER
 from tasks.versions import open_faces
 from tasks.world_truth import EvaluateError
 

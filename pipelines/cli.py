@@ -1,4 +1,8 @@
-"""The `deca` command. Exit code 0: complete, 2: partial (something quarantined or pending), 1: failed."""
+"""The `deca` command. Exit code 0: complete, 2: partial (something quarantined or pending), 1: failed.
+
+At import stand options and settings alone; what a command works with it imports itself, when it runs. So help, errors
+in arguments and looks at a dataset cost no torch, Ray or Prefect.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,6 @@ from pipelines.options import (
     existing,
 )
 from pipelines.settings import resolve
-from pipelines.stages import planned_dataset, stored_config
 from schemas.ablate import AblateConfig
 from schemas.animate import AnimateConfig
 from schemas.annotate import Provider
@@ -49,8 +52,6 @@ from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
 from tasks.logs import as_json, set_up
-from tasks.plan import PlanError, load_plan
-from tasks.storage import check_allowed, normalise
 
 DEBUG = "--debug"
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
@@ -314,6 +315,9 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
 
     Example: deca retry out/
     """
+    from pipelines.stages import planned_dataset, stored_config
+    from tasks.plan import PlanError, load_plan
+
     dataset = planned_dataset(dest)
     flow = load_plan(dataset).record.config.get("flow", "")
     if flow not in UNIT_FLOWS:
@@ -334,6 +338,7 @@ def demo(
     Example: deca demo demo-output
     """
     from pipelines.demo import write_photos
+    from tasks.storage import check_allowed, normalise
 
     check_allowed(normalise(dest))
     photos = write_photos(dest / "photos")

@@ -8,22 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deca_core.assets import import_flame, load_bundle, procedural_head
 from pipelines.options import COMPLETE, FAILED, PARTIAL, Dest, console, errors
-from pipelines.stages import find_faces, planned_dataset, stored_config
-from pipelines.summaries import megabytes, status_report, superseded
-from schemas.consensus import CONSENSUS_FOLDER
-from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
-from schemas.tracks import TRACKS_FOLDER
-from tasks.card import README, is_up_to_date, write_card
-from tasks.consensus import consensus_record, verify_consensus
-from tasks.plan import PlanError, load_plan
-from tasks.storage import Store, check_allowed, normalise
-from tasks.tracks import tracks_record, verify_tracks
-from tasks.verify import Verification
-from tasks.verify import verify as verify_dataset
-from tasks.versions import FacesError, gc, verify_faces
 
 datasets = typer.Typer()
 FACES = 8  # in the gallery of a report
@@ -42,6 +28,9 @@ def status(
 
     Example: deca status out/ --quarantine 100
     """
+    from pipelines.status import status_report
+    from tasks.storage import Store
+
     report = status_report(dest)
     table = Table(show_header=False, box=None)
     for name, value in report.lines():
@@ -67,6 +56,16 @@ def verify(dest: Dest) -> int:
 
     Example: deca verify s3://bucket/heads
     """
+    from pipelines.stages import find_faces, planned_dataset
+    from schemas.consensus import CONSENSUS_FOLDER
+    from schemas.tracks import TRACKS_FOLDER
+    from tasks.consensus import consensus_record, verify_consensus
+    from tasks.storage import Store
+    from tasks.track_records import tracks_record, verify_tracks
+    from tasks.verify import Verification
+    from tasks.verify import verify as verify_dataset
+    from tasks.versions import verify_faces
+
     found: dict[str, Verification] = {}
     dataset, faces = planned_dataset(dest), find_faces(dest)
     if dataset != faces:
@@ -96,6 +95,10 @@ def gc_command(
 
     Example: deca gc out/ --dry-run
     """
+    from pipelines.status import megabytes, superseded
+    from tasks.card import is_up_to_date, write_card
+    from tasks.versions import gc
+
     faces = _faces(dest)
     sizes = superseded(faces)
     if not dry_run and not is_up_to_date(faces):
@@ -126,8 +129,15 @@ def report(
 
       deca report people/faces
     """
+    from pipelines.stages import find_faces, planned_dataset, stored_config
+    from schemas.reconstruct import ReconstructConfig
+    from tasks.plan import PlanError, load_plan
+    from tasks.storage import Store
+
     faces = find_faces(dest)
     if faces is not None:
+        from tasks.card import README, write_card
+
         if samples is not None:
             raise typer.BadParameter("--samples is for reconstructions; the card of faces has its own number")
         console.print(f"page    {write_card(faces)}\nREADME  {Store(faces).join(README)}", markup=False, soft_wrap=True)
@@ -139,7 +149,7 @@ def report(
     if flow != "reconstruct":
         own = "; its page is _report/report.html, which every run draws" if flow == "evaluate" else ""
         raise PlanError(f"{plan.dest} was written by the flow {flow!r}{own}. Give reconstructions or faces")
-    from tasks.heads_report import write_report  # a second of imports that other commands do not pay
+    from tasks.heads_report import write_report
 
     written = write_report(plan, stored_config(plan.dest, ReconstructConfig), samples or FACES)
     for note in written.notes:
@@ -149,6 +159,9 @@ def report(
 
 
 def _faces(dest: str) -> str:
+    from pipelines.stages import find_faces
+    from tasks.versions import FacesError
+
     faces = find_faces(dest)
     if faces is None:
         raise FacesError(f"{dest} holds no faces. Make them with: deca ingest SRC {dest}")
@@ -167,6 +180,9 @@ def assets_import(
 
     Example: deca assets import ~/flame bundle/
     """
+    from deca_core.assets import import_flame
+    from tasks.storage import check_allowed, normalise
+
     check_allowed(normalise(dest))
     return _show(import_flame(source, dest), dest)
 
@@ -177,6 +193,9 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
 
     Example: deca assets head bundle/
     """
+    from deca_core.assets import procedural_head
+    from tasks.storage import check_allowed, normalise
+
     check_allowed(normalise(dest))
     bundle = procedural_head()
     bundle.save(dest)
@@ -189,6 +208,8 @@ def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="B
 
     Example: deca assets show bundle/
     """
+    from deca_core.assets import load_bundle
+
     return _show(load_bundle(bundle), bundle)
 
 

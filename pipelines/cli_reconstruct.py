@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from pipelines import ingest as ingest_flow
-from pipelines import reconstruct as reconstruct_flow
 from pipelines.launch import print_lines, run_flow
 from pipelines.options import (
     COMPLETE,
@@ -28,15 +26,13 @@ from pipelines.options import (
     existing,
 )
 from pipelines.settings import resolve
-from pipelines.show import show_picture
-from pipelines.summaries import estimate_lines
 from schemas.annotate import Provider
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import Layout, Output, Precision, ReconstructConfig
-from tasks.annotate import AnnotateWorker
-from tasks.engine import Factory
-from tasks.estimate import estimate
-from tasks.plan import Plan
+
+if TYPE_CHECKING:
+    from tasks.engine import Factory
+    from tasks.plan import Plan
 
 reconstructing = typer.Typer()
 
@@ -122,6 +118,8 @@ def reconstruct_command(
         "existing": existing(resume, new, extend),
     }
     if show:
+        from pipelines.show import show_picture
+
         return show_picture(options, config, settings, prefect)
     if dest is None:
         raise typer.BadParameter("DEST is missing: a folder or bucket prefix to write. Only --show goes without")
@@ -192,14 +190,28 @@ def plan(
       deca plan photos/ out/ --flow ingest --calibrate 0
     """
     options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle, "ray.workers": workers}
+    settled: IngestConfig | ReconstructConfig
+    if flow == "ingest":
+        settled = resolve(IngestConfig, config, settings, options)
+    else:
+        settled = resolve(ReconstructConfig, config, settings, options)
+    from pipelines.places import check_places
+
+    check_places(settled)
+    from pipelines import ingest as ingest_flow
+    from pipelines import reconstruct as reconstruct_flow
+    from pipelines.summaries import estimate_lines
+    from tasks.annotate import AnnotateWorker
+    from tasks.estimate import estimate
+
     frozen: Plan
     factory: Factory
-    if flow == "ingest":
-        ingesting = ingest_flow.settle(resolve(IngestConfig, config, settings, options))
+    if isinstance(settled, IngestConfig):
+        ingesting = ingest_flow.settle(settled)
         frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
         ray, factory = ingesting.ray, partial(AnnotateWorker, ingesting)
     else:
-        rebuilding = reconstruct_flow.prepare(resolve(ReconstructConfig, config, settings, options))
+        rebuilding = reconstruct_flow.prepare(settled)
         frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
         ray, factory = rebuilding.ray, reconstruct_flow.workers_of(frozen, rebuilding)
         price_per_hour = rebuilding.price_per_hour if price_per_hour is None else price_per_hour

@@ -10,12 +10,6 @@ from rich.table import Table
 
 from pipelines.options import COMPLETE, FAILED, PARTIAL, console, errors
 from schemas.secrets import shown
-from tasks.audit import Occurrence, find_places, occurrences
-from tasks.doctor import examine
-from tasks.erase import Asked, erase, resolve
-from tasks.erasure_records import KEY, check_records, read_records, record_name
-from tasks.migrate import migrate
-from tasks.tombstones import Erased, read_erased
 
 trust = typer.Typer()
 
@@ -55,6 +49,9 @@ def erase_command(
 
       deca erase people/
     """
+    from tasks.erase import Asked, erase
+    from tasks.erasure_records import KEY, record_name
+
     outcomes = erase(datasets, Asked(frozenset(face), frozenset(image), frozenset(identity)))
     for outcome in outcomes:
         record, uri = outcome.record, outcome.place.uri
@@ -86,6 +83,11 @@ def audit_command(
 
       deca audit people/ heads/
     """
+    from tasks.audit import Occurrence, find_places, occurrences
+    from tasks.erase import Asked, resolve
+    from tasks.erasure_records import KEY, check_records, read_records
+    from tasks.tombstones import Erased, read_erased
+
     found: list[Occurrence] = []
     problems: list[str] = []
     places = [place for dest in dict.fromkeys(datasets) for place in find_places(dest)]
@@ -122,6 +124,8 @@ def migrate_command(datasets: Datasets) -> int:
 
     Example: deca migrate s3://bucket/people s3://bucket/heads
     """
+    from tasks.migrate import migrate
+
     for dest in dict.fromkeys(datasets):
         for done in migrate(dest):
             if done.records:
@@ -144,6 +148,8 @@ def doctor_command(
 
     Example: deca doctor s3://bucket/photos s3://bucket/heads
     """
+    from tasks.doctor import examine
+
     table = Table(show_header=False, box=None)
     findings = list(examine(places))
     for finding in findings:

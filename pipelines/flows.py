@@ -43,7 +43,7 @@ from tasks.evaluation_report import metric_table, scan_table
 from tasks.plan import load_plan
 from tasks.progress import standing
 from tasks.storage import Store
-from tasks.train import TrainProgress
+from tasks.train_progress import TrainProgress
 from tasks.train_report import CURVES, PICTURES
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms

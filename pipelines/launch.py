@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines.ablate import ablate
-from pipelines.animate import animate
-from pipelines.evaluate import evaluate
-from pipelines.export import export
-from pipelines.ingest import ingest
 from pipelines.options import COMPLETE, PARTIAL, console
-from pipelines.reconstruct import reconstruct
-from pipelines.summaries import Lines, summary_lines
-from pipelines.synth import synth
-from pipelines.train import train
-from tasks.progress import TerminalProgress
 
-FLOWS: dict[str, Callable[..., Any]] = {
-    "ablate": ablate,
-    "animate": animate,
-    "evaluate": evaluate,
-    "export": export,
-    "ingest": ingest,
-    "reconstruct": reconstruct,
-    "synth": synth,
-    "train": train,
-}
+if TYPE_CHECKING:
+    from pipelines.status import Lines
 
 
 def run_flow(flow: str, config: Any, prefect: bool) -> int:
-    """Run it, print its summary, return the exit code. Prefect takes it where asked for, or where a server is set."""
+    """Run it, print its summary, return the exit code. Prefect takes it where asked for, or where a server is set.
+
+    A flow's module is imported here and not before: torch, Ray and Prefect take seconds that help, a wrong option or a
+    misspelt path must not wait for.
+    """
+    from pipelines.places import check_places
+
+    check_places(config)
     if prefect or os.environ.get("PREFECT_API_URL"):
-        from pipelines import flows  # three seconds of imports that a run without Prefect does not pay
+        from pipelines import flows
 
         summary = getattr(flows, flow)(config)
     else:
+        from tasks.progress import TerminalProgress
+
+        run = getattr(import_module(f"pipelines.{flow}"), flow)
         with TerminalProgress(flow) as progress:
-            summary = FLOWS[flow](config, progress)
+            summary = run(config, progress)
+    from pipelines.summaries import summary_lines
+
     print_lines(summary_lines(summary))
     return COMPLETE if summary.outcome == "complete" else PARTIAL
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -14,10 +14,11 @@ from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.world import SynthConfig
-from tasks.engine import Progress
 from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan
-from tasks.rounds import check_results, plan_retry
 from tasks.storage import Store
+
+if TYPE_CHECKING:
+    from tasks.engine import Progress
 
 SUMMARY = "_report/summary.json"
 # Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
@@ -26,7 +27,7 @@ OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour"
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig, AnimateConfig)
 Stage = Callable[[Function], Function]
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[["Progress"], None]
 
 
 def annotations_of(dest: str) -> str:
@@ -84,6 +85,8 @@ def stored_plan(dest: str, existing: str, weights: dict[str, str]) -> Plan:
 
     PlanError where models differ from those of the plan, ResultsConflict where the meaning of rows does.
     """
+    from tasks.rounds import check_results, plan_retry
+
     plan = check_results(load_plan(dest))
     if existing == "retry":
         plan = plan_retry(dest)

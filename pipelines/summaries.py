@@ -1,9 +1,9 @@
-"""What a person wants to know about a run or a dataset, as lines of name and value."""
+"""What a person wants to know about a run, as lines of name and value."""
 
 from __future__ import annotations
 
-from pipelines.stages import SUMMARY, faces_of, find_faces, planned_dataset
-from pipelines.train import MODEL, finished_stages, is_published, stored_plan
+from pipelines.stages import SUMMARY, faces_of
+from pipelines.status import Lines, megabytes, validation_words
 from schemas.ablate import AblateSummary
 from schemas.animate import AnimateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
@@ -11,24 +11,11 @@ from schemas.export import ExportSummary
 from schemas.ingest import IngestSummary
 from schemas.reconstruct import ReconstructSummary
 from schemas.tracks import TRACKS_FOLDER
-from schemas.train import STAGES, StageName, TrainPlan, TrainSummary
+from schemas.train import TrainSummary
 from schemas.world import SynthSummary
-from tasks.ablation_report import FULL, MARKDOWN, ablation_table
-from tasks.card import CARD
-from tasks.checkpoints import list_checkpoints
-from tasks.commits import standing_quarantine
 from tasks.estimate import Estimate, Use
 from tasks.plan import FILES
 from tasks.storage import Store
-from tasks.train_report import CURVES, PICTURES
-from tasks.verify import status
-from tasks.versions import current, list_versions, named_files, read_version, record_name
-
-Lines = list[tuple[str, str]]
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 def estimate_lines(found: Estimate, per_hour: float | None) -> Lines:
@@ -133,6 +120,8 @@ def _own_lines(
             ("precision", summary.precision),
             ("contact sheet", summary.contact_sheet or "none: no face, or no columns of codes and displacement"),
         ]
+    from tasks.card import CARD
+
     left_out = ", ".join(f"{count} by {reason}" for reason, count in summary.left_out.items()) or "none"
     faces = faces_of(summary.dest)
     return [
@@ -146,6 +135,8 @@ def _own_lines(
 
 
 def _ablation_lines(summary: AblateSummary) -> Lines:
+    from tasks.ablation_report import MARKDOWN, ablation_table  # it draws: seconds of imports
+
     trained = f"{len(summary.trained)} models in {sum(summary.trained.values()):.0f} s" if summary.trained else "before"
     return [
         ("outcome", summary.outcome),
@@ -158,6 +149,8 @@ def _ablation_lines(summary: AblateSummary) -> Lines:
 
 
 def _comparison(row: dict[str, str]) -> str:
+    from tasks.ablation_report import FULL
+
     verdict, change = row["the variant is"], row["difference, 95 %"]
     return f"{row['figure'].split()[0]} {row[FULL]} -> {row['without']}, {change}: {verdict}"
 
@@ -173,6 +166,8 @@ def _figures(method: MethodFigures) -> str:
 
 
 def _training_lines(summary: TrainSummary) -> Lines:
+    from tasks.train_report import CURVES, PICTURES
+
     store = Store(summary.dest)
     lines: Lines = [("outcome", summary.outcome)]
     for stage, result in summary.stages.items():
@@ -182,7 +177,7 @@ def _training_lines(summary: TrainSummary) -> Lines:
                 f"{summary.images_per_second[stage]} images/s, {summary.data_wait_share[stage]:.1%} waiting for data"
             )
             here = f"{summary.seconds[stage]:.0f} s, {speed}"
-        lines.append((stage, f"{result['steps']:.0f} steps ({here}){_validation(result)}"))
+        lines.append((stage, f"{result['steps']:.0f} steps ({here}){validation_words(result)}"))
     return [
         *lines,
         *((name, network) for name, network in summary.networks.items()),
@@ -192,101 +187,3 @@ def _training_lines(summary: TrainSummary) -> Lines:
         ("model", str(summary.model)),
         ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}"),
     ]
-
-
-def _validation(terms: dict[str, float]) -> str:
-    """The two figures of a validation that matter."""
-    words = {"total": "loss {:.4g}", "nme": "landmark error {:.2%} of the face"}
-    said = [text.format(terms[name]) for name, text in words.items() if name in terms]
-    return f"; validation: {', '.join(said)}" if said else ""
-
-
-class TrainStatus:
-    """Where a training run stands."""
-
-    quarantine: tuple[()] = ()  # what training leaves out is logged, and counted nowhere
-
-    def __init__(self, dest: str, plan: TrainPlan) -> None:
-        self.store, self.plan = Store(dest), plan
-        self.finished = finished_stages(self.store)
-        self.planned: list[StageName] = [name for name in STAGES if plan.config[name]["steps"]]
-
-    @property
-    def complete(self) -> bool:
-        """Every stage is finished, and the model is published."""
-        return set(self.planned) <= set(self.finished) and is_published(self.store, self.plan)
-
-    def lines(self) -> Lines:
-        names = ("source", "backbone", "recipe")
-        lines = [("dest", self.store.uri), *((name, str(self.plan.config[name])) for name in names)]
-        lines += [("fingerprint", self.plan.fingerprint), *((name, value) for name, value in self.plan.inputs.items())]
-        lines += [(name, self._stage(name)) for name in self.planned]
-        return [*lines, ("model", self.store.join(MODEL) if self.complete else "not yet: run deca train again")]
-
-    def _stage(self, name: StageName) -> str:
-        records = list_checkpoints(self.store, name)
-        steps = self.plan.config[name]["steps"]
-        if not records:
-            return f"step 0 of {steps}"
-        kept = ", ".join(str(record.step) for record in records)
-        done = "finished" if name in self.finished else f"step {records[-1].step} of {steps}"
-        return f"{done}, checkpoints {kept}{_validation(records[-1].validation)}"
-
-
-def status_report(dest: str) -> StatusReport | TrainStatus:
-    """Where DEST stands: a training run, or a dataset."""
-    plan = stored_plan(Store(dest))
-    return StatusReport(dest) if plan is None else TrainStatus(dest, plan)
-
-
-class StatusReport:
-    """Where a dataset stands; after ingest the annotations together with the faces."""
-
-    def __init__(self, dest: str) -> None:
-        dataset, faces = planned_dataset(dest), find_faces(dest)
-        self.now = status(dataset)
-        self.quarantine = standing_quarantine(dataset)
-        self.ingest = dataset != Store(dest).uri
-        self.version = current(faces) if faces else None
-
-    @property
-    def assigned(self) -> int:
-        """Annotated faces that the version knows, kept or not."""
-        return self.version.faces + sum(self.version.left_out.values()) if self.version else 0
-
-    @property
-    def behind(self) -> bool:
-        """Whether annotated faces wait to be grouped."""
-        never = self.version is None and not self.now.pending
-        return self.ingest and (never or self.assigned != self.now.rows)
-
-    @property
-    def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine, and the faces are those of the annotations."""
-        return self.now.complete and not self.behind
-
-    def lines(self) -> Lines:
-        names = ("source", "dest", "fingerprint", "code", "items", "units", "committed", "pending", "rows", "bytes")
-        lines = [(name, str(getattr(self.now, name))) for name in names]
-        lines += [(f"quarantined: {stage}", str(count)) for stage, count in self.now.quarantined.items()]
-        if (version := self.version) is not None:
-            lines.append(("faces", f"{version.faces} of {version.identities} identities, version {version.version}"))
-            lines += [(f"left out: {reason}", str(count)) for reason, count in version.left_out.items()]
-        if self.behind:
-            lines.append(("behind", f"{self.now.rows} faces annotated, {self.assigned} grouped: run deca ingest again"))
-        return lines
-
-
-def superseded(faces: str) -> dict[str, int]:
-    """What `gc` takes from faces/: name and bytes of the files that only earlier versions name."""
-    holds = current(faces)
-    if holds is None:
-        return {}
-    sizes: dict[str, int] = {}
-    for number in list_versions(faces):
-        if number < holds.version:
-            version = read_version(faces, number)
-            sizes[record_name(number)] = 0
-            files = [*version.shards, version.identities_file, version.assignments_file]
-            sizes |= {file.file: file.bytes for file in files if file.file not in named_files(holds)}
-    return sizes

@@ -13,19 +13,30 @@ from pydantic import ValidationError
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
 from pipelines.stages import SUMMARY, Stage, direct, find_faces
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
-from tasks.checkpoints import FOLDER, checkpoint_at, prune, read_state
+from tasks.checkpoints import prune, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
 from tasks.plan import CONFIG, PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
-from tasks.train import FAILED, METRICS, OnProgress, StageJob, Timing
+from tasks.train import FAILED, METRICS, StageJob
 from tasks.train_board import BOARD
 from tasks.train_inputs import WORLD, first_model, input_hashes
+from tasks.train_progress import OnProgress, Timing
+from tasks.train_records import (
+    FOLDER,
+    MODEL,
+    STAGE_FOLDER,
+    TRAIN,
+    checkpoint_at,
+    finished_stages,
+    is_published,
+    stage_file,
+    stored_plan,
+)
 from tasks.train_report import CURVES, REPORT, draw_curves, draw_pictures
 from tasks.versions import open_faces
 
-TRAIN, STAGE_FOLDER, MODEL = "_train.json", "_stages", "model"
 UNTAUGHT = "random-"  # how the names of judging networks without weights begin
 
 logger = logging.getLogger("deca")
@@ -116,7 +127,7 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
     store = Store(config.dest)
     if not config.stage(name).steps:
         return None
-    if store.exists(_stage_file(name)):
+    if store.exists(stage_file(name)):
         prune(store, name, config.keep_last, config.keep_best)  # a stale listing may have hidden some of it
         return None
     before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
@@ -130,7 +141,7 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnP
         checkpoint=f"{record.step:08d}.json",
         validation=record.validation,
     )
-    store.write(_stage_file(name), finished.model_dump_json(indent=2).encode())
+    store.write(stage_file(name), finished.model_dump_json(indent=2).encode())
     return last.timing if last else None
 
 
@@ -157,15 +168,6 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
         for name in (WEIGHTS_FILE, META_FILE):  # the record of the weights' hash last
             store.write(name, (saved / name).read_bytes())
     return store.uri
-
-
-def is_published(store: Store, plan: TrainPlan) -> bool:
-    """Whether the model in a folder is this run's."""
-    try:
-        meta = json.loads(store.read(f"{MODEL}/{META_FILE}"))
-    except FileNotFoundError:
-        return False
-    return bool(meta["info"].get("run") == plan.fingerprint)
 
 
 def draw_report(config: TrainConfig, trained: bool) -> None:
@@ -203,16 +205,6 @@ def _plan(config: TrainConfig) -> TrainPlan:
     return TrainPlan(config=settings, inputs=inputs, fingerprint=hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def stored_plan(store: Store) -> TrainPlan | None:
-    """What the run in a folder is; None where there is no run. Raises PlanError for a damaged record."""
-    try:
-        return TrainPlan.model_validate_json(store.read(TRAIN))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise PlanError(f"{store.join(TRAIN)} is damaged or of another version. Start over with --new") from error
-
-
 def _stored_config(dest: str) -> TrainConfig | None:
     store = Store(dest)
     try:
@@ -221,18 +213,6 @@ def _stored_config(dest: str) -> TrainConfig | None:
         return None
     except ValidationError as error:
         raise PlanError(f"{store.join(CONFIG)} is damaged or of another version. Start over with --new") from error
-
-
-def finished_stages(store: Store) -> dict[str, StageRecord]:
-    """Results of the finished stages of a run."""
-    names = {name: _stage_file(name) for name in STAGES}
-    return {
-        name: StageRecord.model_validate_json(store.read(file)) for name, file in names.items() if store.exists(file)
-    }
-
-
-def _stage_file(name: StageName) -> str:
-    return f"{STAGE_FOLDER}/{name}.json"
 
 
 def _result(config: TrainConfig, name: StageName) -> CheckpointRecord:

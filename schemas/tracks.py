@@ -9,7 +9,6 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from deca_core.smoothing import WINDOW
 from schemas.ledger import StoredFile
 from schemas.parquet import fixed_field
 
@@ -49,8 +48,8 @@ class VideoConfig(BaseModel):
     # Follow people and smooth their codes. Default True where there are frames.
     tracks: bool = True
     # Seconds of the window in which codes are smoothed; 0 leaves each frame's own. Default: a third of the jitter is
-    # left, and all of a talking mouth (docs/animate.md).
-    smooth_s: float = Field(default=WINDOW, ge=0)
+    # left, and all of a talking mouth (docs/animate.md). WINDOW of deca_core/smoothing.py, which needs torch.
+    smooth_s: float = Field(default=0.36, ge=0)
     # Seconds that a face may be away before its return is a new track. Default: a head turned aside, not a cut.
     max_gap_s: float = Field(default=0.5, ge=0)
 

@@ -41,7 +41,8 @@ from tasks.reconstruct import ReconstructWorker
 from tasks.rounds import open_or_build
 from tasks.storage import Store, hash_file, normalise
 from tasks.tables import is_table
-from tasks.tracks import TracksError, make_tracks, read_track, read_tracks, tracks_record
+from tasks.track_records import TracksError, read_track, read_tracks, tracks_record
+from tasks.tracks import make_tracks
 from tasks.videos import is_video
 from tasks.walk import SourceError, is_file
 

@@ -15,25 +15,19 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn, optim
 
-from deca_core.errors import DecaError
 from schemas.ledger import StoredFile
 from schemas.train import CheckpointRecord, StageName, TrainPlan
 from tasks.draft import code_version
 from tasks.storage import Store
+from tasks.train_records import FOLDER, TrainStateError, list_checkpoints
 
-FOLDER = "checkpoints"
 WEIGHTS, MEAN, OPTIMIZER = "weights", "mean", "optimizer"
 
 Tensors = dict[str, Tensor]
-
-
-class TrainStateError(DecaError):
-    """A checkpoint of a run that is damaged or does not fit the run."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +67,6 @@ def _publish(store: Store, name: str, tensors: Tensors) -> StoredFile:
     data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     size, sha256 = store.write(name, data)
     return StoredFile(file=name, bytes=size, sha256=sha256)
-
-
-def list_checkpoints(store: Store, stage: StageName) -> list[CheckpointRecord]:
-    """Every checkpoint of a stage, first step first. Raises TrainStateError for a record that cannot be read."""
-    records = [_record(store, name) for name in store.list(f"{FOLDER}/{stage}")]
-    return sorted(records, key=lambda record: record.step)
-
-
-def checkpoint_at(store: Store, stage: StageName, step: int) -> CheckpointRecord:
-    """The checkpoint of a step, by its name: a listing may be older than what was just written.
-
-    Raises FileNotFoundError where there is none, TrainStateError for a record that cannot be read.
-    """
-    return _record(store, f"{FOLDER}/{stage}/{step:08d}.json")
-
-
-def _record(store: Store, name: str) -> CheckpointRecord:
-    try:
-        return CheckpointRecord.model_validate_json(store.read(name))
-    except ValidationError as error:
-        raise TrainStateError(
-            f"{store.join(name)} is damaged or of another version ({error.error_count()} errors). Delete it to go "
-            "on from the checkpoint before it"
-        ) from error
 
 
 def read_state(store: Store, record: CheckpointRecord) -> TrainState:

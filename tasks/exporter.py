@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tasks.engine import Progress
-    from tasks.train import TrainProgress
+    from tasks.train_progress import TrainProgress
 
 VARIABLE = "DECA_METRICS_PORT"
 HOST = "DECA_METRICS_HOST"  # default: every address, as scrapers sit on other machines

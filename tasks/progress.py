@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 
 from tasks.engine import Progress
 from tasks.logs import EVENTS, as_json
-from tasks.train import TrainProgress
+from tasks.train_progress import TrainProgress
 
 LINE_SECONDS = 30.0
 # What a flow's items and rows are, where they are not pictures and faces.

@@ -21,7 +21,8 @@ from schemas.engine import RayConfig
 from schemas.train import TrainRayConfig
 from tasks.ray_cluster import Pinboard, connect, move_to
 from tasks.storage import StorageError, Store, open_uri
-from tasks.train import OnProgress, StageJob, StageRun, Timing, TrainError, TrainProgress
+from tasks.train import StageJob, StageRun, TrainError
+from tasks.train_progress import OnProgress, Timing, TrainProgress
 
 POLL_SECONDS = 1.0
 BOARD_SECONDS = 30.0  # that the board has to answer

@@ -126,7 +126,7 @@ class _Cursor:
         self.key: tuple[str, str | None, str] | None = None
         self.file: IO[bytes] | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.first, self.batch = 0, pa.array([])  # rows of the file in hand
+        self.first, self.batch = 0, pa.nulls(0)  # rows of the file in hand
         self.group = -1
 
     def value(self, item: Item, column: str, row: int) -> Any:

@@ -10,7 +10,6 @@ finds the earlier tracks or the new ones.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,25 +19,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from deca_core.assets import AssetBundle
 from deca_core.codes import Codes
-from deca_core.errors import DecaError
 from deca_core.flame import FLAME
 from deca_core.smoothing import Eyelids, smooth_codes
-from schemas.ledger import CommitRecord, StoredFile
+from schemas.ledger import StoredFile
 from schemas.parquet import fixed_array, fixed_values, open_writer
-from schemas.tracks import CURRENT, TRACKS_FOLDER, TRACKS_SCHEMA, TracksRecord, VideoConfig
+from schemas.tracks import CURRENT, TRACKS_SCHEMA, TracksRecord, VideoConfig
 from tasks.commits import read_commits
 from tasks.consensus import robust_weights, shape_metric
 from tasks.heads import codes_of, iter_heads
 from tasks.plan import Plan, load_plan
 from tasks.storage import Store, hash_file
-from tasks.verify import Verification
+from tasks.track_records import rows_digest, tracks_record, tracks_store
 from tasks.videos import frame_of
 
 OVERLAP = 0.3  # intersection over union of two boxes round landmarks, below which nobody has moved that far in a frame
@@ -49,10 +45,6 @@ COLUMNS = ("face_id", "source_uri", "identity_id", "landmarks", "crop_transform"
 CODES = tuple(name for name, _ in Codes.zeros().items())
 
 Floats = NDArray[np.float64]
-
-
-class TracksError(DecaError):
-    """Tracks that are missing, or of other rows; says what to run."""
 
 
 # --- who is who -------------------------------------------------------------------------------------------------------
@@ -238,10 +230,10 @@ def make_tracks(dest: str, bundle: AssetBundle, config: VideoConfig) -> TracksRe
 
     Memory holds the rows of videos that have begun and not ended, without their maps. Raises HeadsError, PlanError.
     """
-    plan, commits, store = load_plan(dest), read_commits(dest), _store(dest)
+    plan, commits, store = load_plan(dest), read_commits(dest), tracks_store(dest)
     same: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
-        "rows_sha256": _digest(commits),
+        "rows_sha256": rows_digest(commits),
         "bundle": bundle.hash,
         "config": config,
     }
@@ -267,10 +259,6 @@ def make_tracks(dest: str, bundle: AssetBundle, config: VideoConfig) -> TracksRe
         if other not in (name, CURRENT):
             store.delete(other)
     return record
-
-
-def _digest(commits: Sequence[CommitRecord]) -> str:
-    return hashlib.sha256(json.dumps([[one.unit, one.sha256] for one in commits if one.part]).encode()).hexdigest()
 
 
 def _videos(plan: Plan, config: VideoConfig) -> Iterator[tuple[str, pa.Table]]:
@@ -321,77 +309,3 @@ def _tracks_of(
             ],
             schema=TRACKS_SCHEMA,
         )
-
-
-def _store(dest: str) -> Store:
-    return Store(Store(dest).join(TRACKS_FOLDER))
-
-
-def tracks_record(dest: str) -> TracksRecord | None:
-    """The record of the tracks at `dest`, whichever rows they were made of; None where there are none."""
-    try:
-        return TracksRecord.model_validate_json(_store(dest).read(CURRENT))
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise TracksError(
-            f"{_store(dest).join(CURRENT)} is damaged or of another version of the program. Delete it, then: "
-            f"{_again(dest)}"
-        ) from error
-
-
-def read_tracks(dest: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of TRACKS_SCHEMA for the rows that lie at `dest`. Raises TracksError where there are none for them."""
-    record = tracks_record(dest)
-    if record is None:
-        raise TracksError(f"{Store(dest).uri} has no tracks: its rows are no frames of a video")
-    if (record.fingerprint, record.rows_sha256) != (load_plan(dest).fingerprint, _digest(read_commits(dest))):
-        raise TracksError(
-            f"{Store(dest).uri}: rows came or went after its tracks were made. Run: {_again(dest, record)}"
-        )
-    return _read(dest, record, columns)
-
-
-def _read(dest: str, record: TracksRecord, columns: Sequence[str] | None) -> pa.Table:
-    try:
-        return pq.read_table(pa.BufferReader(_store(dest).read(record.file.file)), columns=columns)
-    except FileNotFoundError as error:
-        uri = _store(dest).join(record.file.file)
-        raise TracksError(f"{uri} is missing, or was replaced this moment. Run: {_again(dest, record)}") from error
-
-
-def read_track(dest: str, track_id: str | None = None) -> pa.Table:
-    """One track's rows in the order of time; None takes the one with most frames.
-
-    Raises TracksError for a track that is not there, naming those that are.
-    """
-    table = read_tracks(dest)
-    counts = Counter(table["track_id"].to_pylist())
-    wanted = track_id or max(counts, key=lambda name: (counts[name], name), default=None)
-    if wanted not in counts:
-        there = ", ".join(f"{name} ({count} frames)" for name, count in counts.most_common(5)) or "none"
-        raise TracksError(f"{Store(dest).uri} has no track {wanted!r}; there are {there}")
-    return table.filter(pc.equal(table["track_id"], wanted)).combine_chunks()
-
-
-def verify_tracks(dest: str) -> Verification:
-    """Hash the tracks again; a problem also where they are of other rows than those that lie at `dest`."""
-    record = tracks_record(dest)
-    assert record is not None, "asked for where there are some"
-    problems = []
-    try:
-        if hashlib.sha256(_store(dest).read(record.file.file)).hexdigest() != record.file.sha256:
-            problems.append(f"{TRACKS_FOLDER}/{record.file.file}: changed since it was published")
-        else:
-            read_tracks(dest, ["track_id"])
-    except FileNotFoundError:
-        problems.append(f"{TRACKS_FOLDER}/{record.file.file}: missing")
-    except TracksError as error:
-        problems.append(str(error))
-    leftovers = [name for name in _store(dest).list() if name not in (record.file.file, CURRENT)]
-    return Verification(1, record.faces, problems, leftovers)
-
-
-def _again(dest: str, record: TracksRecord | None = None) -> str:
-    fps = f" --fps {record.config.fps:g}" if record and record.config.fps else ""
-    return f"deca reconstruct SRC {Store(dest).uri} --resume{fps}"

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,6 @@ from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
 from tasks.checkpoints import (
     Tensors,
     TrainState,
-    list_checkpoints,
     optimizer_tensors,
     prune,
     publish_state,
@@ -42,6 +41,8 @@ from tasks.storage import Store
 from tasks.train_board import publish_events
 from tasks.train_inputs import arithmetic, first_model, make_step, start_backbones, training_samples, validation_samples
 from tasks.train_pictures import draw_sheet
+from tasks.train_progress import OnProgress, Timing, TrainProgress
+from tasks.train_records import list_checkpoints
 
 METRICS, FAILED = "metrics", "_failed"
 WILD_IN_A_ROW = (
@@ -61,35 +62,6 @@ class TrainError(DecaError):
     """Training that cannot go on: it diverges, or ranks keep dying."""
 
 
-@dataclass
-class Timing:
-    """Where a rank's time went, of this process."""
-
-    steps: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def data_wait_share(self) -> float:
-        return self.waited / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """Where a stage stands; what `on_progress` gets."""
-
-    stage: StageName
-    step: int
-    steps: int
-    losses: dict[str, float]
-    timing: Timing
-
-
 @dataclass(frozen=True)
 class StageJob:
     """What every rank needs to know of a stage; small and picklable."""
@@ -99,9 +71,6 @@ class StageJob:
     plan: TrainPlan
     stage: StageName
     before: CheckpointRecord | None = None  # last checkpoint of the stage before
-
-
-OnProgress = Callable[[TrainProgress], None]
 
 
 def step_seed(seed: int, stage: StageName, step: int, rank: int) -> int:

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from schemas.train import STAGES, StageName, TrainConfig
-from tasks.checkpoints import checkpoint_at, read_state
+from tasks.checkpoints import read_state
 from tasks.storage import Store
 from tasks.train import METRICS
 from tasks.train_inputs import first_model
 from tasks.train_pictures import draw_sheet
+from tasks.train_records import checkpoint_at
 
 REPORT = "_report"
 CURVES, PICTURES = f"{REPORT}/curves.png", REPORT + "/pictures-{stage}.png"

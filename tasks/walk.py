@@ -112,6 +112,19 @@ def is_file(uri: str) -> bool:
     return bool(fs.isfile(path))
 
 
+def check_source(source: str) -> None:
+    """SourceError where a source of this machine, or the folder before a pattern's wildcard, does not exist."""
+    uri = normalise(source)
+    glob = parse_glob(uri)
+    place = uri if glob is None else glob.base
+    if is_local(place) and not os.path.lexists(place):
+        raise _missing(place)
+
+
+def _missing(place: str) -> SourceError:
+    return SourceError(f"{place} does not exist. Check with: {check_command(place)}")
+
+
 def walk(uri: str, skip: str | None = None) -> Iterator[File]:
     """The file, those below the folder or prefix, or those that match the pattern `uri`; hidden folders left out.
 
@@ -124,7 +137,7 @@ def walk(uri: str, skip: str | None = None) -> Iterator[File]:
             yield from files if glob is None else (file for file in files if glob.matches(file.uri))
     except FileNotFoundError as error:
         place = uri if glob is None else glob.base
-        raise SourceError(f"{place} does not exist. Check with: {check_command(place)}") from error
+        raise _missing(place) from error
     except StorageError as error:
         raise SourceError(str(error)) from error
 

@@ -166,6 +166,16 @@ class AssetBundle:
             raise BundleError(f"bundle {self.name!r}: albedo_mean and albedo_basis come together or not at all")
 
 
+def check_folder(folder: Path) -> None:
+    """BundleError where a folder lacks a file of a bundle."""
+    for name in (META_FILE, ARRAYS_FILE):
+        if not (folder / name).is_file():
+            raise BundleError(
+                f"{folder}: no {name}. A bundle is a folder with {META_FILE} and {ARRAYS_FILE}. "
+                "Run: deca assets import FLAME_FILES BUNDLE, or deca assets head BUNDLE for the procedural head"
+            )
+
+
 def load_bundle(folder: str | Path) -> AssetBundle:
     """Read a bundle folder written by `AssetBundle.save` or `import_flame`; its hash is checked.
 
@@ -175,12 +185,7 @@ def load_bundle(folder: str | Path) -> AssetBundle:
     from safetensors.numpy import load_file
 
     source = Path(folder)
-    for name in (META_FILE, ARRAYS_FILE):
-        if not (source / name).is_file():
-            raise BundleError(
-                f"{source}: no {name}. A bundle is a folder with {META_FILE} and {ARRAYS_FILE}. "
-                "Run: deca assets import FLAME_FILES BUNDLE, or deca assets head BUNDLE for the procedural head"
-            )
+    check_folder(source)
     try:
         meta = json.loads((source / META_FILE).read_text())
         arrays = load_file(source / ARRAYS_FILE)

@@ -32,9 +32,10 @@ from deca_core.checkpoint import WEIGHTS_FILE
 from schemas.annotate import AnnotateConfig
 from schemas.train import STAGES
 from tasks.annotators import load_annotator
-from tasks.checkpoints import TrainStateError, list_checkpoints, read_state
+from tasks.checkpoints import read_state
 from tasks.commits import committed_parts, standing_quarantine
 from tasks.storage import SCRATCH_PREFIX, Store, open_uri
+from tasks.train_records import TrainStateError, list_checkpoints
 from tasks.train_report import read_metrics
 from tasks.verify import status, verify
 from tasks.versions import open_faces, verify_faces

@@ -19,7 +19,7 @@ from deca_core.checkpoint import WEIGHTS_FILE
 from pipelines import cli
 from pipelines.ablate import MODELS, ablate, changed_stages, plan_runs
 from pipelines.synth import synth
-from pipelines.train import MODEL, train
+from pipelines.train import train
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.parquet import fixed_array, fixed_field
 from schemas.world import SynthConfig
@@ -27,6 +27,7 @@ from tasks.ablation_report import FULL, MeasuredRows, ablation_table, compare, m
 from tasks.commits import committed_parts
 from tasks.plan import PlanError
 from tasks.storage import Store
+from tasks.train_records import MODEL
 from tasks.world_truth import EvaluateError
 from tests.tasks.training import small_config
 

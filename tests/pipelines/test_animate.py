@@ -24,7 +24,7 @@ from tasks.clips import write_clip
 from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.heads import HeadsError, read_heads
 from tasks.plan import PlanConflict
-from tasks.tracks import read_tracks
+from tasks.track_records import read_tracks
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut
 

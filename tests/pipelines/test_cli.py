@@ -78,7 +78,7 @@ def test_help_has_an_example(deca, command):
 
 @pytest.mark.parametrize("error", [ViewerError("no three.js here"), ReadError("photo.jpg: gone"), MotionError("lame")])
 def test_an_error_that_a_person_may_meet_is_one_line(deca, monkeypatch, tmp_path, error):
-    monkeypatch.setattr("pipelines.cli_datasets.status_report", Mock(side_effect=error))
+    monkeypatch.setattr("pipelines.status.status_report", Mock(side_effect=error))
     code, printed = deca("status", tmp_path)
     assert (code, printed) == (1, f"error: {error}\n")
     code, printed = deca("status", tmp_path, "--debug")
@@ -90,7 +90,7 @@ def test_an_error_that_a_person_may_meet_is_one_line(deca, monkeypatch, tmp_path
 def test_a_fault_of_the_program_is_one_line_and_its_traceback_a_file(deca, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-anybody")
-    monkeypatch.setattr("pipelines.cli_datasets.status_report", Mock(side_effect=KeyError("lost\nnot-for-anybody")))
+    monkeypatch.setattr("pipelines.status.status_report", Mock(side_effect=KeyError("lost\nnot-for-anybody")))
     code, printed = deca("status", tmp_path)
     assert code == 1
     assert printed.count("\n") == 1

@@ -17,14 +17,15 @@ import torch
 
 from deca_core.checkpoint import WEIGHTS_FILE
 from pipelines.reconstruct import reconstruct
-from pipelines.summaries import TrainStatus, status_report, summary_lines
-from pipelines.train import MODEL, stored_plan, train
+from pipelines.status import TrainStatus, status_report
+from pipelines.summaries import summary_lines
+from pipelines.train import train
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import STAGES, TrainConfig
-from tasks.checkpoints import FOLDER, list_checkpoints
 from tasks.plan import CONFIG, PlanError
 from tasks.progress import TerminalProgress
 from tasks.storage import Store
+from tasks.train_records import FOLDER, MODEL, list_checkpoints, stored_plan
 from tasks.train_report import CURVES, PICTURES, read_metrics
 from tasks.versions import FacesError, read_version
 from tests.tasks.stored_faces import publish

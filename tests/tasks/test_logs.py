@@ -17,7 +17,7 @@ from tasks.exporter import VARIABLE, exporter, watched
 from tasks.logs import EVENTS, JsonFormatter, set_up
 from tasks.progress import TerminalProgress
 from tasks.rounds import open_or_build
-from tasks.train import Timing, TrainProgress
+from tasks.train_progress import Timing, TrainProgress
 from tests.tasks.conftest import HashWorker
 
 HERE, FOUR = RayConfig(workers=0), UnitsConfig(items_per_unit=4)

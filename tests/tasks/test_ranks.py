@@ -16,7 +16,8 @@ from schemas.train import TrainRayConfig
 from tasks import ranks
 from tasks.ranks import train_stage
 from tasks.ray_cluster import Pinboard
-from tasks.train import Timing, TrainError, TrainProgress
+from tasks.train import TrainError
+from tasks.train_progress import Timing, TrainProgress
 from tests.conftest import S3Endpoint
 from tests.tasks.training import assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 

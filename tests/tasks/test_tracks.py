@@ -22,7 +22,8 @@ from tasks.consensus import shape_metric
 from tasks.draft import code_version
 from tasks.faces import record_batch
 from tasks.rounds import open_or_build
-from tasks.tracks import TracksError, follow, has_frames, make_tracks, read_track, read_tracks, share, verify_tracks
+from tasks.track_records import TracksError, read_track, read_tracks, verify_tracks
+from tasks.tracks import follow, has_frames, make_tracks, share
 from tasks.videos import frame_of
 
 POINTS = np.random.default_rng(0).uniform(-40, 40, (68, 2)).astype(np.float32)

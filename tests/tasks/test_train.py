@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.checkpoints import list_checkpoints
 from tasks.storage import Store
-from tasks.train import StageRun, TrainError, TrainProgress, learning_rate, step_seed
+from tasks.train import StageRun, TrainError, learning_rate, step_seed
 from tasks.train_inputs import TrainConfigError, arithmetic, stage_weights, training_samples
+from tasks.train_progress import TrainProgress
+from tasks.train_records import list_checkpoints
 from tests.tasks.training import OFF, assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 
 TWENTY = {"steps": 20, "subjects": 2, "images": 2}

@@ -10,9 +10,10 @@ import torch
 from torch import distributed, multiprocessing
 
 from schemas.train import CheckpointRecord, StageName, TrainConfig, TrainPlan
-from tasks.checkpoints import TrainState, list_checkpoints, read_state
+from tasks.checkpoints import TrainState, read_state
 from tasks.storage import Store
 from tasks.train import StageJob, StageRun
+from tasks.train_records import list_checkpoints
 
 OFF = {"steps": 0, "subjects": 1, "images": 1}
 
