@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -113,16 +113,19 @@ def code_version(module: str | None = None) -> str:
     Provenance: records say with it what made them, and nothing is compared with it. What rows mean: schemas/results.py.
     """
     home = Path(__file__).resolve().parents[1]
-    everything = [path for package in PACKAGES for path in (home / package).rglob("*.py")]
+    if module is None:
+        sources = {path: _read(path) for package in PACKAGES for path in (home / package).rglob("*.py")}
+    else:
+        sources = _reached(home, module)
     digest = hashlib.sha256()
-    for path in sorted(everything if module is None else _reached(home, module)):
-        digest.update(f"{path.relative_to(home).as_posix()}\0{_statements(path)}\0".encode())
+    for path in sorted(sources):
+        digest.update(f"{path.relative_to(home).as_posix()}\0{sources[path].statements}\0".encode())
     return f"{importlib.metadata.version('deca-pipeline')}+{digest.hexdigest()[:12]}"
 
 
-def _reached(home: Path, module: str) -> set[Path]:
+def _reached(home: Path, module: str) -> dict[Path, _Source]:
     """Source files of a module and of all modules of ours that it imports, inside functions too."""
-    reached: set[Path] = set()
+    reached: dict[Path, _Source] = {}
     todo = [module]
     while todo:
         name = todo.pop()
@@ -132,22 +135,30 @@ def _reached(home: Path, module: str) -> set[Path]:
         path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
         if path in reached or not path.is_file():  # not a file: a name inside a module
             continue
-        reached.add(path)
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        reached[path] = _read(path)
+        todo += reached[path].imports
     return reached
 
 
-def _statements(path: Path) -> str:
-    """A source without comments, docstrings and layout."""
+class _Source(NamedTuple):
+    """What counts of a source file."""
+
+    statements: str  # without comments, docstrings and layout
+    imports: list[str]  # names that it may import: modules, and what is in them
+
+
+def _read(path: Path) -> _Source:
+    """One walk over a file's syntax: there are a hundred of them, and this is most of what a short run computes."""
     tree = ast.parse(path.read_bytes())
+    imports: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+    return _Source(ast.unparse(tree), imports)
 
 
 def differences(

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_AREA = 1e-12  # square pixels, twice the area of a face: below it a face has no inside to see
+BLOCK = 2**18  # pixels of faces' boxes that are looked at together
 
 
 def barycentric(corners: NDArray, points: NDArray) -> NDArray:
@@ -38,17 +39,29 @@ def rasterize_reference(vertices: NDArray, faces: NDArray, height: int, width: i
     with np.errstate(invalid="ignore", over="ignore"):
         (ux, uy), (vx, vy) = (corners[:, 1, :2] - corners[:, 0, :2]).T, (corners[:, 2, :2] - corners[:, 0, :2]).T
         area = np.abs(ux * vy - uy * vx)
-    visible = (low <= high).all(1) & (area > MIN_AREA) & np.isfinite(area)
-    for index in np.flatnonzero(visible):
-        (x0, y0), (x1, y1) = low[index].astype(int), high[index].astype(int)
-        x, y = np.meshgrid(np.arange(x0, x1 + 1) + 0.5, np.arange(y0, y1 + 1) + 0.5)
-        points = np.stack([x.ravel(), y.ravel()], axis=-1)
-        weights = barycentric(np.broadcast_to(corners[index, :, :2], (len(points), 3, 2)), points)
+    visible = np.flatnonzero((low <= high).all(1) & (area > MIN_AREA) & np.isfinite(area))
+    low, sides = low[visible].astype(int), (high[visible] - low[visible] + 1).astype(int)
+    ends = np.cumsum(sides.prod(axis=1))
+    # One after the other, so that memory does not grow with the faces; those before win where depths are equal.
+    blocks = np.split(np.arange(len(visible)), np.flatnonzero(np.diff(ends // BLOCK)) + 1)
+    nearest, out = nearest.ravel(), out.ravel()
+    for block in blocks:
+        face, x, y = _boxes(low[block], sides[block])
+        index = visible[block][face]
+        weights = barycentric(corners[index, :, :2], np.stack([x, y], axis=-1) + 0.5)
         with np.errstate(invalid="ignore", over="ignore"):
-            depth = (weights @ corners[index, :, 2]).astype(np.float32).reshape(x.shape)
-        inside = (weights >= 0).all(1).reshape(x.shape) & np.isfinite(depth)
-        window = (slice(y0, y1 + 1), slice(x0, x1 + 1))
-        wins = inside & (depth < nearest[window])
-        nearest[window][wins] = depth[wins]
-        out[window][wins] = index
-    return out
+            depth = (weights * corners[index, :, 2]).sum(axis=1).astype(np.float32)
+        pixel = y * width + x
+        seen = np.flatnonzero((weights >= 0).all(1) & np.isfinite(depth) & (depth < nearest[pixel]))
+        seen = seen[np.lexsort((index[seen], depth[seen], pixel[seen]))]
+        first = seen[np.diff(pixel[seen], prepend=-1) > 0]  # of each pixel: the nearest, of these the lowest index
+        nearest[pixel[first]], out[pixel[first]] = depth[first], index[first]
+    return out.reshape(height, width)
+
+
+def _boxes(low: NDArray[np.int64], sides: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Every pixel of N boxes, as (which box, x, y): low (N,2) their first pixel (x, y), sides (N,2) pixels."""
+    counts = sides.prod(axis=1)
+    box = np.repeat(np.arange(len(low)), counts)
+    place = np.arange(len(box)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return box, low[box, 0] + place % sides[box, 0], low[box, 1] + place // sides[box, 0]

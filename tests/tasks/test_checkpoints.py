@@ -12,9 +12,6 @@ from torch import nn
 from schemas.train import TrainPlan
 from tasks.checkpoints import (
     TrainState,
-    TrainStateError,
-    checkpoint_at,
-    list_checkpoints,
     optimizer_tensors,
     prune,
     publish_state,
@@ -22,6 +19,7 @@ from tasks.checkpoints import (
     restore_optimizer,
 )
 from tasks.storage import Store
+from tasks.train_records import TrainStateError, checkpoint_at, list_checkpoints
 from tests.tasks.training import assert_equal_states
 
 PLAN = TrainPlan(config={"seed": 1}, inputs={"bundle": "b"}, fingerprint="f" * 64)
