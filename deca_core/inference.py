@@ -74,6 +74,7 @@ class Inference:
     convolution of F_d stay in float32: 8 bits there would move the camera by half a pixel and the surface by 20 um.
     batch: 0, or compile for batches of that many faces, which takes up to half a minute; smaller ones are filled up.
     Where nothing can be compiled it says so in the log, and `compiled` is false.
+    freeze: on a CPU, freeze the graphs that are not compiled: a second or two, which a handful of faces is not worth.
 
     >>> inference = Inference(model, "bf16")  # doctest: +SKIP
     >>> codes = inference.codes(images)  # doctest: +SKIP
@@ -81,8 +82,14 @@ class Inference:
     """
 
     def __init__(
-        self, model: DECA, precision: Precision = "fp32", device: torch.device | str = "cpu", batch: int = 0
+        self,
+        model: DECA,
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+        batch: int = 0,
+        freeze: bool = True,
     ) -> None:
+        self.freeze = freeze
         self.precision, self.device, self.batch = precision, torch.device(device), batch
         coarse, detail = DTYPES[precision]
         networks: list[nn.Module] = [
@@ -112,7 +119,7 @@ class Inference:
                 reason = str(error).strip().splitlines()[0]
                 logger.warning("the networks are not compiled, which makes them slower: %s", reason)
                 self.batch = 0
-        return traced(network, example) if self.device.type == "cpu" else network
+        return traced(network, example) if self.freeze and self.device.type == "cpu" else network
 
     def _run(self, network: Network, values: Tensor, batch: int) -> Tensor:
         """The network's answers for any number of values (B,...), on this device, in parts of `batch` unless that is 0.

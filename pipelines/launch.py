@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from pipelines.status import Lines
 
 
-def run_flow(flow: str, config: Any, prefect: bool) -> int:
+def run_flow(flow: str, config: Any, prefect: bool, kept: bool = True) -> int:
     """Run it, print its summary, return the exit code. Prefect takes it where asked for, or where a server is set.
 
     A flow's module is imported here and not before: torch, Ray and Prefect take seconds that help, a wrong option or a
-    misspelt path must not wait for.
+    misspelt path must not wait for. kept: whether DEST stays; where it goes, no line of the summary leads there.
     """
     from pipelines.places import check_places
+    from schemas.parquet import arrow_without_pandas
 
     check_places(config)
+    arrow_without_pandas()
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows
 
@@ -35,7 +37,7 @@ def run_flow(flow: str, config: Any, prefect: bool) -> int:
             summary = run(config, progress)
     from pipelines.summaries import summary_lines
 
-    print_lines(summary_lines(summary))
+    print_lines([line for line in summary_lines(summary) if kept or config.dest not in line[1]])
     return COMPLETE if summary.outcome == "complete" else PARTIAL
 
 

@@ -7,12 +7,10 @@ import logging
 from dataclasses import asdict
 from functools import partial
 
-import torch
-
-from deca_core.inference import Deviation, choose_precision
+from deca_core.inference import Deviation
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
 from schemas.consensus import ConsensusRecord
-from schemas.reconstruct import COMPILE_FROM, ReconstructConfig, ReconstructSummary
+from schemas.reconstruct import COMPILE_FROM, FREEZE_FROM, ReconstructConfig, ReconstructSummary
 from schemas.tracks import TracksRecord
 from tasks.annotators import load_annotator
 from tasks.consensus import make_consensus
@@ -22,6 +20,7 @@ from tasks.estimate import Use
 from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Plan, PlanError, load_plan
+from tasks.precision import fastest_precision
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
 from tasks.rounds import Mode, open_or_build
@@ -71,18 +70,13 @@ def prepare(config: ReconstructConfig) -> ReconstructConfig:
         planned = load_plan(config.dest).record.config.get("precision", "fp32")
         return config.model_copy(update={"precision": planned})
     store.check_writable()  # before seconds of measuring
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.ray.threads)  # as a worker will
-    try:
-        choice = choose_precision(load_model(config), "cuda" if torch.cuda.is_available() else "cpu")
-    finally:
-        torch.set_num_threads(threads)
+    choice, remembered = fastest_precision(config)
     tried = "; ".join(
         f"{name} {milliseconds} ms a face"
         + (f", off by {_words(choice.deviations[name])}" if name in choice.deviations else "")
         for name, milliseconds in choice.milliseconds.items()
     )
-    logger.info("precision %s (%s)", choice.precision, tried)
+    logger.info("precision %s (%s%s)", choice.precision, "measured here before: " if remembered else "", tried)
     store.write(PRECISION, json.dumps(asdict(choice), indent=2).encode())
     return config.model_copy(update={"precision": choice.precision})
 
@@ -145,10 +139,10 @@ def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProg
 
 
 def workers_of(plan: Plan, config: ReconstructConfig) -> Factory:
-    """What builds the workers of a plan; whether they compile follows from it, so that all its runs decide alike."""
+    """What builds the workers of a plan; whether they compile or freeze follows from it: all its runs decide alike."""
     if config.compile is None:
         config = config.model_copy(update={"compile": plan.inputs.items >= COMPILE_FROM})
-    return partial(ReconstructWorker, config)
+    return partial(ReconstructWorker, config, plan.inputs.items >= FREEZE_FROM)
 
 
 def agree_on_identities(plan: Plan, config: ReconstructConfig) -> ConsensusRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from pipelines.launch import run_flow
 from pipelines.options import console
 from pipelines.settings import ConfigError, resolve
 from schemas.reconstruct import ReconstructConfig
+from schemas.secrets import shown
 from tasks.archives import is_archive
 from tasks.commits import standing_quarantine
 from tasks.listings import is_list
-from tasks.report import CONTACT_SHEET
 from tasks.storage import Store, normalise
 from tasks.tables import is_table
 from tasks.videos import is_video
-from tasks.walk import SourceError, is_file, parse_glob
+from tasks.walk import SourceError, check_source, is_file, parse_glob
 
 ENDING = ".deca.png"  # behind the picture's whole name, so that a.jpg and a.png do not share one
 
@@ -28,27 +29,41 @@ def show_picture(options: dict[str, Any], config: Path | None, settings: list[st
     options: of `deca reconstruct`. Without DEST nothing else stays, and nothing is done that takes longer than a
     picture: no choice of precision, no Ray.
     """
+    # Threads of torch that wait for one another by spinning cost more than they save on one picture.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if options["dest"] is not None:
         return _show(resolve(ReconstructConfig, config, settings, options), prefect)
     with tempfile.TemporaryDirectory(prefix="deca-show-") as folder:
         quick = {"dest": f"{folder}/heads", "precision": options["precision"] or "fp32"}
         quick["ray.workers"] = options["ray.workers"] or 0
-        return _show(resolve(ReconstructConfig, config, settings, options | quick), prefect)
+        return _show(resolve(ReconstructConfig, config, settings, options | quick), prefect, kept=False)
 
 
-def _show(config: ReconstructConfig, prefect: bool) -> int:
+def _show(config: ReconstructConfig, prefect: bool, kept: bool = True) -> int:
+    """kept: whether DEST stays; where it goes, nothing that is printed leads there."""
+    check_source(config.source)
     uri = normalise(config.source)
     if parse_glob(uri) or not is_file(uri) or any(kind(uri) for kind in (is_archive, is_list, is_table, is_video)):
         raise ConfigError(f"--show is for one picture, and {uri} is none. Look at many with: deca report DEST")
     if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
         raise ConfigError("--show draws from the columns of codes and displacement: leave --outputs and --layout out")
-    code = run_flow("reconstruct", config, prefect)
+    code = run_flow("reconstruct", config, prefect, kept)
+    from tasks.report import CONTACT_SHEET  # torch is there by now
+
     store = Store(config.dest)
     if not store.exists(CONTACT_SHEET):
-        reasons = "; ".join(f"{row.stage}: {row.message}" for row in standing_quarantine(config.dest))
+        reasons = "; ".join(_reasons(config.dest))
         raise SourceError(f"{uri}: nothing to show ({reasons or 'no face'}). Try another picture")
+    if not kept:
+        for reason in _reasons(config.dest):
+            console.print(f"  left out  {shown(reason)}", markup=False, soft_wrap=True)
     folder, _, name = uri.rpartition("/")
     beside = Store(folder or "/")
     beside.write(name + ENDING, store.read(CONTACT_SHEET))
     console.print(f"\n  picture  {beside.join(name + ENDING)}", markup=False, soft_wrap=True)
     return code
+
+
+def _reasons(dest: str) -> list[str]:
+    """Why faces of the picture, or all of it, are in quarantine."""
+    return [f"{row.stage}: {row.message}" for row in standing_quarantine(dest)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,28 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 ROW_GROUP = 64  # rows: some 6 MB of displacement maps, so that a reader's memory stays small
+
+
+def arrow_without_pandas() -> None:
+    """Spare this process the import of pandas: Arrow's first conversion looks whether its input is a Series.
+
+    None of ours is. Half a second in every worker; whoever calls `to_pandas` later gets pandas all the same.
+    """
+    if "pandas" not in sys.modules:
+        hidden = _Hidden()
+        sys.meta_path.insert(0, hidden)
+        try:
+            pa.array([0])  # it remembers that there is none
+        finally:
+            sys.meta_path.remove(hidden)
+
+
+class _Hidden(MetaPathFinder):
+    """While it stands first among the finders, there is no pandas."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
 
 
 def write_table(

@@ -19,6 +19,7 @@ from schemas.tracks import VideoConfig
 
 SCHEMA_VERSION = 1
 COMPILE_FROM = 2000  # pictures or faces of a plan: below, compiling takes longer than it saves
+FREEZE_FROM = 32  # the same for freezing the networks' graphs
 UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
 LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash

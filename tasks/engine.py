@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, Unit
+from schemas.parquet import arrow_without_pandas
 from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
 from tasks.commits import pending
 from tasks.draft import code_version
@@ -112,12 +113,17 @@ class _Runner:
         """Build the worker; whatever the factory raises is raised."""
         move_to(self.folder)
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        self._hold_threads()
+        arrow_without_pandas()
         self.worker = self.factory()
+
+    def _hold_threads(self) -> None:
+        if torch := sys.modules.get("torch"):  # only where the worker, or this process before it, brought it
+            torch.set_num_threads(self.threads)
 
     def run(self, unit: Unit) -> CommitRecord | _Failure:
         """Work one unit and commit it. A worker's exception is a _Failure; only storage may raise."""
-        if torch := sys.modules.get("torch"):  # only where the worker brought it
-            torch.set_num_threads(self.threads)
+        self._hold_threads()
         started = time.monotonic()
         code = code_version(type(self.worker).__module__)
         erased = self.erased = read_erased(self.plan.store, self.erased)

@@ -78,7 +78,8 @@ class Encoded:
 class ReconstructWorker:
     """Holds annotator and model; turns units into rows. One lives in each Ray actor."""
 
-    def __init__(self, config: ReconstructConfig) -> None:
+    def __init__(self, config: ReconstructConfig, freeze: bool = True) -> None:
+        """freeze: as of `Inference`."""
         if config.precision == "auto":
             raise ValueError("precision: a plan has chosen one before a worker starts")
         self.config = config
@@ -88,7 +89,7 @@ class ReconstructWorker:
         self.model = load_model(config).to(self.device)
         network = config.codes == "network"
         batch = config.batch_size if config.compile else 0
-        self.inference = Inference(self.model, config.precision, self.device, batch) if network else None
+        self.inference = Inference(self.model, config.precision, self.device, batch, freeze) if network else None
         self.landmark_head = None if network else LandmarkHead.of(self.model.flame)
         self.checkpoint = weights_hash(config)
         self.limit = MAX_DISPLACEMENT + float(self.model.fixed_displacement.abs().max())

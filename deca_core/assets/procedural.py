@@ -30,8 +30,14 @@ def procedural_head() -> AssetBundle:
 
 def cache_folder() -> Path:
     """Where this version's head is kept; need not exist."""
-    root = os.environ.get("DECA_CACHE") or Path.home() / ".cache" / "deca"
-    return Path(root).expanduser() / f"procedural-head-{generator_version()}"
+    return cache_root() / f"procedural-head-{generator_version()}"
+
+
+def cache_root() -> Path:
+    """What may be made again is kept here: `$DECA_CACHE`, else `deca` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if own := os.environ.get("DECA_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deca"
 
 
 @lru_cache(maxsize=1)

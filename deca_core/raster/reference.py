@@ -31,8 +31,8 @@ def rasterize_reference(vertices: NDArray, faces: NDArray, height: int, width: i
     """
     scale = np.array([width / 2, height / 2])
     pixels = np.concatenate([(vertices[:, :2] + 1) * scale, vertices[:, 2:]], axis=-1)
-    nearest = np.full((height, width), np.inf, np.float32)
-    out = np.full((height, width), -1, np.int64)
+    nearest = np.full(height * width, np.inf, np.float32)
+    out = np.full(height * width, -1, np.int64)
     corners = pixels[faces]
     low = np.clip(np.ceil(corners[..., :2].min(1) - 0.5), 0, [width, height])
     high = np.clip(np.floor(corners[..., :2].max(1) - 0.5), -1, [width - 1, height - 1])
@@ -44,7 +44,6 @@ def rasterize_reference(vertices: NDArray, faces: NDArray, height: int, width: i
     ends = np.cumsum(sides.prod(axis=1))
     # One after the other, so that memory does not grow with the faces; those before win where depths are equal.
     blocks = np.split(np.arange(len(visible)), np.flatnonzero(np.diff(ends // BLOCK)) + 1)
-    nearest, out = nearest.ravel(), out.ravel()
     for block in blocks:
         face, x, y = _boxes(low[block], sides[block])
         index = visible[block][face]

@@ -208,7 +208,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
     summary = reconstruct(config(faces, tmp_path / "out", precision="bf16"))
     assert summary.precision == "bf16"
-    monkeypatch.setattr(flow, "choose_precision", lambda *_: pytest.fail("the plan has chosen"))
+    monkeypatch.setattr(flow, "fastest_precision", lambda *_: pytest.fail("the plan has chosen"))
     again = reconstruct(config(faces, tmp_path / "out", precision="auto"))
     assert (again.units_run, again.precision) == (0, "bf16")
     with pytest.raises(PlanConflict, match='precision "bf16" -> "fp32"'):

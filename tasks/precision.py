@@ -1,0 +1,93 @@
+"""The precision that networks run in on this machine: measured once in some seconds, then remembered.
+
+    <cache>/precision/<hash of the key>.json    the key, and what was measured
+
+The key names all that the answer depends on: processor, torch, threads, weights, head, and the code that measures. A
+file that is damaged, or of another key, counts as none. DECA_PRECISION_CACHE=off neither reads nor writes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from deca_core.assets.procedural import cache_root
+from deca_core.inference import Choice, Deviation, Precision, choose_precision
+from schemas.reconstruct import ReconstructConfig
+from tasks.draft import code_version
+from tasks.models import bundle_at, load_model, weights_hash
+
+VARIABLE, OFF = "DECA_PRECISION_CACHE", "off"
+
+
+def fastest_precision(config: ReconstructConfig) -> tuple[Choice, bool]:
+    """What `choose_precision` finds for a run's model here, with a worker's threads; and whether it is remembered."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    remembers = os.environ.get(VARIABLE, "").lower() != OFF
+    key = {
+        "machine": _machine(device),
+        "torch": torch.__version__,
+        "threads": str(config.ray.threads),
+        "weights": weights_hash(config),
+        "bundle": bundle_at(config.bundle).hash,
+        "code": code_version(choose_precision.__module__),
+    }
+    if remembers and (known := _recall(key)):
+        return known, True
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.ray.threads)
+    try:
+        choice = choose_precision(load_model(config), device)
+    finally:
+        torch.set_num_threads(threads)
+    if remembers:
+        _remember(key, choice)
+    return choice, False
+
+
+def _machine(device: str) -> str:
+    """The model of the processor that computes, and on a CPU what it can do: a virtual one may lack instructions."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    told = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        told |= {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = hashlib.sha256(" ".join(sorted(told["flags"].split())).encode()).hexdigest()[:12]
+    return f"{told['model name']}, {torch.backends.cpu.get_cpu_capability()}, flags {flags}"
+
+
+def _file(key: dict[str, str]) -> Path:
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_root() / "precision" / f"{name}.json"
+
+
+def _recall(key: dict[str, str]) -> Choice | None:
+    try:
+        stored = json.loads(_file(key).read_text())
+        found = stored["found"]
+        deviations = {name: Deviation(**values) for name, values in found["deviations"].items()}
+        choice = Choice(found["precision"], {name: float(ms) for name, ms in found["milliseconds"].items()}, deviations)
+        return choice if stored["key"] == key and choice.precision in get_args(Precision) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _remember(key: dict[str, str], choice: Choice) -> None:
+    """Whole or not at all; a folder that cannot be written costs the next run its seconds, and nothing else."""
+    file = _file(key)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        with open(descriptor, "w") as scratch:
+            json.dump({"key": key, "found": asdict(choice)}, scratch, indent=2)
+        os.replace(name, file)
