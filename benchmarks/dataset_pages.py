@@ -216,7 +216,6 @@ FIELDS = {
     "assignments_file": "who every annotated face is",
     "inputs_fingerprint": "see `inputs_sha256`",
     "items": "inputs",
-    "items_per_unit": "inputs that are worked and committed together",
     "kind": "what the units are for",
     "part": "the unit's Parquet file; None: the unit was given up as a whole and has no rows",
     "quarantine": "the file with the rows that failed",

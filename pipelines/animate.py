@@ -15,6 +15,7 @@ from tasks.engine import RunSummary, run_units
 from tasks.heads import config_of, model_for
 from tasks.models import bundle_at, load_model, weights_hash
 from tasks.plan import Plan
+from tasks.ray_cluster import expected_workers
 from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.verify import status
@@ -73,6 +74,7 @@ def freeze_plan(config: AnimateConfig) -> Plan:
         config={**config.plan_config(), "cast": pinned},
         weights=weights,
         units=config.units,
+        workers=expected_workers(config.ray),
         code=code_version(AnimateWorker.__module__),
         items=cast_items(cast),
         mode="new" if config.existing == "new" else "auto",

@@ -47,6 +47,7 @@ from schemas.annotate import Provider
 from schemas.evaluate import EvaluateConfig
 from schemas.export import ExportConfig
 from schemas.ingest import IngestConfig
+from schemas.parquet import arrow_without_pandas
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
@@ -85,6 +86,7 @@ def options_of_all(
 def main() -> None:
     """Entry point of the console script: every failure ends as one line on stderr and an exit code."""
     set_up()
+    arrow_without_pandas()
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     debug = len(arguments) < len(sys.argv) - 1
     try:

@@ -20,6 +20,7 @@ from tasks.methods import model_configs
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.now import NowDataset
 from tasks.plan import Plan
+from tasks.ray_cluster import expected_workers
 from tasks.rounds import open_or_build
 from tasks.verify import status
 from tasks.world_truth import EvaluateError, WorldTruth
@@ -76,6 +77,7 @@ def freeze_plan(config: EvaluateConfig, weights: dict[str, str]) -> Plan:
         config=config.plan_config(),
         weights=weights,
         units=config.units,
+        workers=expected_workers(config.ray),
         code=code_version(EvaluateWorker.__module__),
         items=_pictures(config),
         mode="new" if config.existing == "new" else "auto",

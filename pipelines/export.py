@@ -17,6 +17,7 @@ from tasks.export import ExportWorker
 from tasks.heads import head_items, heads_plan, model_for
 from tasks.plan import Plan
 from tasks.ranges import open_checked
+from tasks.ray_cluster import expected_workers
 from tasks.rounds import Mode, open_or_build
 from tasks.verify import status
 
@@ -55,6 +56,7 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
         config=config.plan_config(),
         weights=weights,
         units=config.units,
+        workers=expected_workers(config.ray),
         code=code_version(ExportWorker.__module__),
         items=head_items(config.source, config.ids, config.where),
         mode=MODES.get(config.existing, "auto"),

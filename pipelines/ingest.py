@@ -34,6 +34,7 @@ from tasks.engine import RunSummary, run_units
 from tasks.group import Grouping, Scores, group
 from tasks.identities import IdentityError, path_labels, places_below, table_labels
 from tasks.plan import Plan
+from tasks.ray_cluster import expected_workers
 from tasks.rounds import Mode, open_or_build
 from tasks.shard import publish
 from tasks.storage import Store
@@ -114,6 +115,7 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
             weights=weights,
             source_config=config.inputs,
             units=config.units,
+            workers=expected_workers(config.ray),
             code=code_version(AnnotateWorker.__module__),
             mode=MODES.get(config.existing, "auto"),
         )

@@ -21,10 +21,8 @@ def run_flow(flow: str, config: Any, prefect: bool, kept: bool = True) -> int:
     misspelt path must not wait for. kept: whether DEST stays; where it goes, no line of the summary leads there.
     """
     from pipelines.places import check_places
-    from schemas.parquet import arrow_without_pandas
 
     check_places(config)
-    arrow_without_pandas()
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows
 

@@ -21,6 +21,7 @@ from tasks.face_rows import face_items
 from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Plan, PlanError, load_plan
 from tasks.precision import fastest_precision
+from tasks.ray_cluster import expected_workers
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
 from tasks.rounds import Mode, open_or_build
@@ -115,6 +116,7 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
         weights=weights,
         source_config=config.inputs,
         units=config.units,
+        workers=expected_workers(config.ray),
         code=code_version(ReconstructWorker.__module__),
         items=None if faces is None else face_items(faces),
         mode=MODES.get(config.existing, "auto"),

@@ -10,6 +10,7 @@ from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_at
 from tasks.plan import Plan
+from tasks.ray_cluster import expected_workers
 from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
@@ -35,6 +36,8 @@ def freeze_world(config: SynthConfig) -> Plan:
         config=config.plan_config(),
         weights=weights,
         units=config.units,
+        # A tar file is a unit: its bytes must not depend on the machine.
+        workers=None if config.layout == "tar" else expected_workers(config.ray),
         code=code_version(SynthWorker.__module__),
         items=world_items(config),
         mode="new" if config.existing == "new" else "auto",

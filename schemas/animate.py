@@ -59,7 +59,7 @@ class AnimateConfig(BaseModel):
     # Finding the faces of pictures and videos that are named.
     annotate: AnnotateConfig = AnnotateConfig()
     # Animations in a unit. Default 8: some minutes of one core where clips are drawn.
-    units: UnitsConfig = UnitsConfig(items_per_unit=8)
+    units: UnitsConfig = UnitsConfig(items_per_unit=8, least_items=1)
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+UNITS_PER_WORKER = 4
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 
 
@@ -44,9 +47,20 @@ class UnitsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # Pictures in a unit. Default 256: seconds to minutes of work, so a crash costs little and a commit costs nothing.
-    # A unit is held in memory: at most a million.
+    # Pictures in a unit, at most. Default 256: seconds to minutes of work, so a crash costs little and a commit costs
+    # nothing. A unit is held in memory: at most a million. Units of small archives are smaller, see `size_for`.
     items_per_unit: int = Field(default=256, gt=0, le=1_000_000)
+    # Pictures in a unit, at least, where an archive is cut smaller. Default 8: a batch of the networks.
+    least_items: int = Field(default=8, gt=0)
+
+    def size_for(self, items: int, workers: int) -> int:
+        """Items in a unit so that each worker gets four units or more: none waits long for the last one to end.
+
+        >>> UnitsConfig().size_for(items=160, workers=2)
+        20
+        """
+        shared = math.ceil(items / (UNITS_PER_WORKER * workers))
+        return min(self.items_per_unit, max(self.least_items, shared))
 
 
 class RayConfig(BaseModel):

@@ -199,12 +199,18 @@ class PlanRecord(_Record):
     code: str  # package version and hash of the sources that planned it: provenance, nothing is compared with it
     result_version: int = 1  # what rows mean (schemas/results.py); plans that lack it were made before it was counted
     weights: dict[str, str]  # name -> hash of each model that takes part
-    items_per_unit: NonNegativeInt
+    items_per_unit: NonNegativeInt  # the setting: inputs that are worked and committed together, at most
+    unit_size: NonNegativeInt | None = None  # items in each of its units but the last; None: items_per_unit
     items: NonNegativeInt
     units: NonNegativeInt
     items_sha256: str  # over every item
     files: list[UnitFile]
     fingerprint: str
+
+    @property
+    def size(self) -> int:
+        """Items in each unit but the last."""
+        return self.unit_size or self.items_per_unit
 
 
 class RoundRecord(_Record):
@@ -218,6 +224,7 @@ class RoundRecord(_Record):
     fingerprint: str  # of the plan it belongs to
     items: NonNegativeInt
     units: NonNegativeInt
+    unit_size: NonNegativeInt | None = None  # of an extension, as of the plan; None: as the plan's
     files: list[UnitFile]
     # Of an extension: hash and fingerprint that a new plan over all inputs of that moment would have, how many planned
     # inputs the source no longer had (their rows stay), and the items whose content is planned anew in this round.

@@ -8,7 +8,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -42,11 +42,12 @@ def make_draft(
     code: str,
     items: Iterable[Item] | None = None,
     skip: str | None = None,
+    workers: int | None = None,
 ) -> PlanRecord:
     """Write the item files of a plan for `source` into the local `folder` and work out its record.
 
     code: version of what makes the plan, for the record; items: what to plan where `source` is only a name and nothing
-    can be listed; skip: a folder inside the source that is no input. Raises SourceError.
+    can be listed; skip: a folder inside the source that is no input; workers: see `open_or_build`. Raises SourceError.
     """
     digest = hashlib.sha256()
     listing = discover(source, source_config, skip) if items is None else items
@@ -57,6 +58,10 @@ def make_draft(
             yield item
 
     files = write_units(folder, "units", cut_units(hashed(), units.items_per_unit))
+    count = sum(file.items for file in files)
+    size = units.size_for(count, workers) if workers else units.items_per_unit
+    if size < min(count, units.items_per_unit):  # only the end of a listing tells; memory never holds it
+        files = _cut_again(folder, files, size)
     record = {
         "source": normalise(source),
         "root": source_root(source) if items is None else normalise(source),
@@ -65,7 +70,8 @@ def make_draft(
         "result_version": result_version(config),
         "weights": dict(sorted(weights.items())),
         "items_per_unit": units.items_per_unit,
-        "items": sum(file.items for file in files),
+        "unit_size": size,
+        "items": count,
         "units": sum(file.units for file in files),
         "items_sha256": digest.hexdigest(),
         "files": [file.model_dump() for file in files],
@@ -81,6 +87,18 @@ def cut_units(items: Iterable[Item], size: int, first: int = 0) -> Iterator[Unit
     while block := list(islice(source, size)):
         yield Unit(index, block)
         index += 1
+
+
+def _cut_again(folder: Path, files: Sequence[UnitFile], size: int) -> list[UnitFile]:
+    """The items of these files in units of another size."""
+    listed = [(folder / file.file).rename(folder / f"listed-{file.file}") for file in files]
+    items = (item for path in listed for table in _row_groups(path) for item in table_to_items(table, ""))
+    return write_units(folder, "units", cut_units(items, size))
+
+
+def _row_groups(path: Path) -> Iterator[pa.Table]:
+    parquet = pq.ParquetFile(path)
+    yield from map(parquet.read_row_group, range(parquet.num_row_groups))
 
 
 def write_units(folder: Path, stem: str, units: Iterable[Unit]) -> list[UnitFile]:

@@ -29,7 +29,7 @@ from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
 from tasks.plan import Plan
-from tasks.ray_cluster import EngineError, connect, move_to
+from tasks.ray_cluster import EngineError, connect, move_to, resources_of
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
 
@@ -309,7 +309,7 @@ class _Crew:
         import ray
 
         self.ray, self.config, self.ledger = ray, config, ledger
-        cpus, gpus, self.size = _resources(config, ray.cluster_resources())
+        cpus, gpus, self.size = resources_of(config, ray.cluster_resources())
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
         self.build = lambda: remote.remote(plan, factory, config.threads, os.getcwd())
@@ -417,17 +417,6 @@ class _Crew:
         starting = len(self.flights) - in_flight
         if self.ledger.todo - len(self.ledger.commits) - in_flight > starting:
             self.hire()
-
-
-def _resources(config: RayConfig, cluster: dict[str, float]) -> tuple[float, float, int]:
-    """(CPUs a worker, GPUs a worker, workers)."""
-    cpus, gpus = config.cpus_per_worker, config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if cluster.get("GPU") else 0.0
-    room = int(cluster.get("CPU", 1) // cpus)
-    if gpus:
-        room = min(room, int(cluster.get("GPU", 0) // gpus))
-    return cpus, gpus, config.workers or max(1, room)
 
 
 def _start_error(error: BaseException) -> WorkerStartError:

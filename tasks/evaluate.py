@@ -105,7 +105,7 @@ class WorldBenchmark:
         """Faces outside the unit whose expressions are put on its faces; one that fails drives nobody."""
         own = {crop.item.index for crop in crops}
         drivers = {self.truth.driver(index) for index in own} - own - {None}
-        size = self.plan.record.items_per_unit
+        size = self.plan.record.size
         units = self.plan.iter_units({index // size for index in drivers if index is not None})
         yield from self._crops([item for unit in units for item in unit.items if item.index in drivers], [])
 

@@ -137,7 +137,7 @@ class Plan:
 
     def count_items(self, indices: Collection[int]) -> int:
         """Items in these units, replaced ones included."""
-        size, ordered = self.record.items_per_unit, sorted(indices)
+        ordered = sorted(indices)
         total = first = 0
         parts: list[PlanRecord | RoundRecord] = [self.record, *self.rounds]
         for part in parts:
@@ -148,6 +148,7 @@ class Plan:
             elif inside and isinstance(part, RoundRecord) and part.kind == "retry":  # its units differ in size
                 total += sum(len(unit.items) for unit in self.iter_units(inside))
             elif inside:
+                size = part.unit_size or self.record.size
                 total += size * len(inside) - (size * part.units - part.items if inside[-1] == last else 0)
             first = last + 1
         return total

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from deca_core.errors import DecaError
 from schemas.engine import RayConfig
 
+CLUSTER_WORKERS = 64
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 HOME = Path(__file__).resolve().parents[1]  # the folder that these packages are imported from
 
@@ -48,6 +50,32 @@ def connect(config: RayConfig) -> None:
             )
     except Exception as error:  # Ray raises bare exceptions where a process of its is late
         raise _no_ray(address, error) from error
+
+
+def resources_of(config: RayConfig, cluster: dict[str, float]) -> tuple[float, float, int]:
+    """(CPUs a worker, GPUs a worker, workers)."""
+    cpus, gpus = config.cpus_per_worker, config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.get("GPU") else 0.0
+    room = int(cluster.get("CPU", 1) // cpus)
+    if gpus:
+        room = min(room, int(cluster.get("GPU", 0) // gpus))
+    return cpus, gpus, config.workers or max(1, room)
+
+
+def expected_workers(config: RayConfig) -> int:
+    """How many workers a run will have, without asking Ray: what a plan is cut for.
+
+    A cluster is not joined only to count its machines: it counts as one of CLUSTER_WORKERS.
+    """
+    if config.workers is not None:
+        return max(1, config.workers)
+    if (os.environ.get("RAY_ADDRESS") or config.address or "local") != "local":
+        return CLUSTER_WORKERS
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch = sys.modules.get("torch")  # where it is not loaded, no worker will want a GPU
+    gpus = torch.cuda.device_count() if torch else 0
+    return resources_of(config, {"CPU": float(allowed), "GPU": float(gpus)})[2]
 
 
 @contextlib.contextmanager

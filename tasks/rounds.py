@@ -63,6 +63,7 @@ def open_or_build(
     code: str | None = None,
     items: Iterable[Item] | None = None,
     mode: Mode = "auto",
+    workers: int | None = None,
 ) -> Plan:
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
@@ -71,6 +72,8 @@ def open_or_build(
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
+    workers: how many there will be, so that small archives are cut into units for all of them (`UnitsConfig.size_for`);
+    None: units are as large as the setting says. A stored plan keeps its units whatever this is.
     Raises SourceError, StorageError, PlanError.
     """
     store = Store(dest)
@@ -91,6 +94,7 @@ def open_or_build(
             code=code or code_version(),
             items=items,
             skip=store.uri,
+            workers=workers,
         )
         if mode == "new":
             drop_plan(dest)
@@ -98,7 +102,7 @@ def open_or_build(
             stored = load_plan(dest)
             check_results(stored)
             if mode == "extend":
-                return _extend(stored, draft, folder)
+                return _extend(stored, draft, folder, units or UnitsConfig(), workers)
             if not same_plan(stored.inputs, draft):
                 raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
             return stored
@@ -133,7 +137,7 @@ def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
         store.create(PLAN, record.model_dump_json(indent=1).encode())
     except FileExistsError as error:
         other = load_plan(store.uri)
-        if other.fingerprint != draft.fingerprint:
+        if not same_plan(other.record, draft):  # it may be cut for another number of workers
             raise PlanConflict(store.uri, ["another run planned here at the same moment"]) from error
 
 
@@ -163,7 +167,7 @@ def plan_retry(dest: str) -> Plan:
     }
     if not standing:
         return plan
-    whole = plan.record.items_per_unit
+    whole = plan.record.size
     sizes: dict[int, list[Item]] = {}
     for item in _retry_items(plan, standing):
         given_up = standing[row_of(item)][1].stage == "unit"
@@ -192,7 +196,7 @@ def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) ->
 # --- extend -----------------------------------------------------------------------------------------------------------
 
 
-def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
+def _extend(plan: Plan, draft: PlanRecord, folder: Path, units: UnitsConfig, workers: int | None) -> Plan:
     """The plan with one more round over new and changed inputs; itself where the inputs are the same.
 
     Rows of inputs that are gone stay, those of the earlier content of changed ones are taken out. PlanConflict where
@@ -217,12 +221,14 @@ def _extend(plan: Plan, draft: PlanRecord, folder: Path) -> Plan:
     )
     # The earlier rows go first: should this end here, the next extension finds the inputs changed as before.
     replaced = _take_out(plan, {item.source_uri for item, known in changes.items() if known}) if changes.changed else []
+    size = units.size_for(changes.added + changes.changed, workers) if workers else units.items_per_unit
     numbered = (replace(item, index=index) for index, (item, _) in enumerate(changes.items(), start=plan.planned_items))
     return _publish_round(
         plan,
-        cut_units(numbered, plan.record.items_per_unit, plan.units),
+        cut_units(numbered, size, plan.units),
         folder,
         kind="extend",
+        unit_size=size,
         inputs_sha256=draft.items_sha256,
         inputs_fingerprint=draft.fingerprint,
         removed=changes.removed,
