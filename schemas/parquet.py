@@ -26,8 +26,8 @@ ROW_GROUP = 64  # rows: some 6 MB of displacement maps, so that a reader's memor
 def arrow_without_pandas() -> None:
     """Spare this process the import of pandas: Arrow's first conversion looks whether its input is a Series.
 
-    None of ours is. Half a second in every process; whoever calls `to_pandas` later gets pandas all the same. Until then a
-    Series in `pa.array` is read as plain values: call this in processes of ours only.
+    None of ours is. Half a second in every process; whoever calls `to_pandas` later gets pandas all the same. Until
+    then a Series in `pa.array` is read as plain values: call this in processes of ours only.
     """
     if "pandas" not in sys.modules:
         hidden = _Hidden()
