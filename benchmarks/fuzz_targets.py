@@ -191,7 +191,17 @@ def _run_list(data: bytes, path: Path) -> None:
 
 
 def _mask_seeds() -> list[bytes]:
-    return [_npy(np.eye(20, dtype=dtype)) for dtype in (np.uint8, bool, np.float32)]
+    return [_npy(np.eye(20, dtype=dtype) * top) for dtype, top in ((np.uint8, 1), (bool, True), (np.float32, 15))]
+
+
+def _png_masks() -> list[bytes]:
+    """A grey mask, and one that is two places of a palette."""
+    found = []
+    for mode in ("L", "P"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.eye(20, dtype=np.uint8)).convert(mode).save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found
 
 
 LIST_ANSWERS = (SourceError, OSError, StorageError)
@@ -215,10 +225,13 @@ TARGETS: dict[str, Target] = {
         lambda data, path: read_landmarks(data, "x.txt"), lambda: [b"1.5, 2e3 # x\n-1 2\n" * 34], (LabelError,)
     ),
     "landmarks mat": Target(lambda data, path: read_landmarks(data, "x.mat"), _mat, (LabelError,)),
-    "mask npy": Target(lambda data, path: read_mask(data, "x.npy", MAX_PIXELS), _mask_seeds, (LabelError,)),
-    "mask png": Target(
-        lambda data, path: read_mask(data, "x.png", MAX_PIXELS), lambda: [_encoded("PNG")], (LabelError,)
+    "landmarks pts": Target(
+        lambda data, path: read_landmarks(data, "x.pts"),
+        lambda: [b"version: 1\nn_points: 68\n{\n" + b"1.5 2e3\n-1 2\n" * 34 + b"}\n"],
+        (LabelError,),
     ),
+    "mask npy": Target(lambda data, path: read_mask(data, "x.npy", MAX_PIXELS), _mask_seeds, (LabelError,)),
+    "mask png": Target(lambda data, path: read_mask(data, "x.png", MAX_PIXELS), _png_masks, (LabelError,)),
     "identity": Target(
         lambda data, path: read_identity(data, "x.txt"), lambda: ["Ada Lovelace ü\n".encode()], (LabelError,)
     ),

@@ -16,6 +16,7 @@ from tasks.heads import config_of, model_for
 from tasks.models import bundle_at, load_model, weights_hash
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.verify import status
@@ -90,7 +91,9 @@ def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnProgress | N
     worker = partial(
         AnimateWorker, config, cast["identities"]["file"], cast["expressions"]["file"], cast["expressions"]["count"]
     )
-    return run_units(plan, worker, config.ray, on_progress)
+    run = run_units(plan, worker, config.ray, on_progress)
+    check_rows(plan, run.rows, "animations")
+    return run
 
 
 def summarise(plan: Plan, config: AnimateConfig, run: RunSummary) -> AnimateSummary:

@@ -21,6 +21,7 @@ from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.now import NowDataset
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
 from tasks.verify import status
 from tasks.world_truth import EvaluateError, WorldTruth
@@ -95,7 +96,9 @@ def _pictures(config: EvaluateConfig) -> Iterator[Item]:
 
 def measure_pictures(plan: Plan, config: EvaluateConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, partial(EvaluateWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(EvaluateWorker, config), config.ray, on_progress)
+    check_rows(plan, run.rows, "images")
+    return run
 
 
 def summarise(plan: Plan, config: EvaluateConfig, run: RunSummary) -> EvaluateSummary:

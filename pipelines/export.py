@@ -18,6 +18,7 @@ from tasks.heads import head_items, heads_plan, model_for
 from tasks.plan import Plan
 from tasks.ranges import open_checked
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import check_rows
 from tasks.rounds import Mode, open_or_build
 from tasks.verify import status
 
@@ -68,7 +69,9 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
 
 def export_heads(plan: Plan, config: ExportConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, partial(ExportWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(ExportWorker, config), config.ray, on_progress)
+    check_rows(plan, run.rows, "heads")
+    return run
 
 
 def summarise(plan: Plan, config: ExportConfig, run: RunSummary) -> ExportSummary:

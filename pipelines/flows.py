@@ -37,11 +37,12 @@ from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig, SynthSummary
 from tasks.ablation_report import ablation_table, models_table
-from tasks.card import CARD, identity_sizes, quarantine_reasons
+from tasks.card import CARD, identity_sizes
 from tasks.engine import Progress
 from tasks.evaluation_report import metric_table, scan_table
 from tasks.plan import load_plan
 from tasks.progress import standing
+from tasks.reasons import quarantine_reasons
 from tasks.storage import Store
 from tasks.train_progress import TrainProgress
 from tasks.train_report import CURVES, PICTURES

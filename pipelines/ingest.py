@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial, wraps
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +32,11 @@ from tasks.card import CARD, is_up_to_date
 from tasks.card import write_card as draw_card
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
-from tasks.group import Grouping, Scores, group
+from tasks.group import ERASED, SETTINGS, Grouping, GroupReport, Scores, group
 from tasks.identities import IdentityError, path_labels, places_below, table_labels
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import NoRowsError, by_number, check_rows, counted, quarantine_reasons, where_to_look
 from tasks.rounds import Mode, open_or_build
 from tasks.shard import publish
 from tasks.storage import Store
@@ -149,7 +151,9 @@ def check_identities(plan: Plan, config: IngestConfig) -> None:
 
 def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, partial(AnnotateWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(AnnotateWorker, config), config.ray, on_progress)
+    check_rows(plan, run.rows, "images")
+    return run
 
 
 def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:
@@ -173,7 +177,27 @@ def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:
     )
     if report.scores is not None:
         logger.info("clusters against the labels: %s", _agreement(report.scores))
+    _check_kept(plan, config, report)
     return grouping, version.version if version else 0
+
+
+def _check_kept(plan: Plan, config: IngestConfig, report: GroupReport) -> None:
+    """NoRowsError where every face is left out, unless all of them were erased: an earlier version stays as it is."""
+    left_out = {reason: count for reason, count in report.left_out.items() if reason != ERASED}
+    if report.kept or not left_out:
+        return
+    lost = [(count, _in_words(reason, config)) for reason, count in left_out.items()]
+    lost += [(reason.rows, str(reason)) for reason in quarantine_reasons(plan)]
+    raise NoRowsError(
+        f"no face of {counted(plan, 'images')} was kept: {by_number(lost)}; no version was published. "
+        f"{where_to_look(Store(config.dest).uri)}"
+    )
+
+
+def _in_words(reason: str, config: IngestConfig) -> str:
+    """A reason with the setting that decides."""
+    setting = SETTINGS.get(reason)
+    return reason if setting is None else f"{reason} ({setting}={attrgetter(setting)(config)})"
 
 
 def _agreement(scores: Scores) -> str:

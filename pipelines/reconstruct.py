@@ -22,6 +22,7 @@ from tasks.models import bundle_at, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Plan, PlanError, load_plan
 from tasks.precision import fastest_precision
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import check_rows
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
 from tasks.rounds import Mode, open_or_build
@@ -137,7 +138,9 @@ def faces_at(source: str) -> Faces | None:
 
 def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, workers_of(plan, config), config.ray, on_progress)
+    run = run_units(plan, workers_of(plan, config), config.ray, on_progress)
+    check_rows(plan, run.rows, "faces" if "faces" in plan.record.config else "images")
+    return run
 
 
 def workers_of(plan: Plan, config: ReconstructConfig) -> Factory:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.launch import run_flow
-from pipelines.options import console
+from pipelines.options import FAILED, console
 from pipelines.settings import ConfigError, resolve
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from tasks.archives import is_archive
 from tasks.commits import standing_quarantine
 from tasks.listings import is_list
+from tasks.reasons import NoRowsError
 from tasks.storage import Store, normalise
 from tasks.tables import is_table
 from tasks.videos import is_video
@@ -47,7 +49,9 @@ def _show(config: ReconstructConfig, prefect: bool, kept: bool = True) -> int:
         raise ConfigError(f"--show is for one picture, and {uri} is none. Look at many with: deca report DEST")
     if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
         raise ConfigError("--show draws from the columns of codes and displacement: leave --outputs and --layout out")
-    code = run_flow("reconstruct", config, prefect, kept)
+    code = FAILED
+    with suppress(NoRowsError):  # which names DEST; why there is nothing is said below
+        code = run_flow("reconstruct", config, prefect, kept)
     from tasks.report import CONTACT_SHEET  # torch is there by now
 
     store = Store(config.dest)

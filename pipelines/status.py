@@ -80,7 +80,7 @@ class StatusReport:
     @property
     def behind(self) -> bool:
         """Whether annotated faces wait to be grouped."""
-        never = self.version is None and not self.now.pending
+        never = self.version is None and not self.now.pending and self.now.rows > 0
         return self.ingest and (never or self.assigned != self.now.rows)
 
     @property

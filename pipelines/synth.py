@@ -11,6 +11,7 @@ from tasks.engine import RunSummary, run_units
 from tasks.models import bundle_at
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
+from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
 from tasks.storage import Store
 from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
@@ -48,7 +49,9 @@ def freeze_world(config: SynthConfig) -> Plan:
 
 def take_photographs(plan: Plan, config: SynthConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    return run_units(plan, partial(SynthWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(SynthWorker, config), config.ray, on_progress)
+    check_rows(plan, run.rows, "photographs")
+    return run
 
 
 def summarise(plan: Plan, config: SynthConfig, run: RunSummary) -> SynthSummary:

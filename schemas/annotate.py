@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
 from schemas.secrets import Uri
 
@@ -70,6 +70,21 @@ class FaceAlignmentConfig(BaseModel):
     flip: bool = True
 
 
+# Classes of published label maps that are skin as every provider means it: skin, brows, nose and lips; not eyes, inner
+# mouth, ears, neck, hair or glasses. All number 19 classes from 0, the background, in one of two orders.
+# celebamask-hq: skin, nose, glasses, l_eye, r_eye, l_brow, r_brow, l_ear, r_ear, mouth, u_lip, l_lip, hair, hat,
+# earring, necklace, neck, cloth. ffhq: the maps of FFHQ-Aging, in that order.
+# face-parsing: skin, l_brow, r_brow, l_eye, r_eye, glasses, l_ear, r_ear, earring, nose, mouth, u_lip, l_lip, neck,
+# necklace, cloth, hair, hat; as face-parsing.PyTorch (BiSeNet) makes them, of FFHQ too.
+LabelMap = Literal["celebamask-hq", "ffhq", "face-parsing"]
+SKIN_CLASSES: dict[LabelMap, tuple[int, ...]] = {
+    "celebamask-hq": (1, 2, 6, 7, 11, 12),
+    "ffhq": (1, 2, 6, 7, 11, 12),
+    "face-parsing": (1, 2, 3, 10, 12, 13),
+}
+MAP_CLASSES = 19
+
+
 class SidecarConfig(BaseModel):
     """Where the labels of a picture lie, relative to its folder (or to its folder inside a tar or zip).
 
@@ -79,19 +94,32 @@ class SidecarConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # .npy (68, 2) or (faces, 68, 2); .txt, one point a line; .mat with pt3d_68, as AFLW2000 has it.
+    # .npy (68, 2) or (faces, 68, 2); .txt, one point a line; .mat with pt3d_68, as AFLW2000 has it. A .pts, as 300-W
+    # has, is read where it is named: another default would be another plan for every dataset of before.
     landmarks: tuple[str, ...] = ("{stem}.npy", "{stem}.txt", "{stem}.mat")
     # .png or .npy of the picture's own size. A mask beside pictures looks like a picture: give the source the
     # `exclude` pattern *_mask.png.
     mask: tuple[str, ...] = ("{stem}_mask.png", "{stem}_mask.npy")
+    # Which classes of a label map are skin: their numbers, or whose map it is. None: masks say it themselves (bool, 0
+    # and 1, 0 to 255, 0 to 65535, floats above 0.5), and a file that does not is refused.
+    mask_values: LabelMap | tuple[NonNegativeInt, ...] | None = None
     # .txt whose first line names the person, whatever provider does the steps; () reads none. A picture without such a
     # file has no label.
     identity: tuple[str, ...] = ()
 
+    @field_validator("mask_values")
+    @classmethod
+    def _some_class(cls, values: LabelMap | tuple[int, ...] | None) -> LabelMap | tuple[int, ...] | None:
+        if values == ():
+            raise ValueError("name at least one class that is skin, or leave it out")
+        return values
+
     @field_validator("landmarks", "mask", "identity")
     @classmethod
     def _known_files(cls, patterns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = {"landmarks": (".npy", ".txt", ".mat"), "mask": (".png", ".npy")}.get(info.field_name or "", (".txt",))
+        known = {"landmarks": (".npy", ".txt", ".mat", ".pts"), "mask": (".png", ".npy")}.get(
+            info.field_name or "", (".txt",)
+        )
         if not patterns and info.field_name != "identity":
             raise ValueError(f"at least one pattern is needed, for example {{stem}}{known[0]}")
         for pattern in patterns:

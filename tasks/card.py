@@ -29,8 +29,9 @@ from pydantic import ValidationError
 from schemas.annotate import STEPS, AnnotateConfig
 from schemas.faces import ANNOTATIONS_FOLDER, QUALITY, FacesVersion, ShardFile
 from schemas.parquet import fixed_values
-from tasks.commits import committed_units, read_commits, standing_rows
+from tasks.commits import committed_units
 from tasks.plan import Plan, PlanError, load_plan
+from tasks.reasons import quarantine_reasons
 from tasks.skin_tone import CLASSES, tone_class, typology_angle
 from tasks.storage import Store, open_uri, storage_errors
 from tasks.versions import FacesError, open_faces
@@ -39,7 +40,6 @@ CARD, README = "card.html", "README.md"
 CHART_SHARDS = 64  # shards whose figures are charted: a quarter of a million faces
 SAMPLE_GROUPS, SAMPLES = 32, 240  # row groups that are read for pictures, and faces taken from them
 SHOWN, SHOWN_SIZE = 24, 200  # faces on the page, and pixels on a side
-EXAMPLES = 3  # URIs shown for one reason
 CHARTED = ("det_score", *QUALITY)
 SAMPLED = ("crop", "skin_mask", "landmarks", "crop_transform", "identity_id", "source_uri", "yaw", "eye_distance")
 SIZE_CLASSES = {"1": 1, "2": 2, "3-4": 3, "5-9": 5, "10-19": 10, "20-49": 20, "50-99": 50, "100+": 100}
@@ -61,16 +61,6 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Quarantined rows that share stage and error."""
-
-    stage: str
-    error: str
-    rows: int
-    examples: list[tuple[str, str]]  # (URI, message)
 
 
 @dataclass(frozen=True)
@@ -188,19 +178,6 @@ def identity_sizes(faces_dest: str) -> dict[str, int]:
     sizes = open_faces(faces_dest).identities()["rows"].to_numpy()
     counts, _ = np.histogram(sizes, [*SIZE_CLASSES.values(), np.inf])
     return dict(zip(SIZE_CLASSES, counts.tolist(), strict=True))
-
-
-def quarantine_reasons(plan: Plan) -> list[Reason]:
-    """Standing quarantine by stage and error, the most frequent first."""
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for _, row in standing_rows(plan, read_commits(plan.dest)):
-        key = (row.stage, row.error)
-        counts[key] += 1
-        found = examples.setdefault(key, [])
-        if len(found) < EXAMPLES:
-            found.append((row.uri, row.message))
-    return [Reason(*key, rows, examples[key]) for key, rows in sorted(counts.items(), key=lambda e: (-e[1], e[0]))]
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ from tasks.tombstones import read_erased
 FILTERS = ("eye_distance", "sharpness", "yaw", "mask_coverage")
 NO_LABEL, ANOTHER_FACE, FEW = "no label", "another face of a labelled picture", "few images"
 ERASED = "erased"  # new pictures of somebody who was erased: who it is is not kept either
+SETTINGS = {  # what leaves a face out for a reason, where a setting does
+    "eye_distance": "filters.min_eye_distance",
+    "sharpness": "filters.min_sharpness",
+    "yaw": "filters.max_yaw",
+    "mask_coverage": "filters.min_mask_coverage",
+    FEW: "shards.min_images",
+}
 REASONS = ("", *FILTERS, NO_LABEL, ANOTHER_FACE, ERASED, FEW)
 
 # Largest distance within one person, where strangers come no closer; where they do, tasks/cluster.py asks for less.

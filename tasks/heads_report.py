@@ -19,12 +19,12 @@ from markupsafe import Markup
 from schemas.columns import meaning, type_in_words
 from schemas.ledger import CommitRecord
 from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
-from tasks.card import Reason, quarantine_reasons
 from tasks.commits import read_commits
 from tasks.heads_figures import Cost, cost_charts, cost_of, spread_of
 from tasks.heads_gallery import Gallery, Sculptor, make_gallery
 from tasks.heads_viewer import as_json, library, viewer_data
 from tasks.plan import Plan, PlanError
+from tasks.reasons import Reason, quarantine_reasons
 from tasks.report import samples
 from tasks.storage import Store
 

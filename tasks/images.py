@@ -6,6 +6,7 @@ One decoder (Pillow) for every format, so that a picture means the same pixels w
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,29 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
 
     Raises ImageError.
     """
+    image = _load(data, max_pixels)
+    return np.array(_upright(_to_rgb(image), image))
+
+
+def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """The values of a mask or label map as they are stored, (H, W), upright; bool, uint8, uint16, int32 or float32.
+
+    One channel counts as it is, three equal ones as one. A palette whose used colours are grey counts by its greys,
+    any other by its indices. Raises ImageError, also where a pixel has no one value: colours, transparency.
+    """
+    image = _load(data, max_pixels)
+    return np.array(_upright(_one_channel(image), image))
+
+
+def encode_png(mask: NDArray[np.uint8]) -> bytes:
+    """(H, W) uint8 as a one-channel PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _load(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """A decoded image of a size within the limit."""
     if not data:
         raise ImageError("empty", "no data: the file has 0 bytes")
     image = _open(data)
@@ -80,16 +104,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
         image.load()
     except Exception as error:  # as in _open
         raise _decoding_error(image, error) from error
-    rgb = _to_rgb(image)
-    upright = UPRIGHT.get(_orientation(image))
-    return np.array(rgb if upright is None else rgb.transpose(upright))
-
-
-def encode_png(mask: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 as a one-channel PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return buffer.getvalue()
+    return image
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -127,6 +142,12 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a damaged EXIF block is no reason to lose the picture
         return 1
+
+
+def _upright(pixels: Image.Image, image: ImageFile.ImageFile) -> Image.Image:
+    """Pixels made of a loaded image, turned as its EXIF says."""
+    operation = UPRIGHT.get(_orientation(image))
+    return pixels if operation is None else pixels.transpose(operation)
 
 
 def _describe(data: bytes) -> str:
@@ -170,3 +191,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         flat.paste(layer, mask=layer.getchannel("A"))
         return flat
     return image.convert("RGB")
+
+
+def _one_channel(image: Image.Image) -> Image.Image:
+    """See `decode_values`."""
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() != (255, 255):
+            raise ImageError("unsupported", "transparent pixels have no one value: save it without an alpha channel")
+        image = image if image.mode == "P" else layer
+    if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
+        return image
+    red, green, blue = image.convert("RGB").split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        return red
+    if image.mode == "P":
+        return Image.fromarray(np.asarray(image))
+    raise ImageError("unsupported", "coloured pixels have no one value: save it in grey, or with a palette")

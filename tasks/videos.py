@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from schemas.ledger import Item
@@ -75,7 +76,7 @@ def video_frames(uri: str) -> Iterator[tuple[str, int, int]]:
 
 
 def read_frame(item: Item, max_bytes: int) -> bytes:
-    """A planned frame as an uncompressed picture (PPM), upright, with square pixels.
+    """A planned frame as an uncompressed image (PPM), as a player shows it: turned, mirrored, with square pixels.
 
     Raises ReadError where it cannot be decoded, or what the storage driver raises.
     """
@@ -137,6 +138,7 @@ class _Reader:
         self.stack = contextlib.ExitStack()
         self.container: Any = None
         self.stream: Any = None
+        self.aspect: Fraction | None = None  # width of a pixel over its height, where only the container says it
         self.frames: Iterator[Any] = iter(())
         self.waiting: Any = None  # a frame behind the one that was asked for last
         self.at: int | None = None  # time that was asked for last
@@ -149,11 +151,14 @@ class _Reader:
                 if self.key != (item.uri, item.etag):
                     self._open(item)
                 frame = self._find(item, stamp)
-                if 3 * frame.width * frame.height > max_bytes:
-                    raise ReadError(f"frames of {frame.width} x {frame.height} pixels, more than inputs.max_bytes")
+                aspect = self.aspect or self.stream.codec_context.sample_aspect_ratio or Fraction(1)
+                width = max(round(frame.width * float(aspect)), 1)
+                if 3 * max(width, frame.width) * frame.height > max_bytes:
+                    raise ReadError(f"frames of {width} x {frame.height} pixels, more than inputs.max_bytes")
                 if frame.is_corrupt:
                     raise ReadError(f"the frame is damaged: {_words(self.trouble)}")
-                return _as_ppm(_upright(frame, self.stream.codec_context.sample_aspect_ratio))
+                pixels = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
+                return _as_ppm(upright(pixels, frame.side_data.get(Type.DISPLAYMATRIX)))
             except ReadError:
                 raise
             except BaseException:
@@ -164,6 +169,9 @@ class _Reader:
         self.key = None
         self.stack.close()
         self.container, self.stream = self.stack.enter_context(_opened(item.uri, item.etag))
+        # The container's aspect of a pixel, which players prefer; the codec's may change from frame to frame.
+        said = self.stream.sample_aspect_ratio
+        self.aspect = said if said != self.stream.codec_context.sample_aspect_ratio else None
         self.key = (item.uri, item.etag)
         self._begin(sought=False)
 
@@ -213,11 +221,19 @@ class _Reader:
         yield None
 
 
-def _upright(frame: Any, aspect: Fraction | None) -> NDArray[np.uint8]:
-    """(H,W,3) RGB as a player shows it: pixels made square, the display matrix's turn applied."""
-    width = round(frame.width * float(aspect or 1))
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    return np.rot90(pixels, round(frame.rotation / 90) % 4)
+def upright(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
+    """Decoded pixels (H,W,3) turned and mirrored as a player shows them: one of the eight symmetries of a square.
+
+    matrix: the frame's display matrix, None where it has none: nine native int32 a b u c d v x y w of FFmpeg, which
+    moves the stored pixel (p, q) to (a p + c q, b p + d q), with q and y down. The nearest of the eight is taken: tilts
+    between them are not turned, and where the image lies on the screen (x, y) means nothing here.
+    """
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(np.int64).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):  # rows become columns: q decides about x, p about y
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:

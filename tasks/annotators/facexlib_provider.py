@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.annotate import AnnotateConfig, Step
+from schemas.annotate import SKIN_CLASSES, AnnotateConfig, Step
 from tasks.annotators.base import AnnotatorError, Detection, check_picture, largest_first
 from tasks.annotators.geometry import cut, five_points, paste, portrait_transform, similarity
 from tasks.annotators.weights import WeightFile, load_state, pick_device, versions
@@ -40,10 +40,9 @@ LEVELS = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))
 VARIANCES = (0.1, 0.2)
 MEAN_BGR = (104.0, 117.0, 123.0)
 
-# Side of the portrait that the parsers were trained on, the classes that are skin of the face in the sense of the other
-# providers (skin, brows, nose, lips; not eyes, inner mouth, ears, neck, glasses), mean and deviation of the RGB input.
+# Side of the portrait that the parsers were trained on, the classes that are skin, mean and deviation of the RGB input.
 PARSE_SIZE = 512
-SKIN = {"bisenet": (1, 2, 3, 10, 12, 13), "parsenet": (1, 2, 6, 7, 11, 12)}
+SKIN = {"bisenet": SKIN_CLASSES["face-parsing"], "parsenet": SKIN_CLASSES["celebamask-hq"]}
 PARSE_MEAN = {"bisenet": (0.485, 0.456, 0.406), "parsenet": (0.5, 0.5, 0.5)}
 PARSE_STD = {"bisenet": (0.229, 0.224, 0.225), "parsenet": (0.5, 0.5, 0.5)}
 

@@ -19,7 +19,7 @@ from tasks.archives import GZIP_TAR_SUFFIXES, archive_members, read_member
 from tasks.read import read_item
 
 FORMAT = "1"  # of the files that are understood; part of a plan's versions
-LABEL_SUFFIXES = (".npy", ".txt", ".mat", ".png")
+LABEL_SUFFIXES = (".npy", ".txt", ".mat", ".pts", ".png")
 MAX_BYTES = 256 * 2**20  # of one label file: a mask of 100 million float pixels would be 400 MB, one of bytes 100 MB
 SAME_FACE = 0.1  # share of the union of two boxes that labels and a detected face must have in common
 
@@ -86,8 +86,8 @@ class SidecarAnnotator:
 
     @cached_property
     def _mask(self) -> tuple[str, NDArray[np.uint8]]:
-        limit = self._config.max_pixels
-        return self._first(self._config.sidecar.mask, lambda data, name: read_mask(data, name, limit), "mask")
+        limit, sidecar = self._config.max_pixels, self._config.sidecar
+        return self._first(sidecar.mask, lambda data, name: read_mask(data, name, limit, sidecar.mask_values), "mask")
 
     def _first(self, patterns: Sequence[str], read: Callable[[bytes, str], Label], what: str) -> tuple[str, Label]:
         """As `_search`. Raises LabelError if none exists."""
@@ -95,7 +95,7 @@ class SidecarAnnotator:
         if found is None:
             assert self._item is not None
             names = ", ".join(_names(patterns, self._item))
-            raise LabelError(f"no {what} beside {self._item.source_uri}: looked for {names}")
+            raise LabelError(f"no {what} beside {self._item.source_uri}: looked for {names} (annotate.sidecar.{what})")
         return found
 
     def _search(self, patterns: Sequence[str], read: Callable[[bytes, str], Label]) -> tuple[str, Label] | None:

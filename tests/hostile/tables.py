@@ -165,6 +165,7 @@ identities("identities with markup", rows(), f"path,identity\n{GOOD},<script>ale
 # --- labels beside a picture ------------------------------------------------------------------------------------------
 
 LABELLED = (*INGEST, "--set", "annotate.landmarks=sidecar", "--set", "annotate.detect=sidecar")
+LABELLED += ("--set", "filters.max_yaw=null")  # landmarks on a circle look aside
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -22,6 +22,7 @@ from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.world import SynthConfig
 from tasks.commits import committed_parts
 from tasks.plan import PlanConflict
+from tasks.reasons import NoRowsError
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,18 @@ def test_again_there_is_nothing_to_do_and_another_question_is_refused(done, arch
         run(archive, dest, checkpoint, landmarks="annotator")
     with pytest.raises(PlanConflict, match="baselines"):
         run(archive, dest, checkpoint, baselines=["mean face"])
+
+
+def test_a_benchmark_without_one_readable_image_fails(archive, checkpoint, tmp_path):
+    world = tmp_path / "world"
+    shutil.copytree(archive, world)
+    [tar] = (world / "photos").iterdir()
+    time = tar.stat().st_mtime_ns
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0"))
+    os.utime(tar, ns=(time, time))
+    with pytest.raises(NoRowsError, match="nothing came of 4 images: 4 x decode"):
+        run(world, tmp_path / "out", checkpoint)
+    assert not (tmp_path / "out/_report").exists()
 
 
 def test_a_lost_picture_is_named_and_comes_back_with_a_retry(archive, checkpoint, done, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pipelines.export import check_model, freeze_plan
 from pipelines.reconstruct import reconstruct
 from schemas.export import ExportConfig
 from schemas.reconstruct import ReconstructConfig
@@ -63,6 +65,17 @@ def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words): 
     assert words in said
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "files").exists()
+
+
+def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):  # noqa: F811
+    source, out = tmp_path / "heads", tmp_path / "out"
+    shutil.copytree(heads, source)
+    planned = ExportConfig.model_validate({"source": str(source), "dest": str(out), "ray": {"workers": 0}})
+    freeze_plan(planned, check_model(planned))
+    for part in source.glob("part-*"):
+        part.unlink()
+    code, said = deca("export", source, out, "--workers", 0, "--resume")
+    assert (code, "nothing came of 1 head: 1 x read" in said) == (1, True)
 
 
 def test_a_place_without_heads_is_named(deca, tmp_path):  # noqa: F811

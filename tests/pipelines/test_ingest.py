@@ -17,8 +17,10 @@ from pipelines.ingest import ingest
 from pipelines.stages import stored_config
 from schemas.ingest import IngestConfig
 from tasks.commits import read_commits, standing_quarantine
+from tasks.erase import Asked, erase
 from tasks.identities import IdentityError
 from tasks.plan import PlanConflict
+from tasks.reasons import NoRowsError
 from tasks.storage import Store
 from tasks.verify import verify
 from tasks.versions import current, open_faces, verify_faces
@@ -170,11 +172,49 @@ def test_changed_filters_only_group_anew(tmp_path):
     assert (again.units_run, again.new_version, again.version, again.faces) == (0, True, 2, 3)
     assert sum(again.left_out.values()) == 2
     assert "left out" in (out / "faces" / "card.html").read_text()
-    strict = ingest(config(photos, out, filters={"min_eye_distance": 500}))
-    assert (strict.units_run, strict.faces, sum(strict.left_out.values())) == (0, 0, 5)
-    assert verify_faces(f"{out}/faces").ok
     back = ingest(config(photos, out))
-    assert (back.faces, back.version) == (5, 4)
+    assert (back.units_run, back.faces, back.version) == (0, 5, 3)
+
+
+def test_a_run_that_keeps_no_face_fails_and_publishes_nothing(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    (photos / PEOPLE[0] / "bad.jpg").write_bytes(b"a letter")
+    none = config(photos, out, filters={"min_eye_distance": 500})
+    said = (
+        r"^no face of 5 images was kept: 4 x eye_distance \(filters.min_eye_distance=500.0\), 1 x decode ImageError "
+        rf"\(.*\); no version was published. Look: deca status {out}$"
+    )
+    for _ in range(2):  # and again, where nothing is left to run
+        with pytest.raises(NoRowsError, match=said):
+            ingest(none)
+    assert not (out / "faces").exists()
+    assert ingest(config(photos, out)).faces == 4
+    before = written(out / "faces")
+    with pytest.raises(NoRowsError, match=r"4 x few images \(shards.min_images=3\)"):
+        ingest(config(photos, out, shards={"min_images": 3}))
+    assert written(out / "faces") == before
+
+
+def test_faces_that_were_all_erased_are_not_lost(tmp_path):
+    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    ingest(config(photos, out))
+    erase([str(out)], Asked(identities=frozenset(PEOPLE[:1])))
+    assert ingest(config(photos, out)).faces == 0
+    write_picture(photos / PEOPLE[0] / "new.jpg", 9)
+    grown = ingest(config(photos, out))
+    assert (grown.outcome, grown.faces, grown.left_out) == ("complete", 0, {"erased": 1})
+
+
+def test_photographs_without_a_face_fail(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (photos / name).write_bytes(encoded(Image.new("RGB", (90, 90), "teal"), "JPEG"))
+    with pytest.raises(NoRowsError, match="nothing came of 2 images: 2 x detect NoFaceError"):
+        ingest(config(photos, out, identity={}))
+    assert not (out / "faces").exists()
+    write_picture(photos / "c.jpg", 0)
+    assert ingest(config(photos, out, identity={})).faces == 1
 
 
 def test_changed_annotators_are_refused_with_the_next_command(tmp_path):
@@ -373,6 +413,15 @@ def test_prefect_flow_leaves_artifacts(done, tmp_path, prefect_harness):
     assert "decode: ImageError | 1" in report
     summary = {row["what"]: row["value"] for row in json.loads(artifacts["ingest-summary"].data)}
     assert summary["faces"] == "4"
+
+
+def test_a_prefect_flow_that_keeps_nothing_fails(tmp_path, prefect_harness):
+    from pipelines import flows
+
+    photos = write_people(tmp_path / "photos", PEOPLE[:1])
+    state = flows.ingest(config(photos, tmp_path / "out", filters={"min_eye_distance": 500}), return_state=True)
+    assert state.is_failed()
+    assert "2 x eye_distance" in state.message
 
 
 def test_deployments_name_flows_and_settings_that_exist():

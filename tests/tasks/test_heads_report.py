@@ -18,13 +18,13 @@ from deca_core.assets import procedural_head
 from deca_core.flame import FLAME
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.card import quarantine_reasons
 from tasks.commits import committed_parts
 from tasks.heads_figures import angles
 from tasks.heads_gallery import Sculptor
 from tasks.heads_report import write_report
 from tasks.heads_viewer import library
 from tasks.plan import Plan, PlanError, load_plan
+from tasks.reasons import quarantine_reasons
 from tasks.report import samples
 from tests.chromium import Browser
 from tests.tasks.stored_heads import make_heads

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from tasks.images import ImageError, decode_image, encode_png
+from tasks.images import ImageError, decode_image, decode_values, encode_png
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "JPEG2000"]
 
@@ -88,6 +88,20 @@ def test_exif_orientation(format, options, orientation):
     decoded = decode_image(encode(stored, format, exif=exif, **options))
     assert decoded.shape == picture().shape
     assert np.abs(decoded.astype(int) - picture()).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+def test_values_of_one_channel_are_those_stored(dtype, orientation):
+    """Upright as the photograph that they belong to."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = (np.arange(12 * 10).reshape(12, 10) * (1 if dtype is np.uint8 else 500)).astype(dtype)
+    values[5:] = 0
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](values[..., None])[..., 0]))
+    decoded = decode_values(encode(stored, "PNG", exif=exif))
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, values)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

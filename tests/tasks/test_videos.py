@@ -18,7 +18,7 @@ from tasks.discover import SourceError, discover
 from tasks.images import decode_image
 from tasks.ranges import ReadError
 from tasks.read import read_items
-from tasks.videos import REST, frame_of, video_frames
+from tasks.videos import REST, frame_of, upright, video_frames
 
 STEP = 8  # grey levels from frame to frame
 
@@ -150,32 +150,118 @@ def test_a_film_among_photographs_is_left_alone_unless_asked_for(tmp_path):
     assert len(list(discover(str(tmp_path / "list.txt")))) == 6
 
 
-def test_a_turned_video_is_read_upright(tmp_path):
-    """A phone held upright stores lying frames and a matrix in the track's header."""
-    path = tmp_path / "phone.mp4"
-    lying = np.zeros((64, 96, 3), np.uint8)
-    lying[:, :32] = 255  # the left third is white
-    write_clip(path, [lying] * 3, [0, 0.04, 0.08])
+CORNERS = {(0, 0): (250, 20, 20), (1, 0): (20, 250, 20), (0, 1): (20, 20, 250), (1, 1): (250, 250, 20)}  # (right, down)
+ONE = 1 << 16
+# The display matrices a b c d of every way in which a camera can be held, and of a front camera's mirror images.
+MATRICES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+
+
+def corners(width: int = 96, height: int = 64) -> np.ndarray:
+    """An image whose four corners have four colours, so that it has no symmetry."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for (right, down), colour in CORNERS.items():
+        image[height // 2 * down :, width // 2 * right :] = colour
+    return image
+
+
+def with_header(path: Path, matrix: tuple[float, ...] = (1, 0, 0, 1), size: tuple[int, int] | None = None) -> None:
+    """Write a b c d, and the size that players show, into the track header of an MP4."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version and flags, times, id, duration, layer, volume
-    quarter = [0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30]  # clockwise
-    data[at : at + 36] = struct.pack(">9i", *quarter)
+    a, b, c, d = (round(value * ONE) for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    if size:
+        data[at + 36 : at + 44] = struct.pack(">2I", size[0] * ONE, size[1] * ONE)
     path.write_bytes(data)
-    picture = decode_image(read(list(discover(str(path))))[0])
-    assert picture.shape == (96, 64, 3)
-    assert picture[:28].mean() > 240  # turned clockwise, what was left is on top
-    assert picture[36:].mean() < 15
 
 
-def test_pixels_that_are_not_square_are_stretched(tmp_path):
-    path = tmp_path / "wide.mkv"
+def first_frame(path: Path) -> np.ndarray:
+    return decode_image(read(list(discover(str(path))))[0])
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_a_turned_or_mirrored_video_is_read_as_a_player_shows_it(tmp_path, matrix):
+    """Phones store lying frames, front cameras mirrored ones, and a matrix that says so in the track's header."""
+    path = tmp_path / "phone.mp4"
+    write_clip(path, [corners()] * 3, [0, 0.04, 0.08])
+    with_header(path, matrix)
+    a, b, c, d = matrix
+    shown = first_frame(path)
+    height, width = shown.shape[:2]
+    assert (width, height) == ((96, 64) if a else (64, 96))
+    for (right, down), colour in CORNERS.items():
+        p, q = 2 * right - 1, 2 * down - 1  # from the middle of the frame
+        x, y = a * p + c * q, b * p + d * q
+        found = shown[(height + y * height // 2) // 2, (width + x * width // 2) // 2]
+        assert np.abs(found.astype(int) - colour).max() < 40, (right, down)
+
+
+def test_a_matrix_that_tilts_gives_the_nearest_quarter_turn():
+    image = corners()
+    for degrees, turns in {20: 0, 70: 1, 110: 1, 160: 2, -80: -1}.items():
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        matrix = np.array([c * ONE, -s * ONE, 0, s * ONE, c * ONE, 0, 0, 0, 1 << 30]).astype(np.int32)
+        np.testing.assert_array_equal(upright(image, matrix.tobytes()), np.rot90(image, turns))
+    assert upright(image, bytes(36)).shape == image.shape  # all zero: no turn
+    assert upright(image, None) is image
+
+
+def write_wide(path: Path, codec: str) -> None:
+    """A frame of 72 x 64 pixels, each a third wider than high."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
+        stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 72, 3), np.uint8), format="rgb24")))
         container.mux(stream.encode(None))
-    assert decode_image(read(list(discover(str(path))))[0]).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mkv", "libx264"),
+        ("a.mp4", "libvpx-vp9"),  # pasp alone
+        ("a.ts", "libx264"),  # the codec alone
+        ("a.avi", "mpeg4"),
+    ],
+)
+def test_pixels_that_are_not_square_are_stretched(tmp_path, name, codec):
+    write_wide(tmp_path / name, codec)
+    assert first_frame(tmp_path / name).shape == (64, 96, 3)
+
+
+def test_the_aspect_of_matroska_alone(tmp_path):
+    """VP9 says nothing about the aspect, DisplayWidth and DisplayHeight do."""
+    path = tmp_path / "a.mkv"
+    write_wide(path, "libvpx-vp9")
+    unknown = bytes.fromhex("e08a b08148 ba8140 54b28104 55ee8100")  # 72 x 64, unit of display: unknown
+    shown = bytes.fromhex("e08e b08148 ba8140 54b08160 54ba8140")  # 72 x 64, shown as 96 x 64
+    data = path.read_bytes()
+    assert unknown in data
+    path.write_bytes(data.replace(unknown, shown).replace(b"\xbf\x84", b"\xec\x84"))  # checksums become voids
+    assert first_frame(path).shape == (64, 96, 3)
+
+
+def test_the_aspect_of_a_track_header_is_that_of_the_stored_frame(tmp_path):
+    """Nothing but tkhd says that 48 x 64 stored pixels are shown as 96 x 64; stretched first, then turned."""
+    path = tmp_path / "a.mp4"
+    write_clip(path, [corners(48)] * 2, [0, 0.04])
+    with_header(path, size=(96, 64))
+    assert first_frame(path).shape == (64, 96, 3)
+    with_header(path, (0, 1, -1, 0), size=(96, 64))
+    assert first_frame(path).shape == (96, 64, 3)
+
+
+def test_a_boundless_aspect_meets_the_limit(tmp_path):
+    """Pixels a million times as wide as high are asked for, not made."""
+    path = tmp_path / "a.mp4"
+    write_wide(path, "libvpx-vp9")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"pasp")
+    data[at + 4 : at + 12] = struct.pack(">2I", 1_000_000, 1)
+    path.write_bytes(data)
+    [found] = read(list(discover(str(path))))
+    assert "72000000 x 64 pixels, more than inputs.max_bytes" in str(found)
 
 
 def test_a_remote_video_reads_like_a_local_one(tmp_path):

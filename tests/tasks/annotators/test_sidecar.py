@@ -21,7 +21,7 @@ from tasks.annotators.sidecar import SidecarAnnotator
 from tasks.discover import discover
 from tasks.faces import FaceFinder
 from tasks.read import MAX_BYTES
-from tests.tasks.annotators.test_labels import npy, png, txt
+from tests.tasks.annotators.test_labels import npy, png, pts, txt
 from tests.tasks.annotators.test_skin import drawn_face
 
 IMAGE, POINTS = drawn_face(120)
@@ -131,6 +131,26 @@ def test_a_mask_of_another_size(tmp_path):
         annotator.segment(IMAGE[:100], POINTS)
 
 
+def test_landmarks_of_ibug(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("p/x.jpg", encode_jpeg(IMAGE, 95))
+        archive.writestr("p/x.pts", pts(POINTS))
+    (item,) = discover(str(tmp_path / "all.zip"))
+    config = AnnotateConfig(provider="sidecar", sidecar=SidecarConfig(landmarks=("{stem}.pts",)))
+    annotator = load_annotator(config).for_item(item)
+    np.testing.assert_allclose(annotator.landmarks(IMAGE, annotator.detect(IMAGE)[0]), POINTS, atol=1e-4)
+
+
+def test_a_label_map_is_read_with_the_setting(tmp_path):
+    in_folder(tmp_path)
+    (tmp_path / "a_mask.png").write_bytes(png(np.where(MASK, 10, 17).astype(np.uint8)))  # nose and hair
+    item = items_of(str(tmp_path))["a.jpg"]
+    config = AnnotateConfig(provider="sidecar", sidecar=SidecarConfig(mask_values="face-parsing"))
+    np.testing.assert_array_equal(load_annotator(config).for_item(item).segment(IMAGE, POINTS), MASK)
+    with pytest.raises(LabelError, match=r"a_mask.png: .*values 10, 17 .*--set annotate.sidecar.mask_values"):
+        load_annotator(SIDECAR).for_item(item).segment(IMAGE, POINTS)
+
+
 def test_labels_outside_the_picture(tmp_path):
     items = items_of(in_folder(tmp_path))
     with pytest.raises(LabelError, match=r"lies outside the picture of 20 x 20 pixels"):
@@ -219,6 +239,9 @@ def test_an_identity_inside_an_archive(tmp_path):
         {"masks": []},
         {"identity": ["person.txt"]},
         {"identity": ["{stem}.json"]},
+        {"mask_values": []},
+        {"mask_values": [-1]},
+        {"mask_values": "celeba"},
     ],
 )
 def test_patterns_are_checked(wrong):
