@@ -31,7 +31,8 @@ from tasks.images import ImageError, decode_image
 from tasks.listings import listed_uris
 from tasks.ranges import ReadError
 from tasks.storage import StorageError
-from tasks.tables import image_column, image_rows, read_row, table_schema
+from tasks.table_columns import image_column
+from tasks.tables import image_rows, read_row, table_schema
 from tasks.walk import SourceError
 
 MAX_PIXELS, MAX_BYTES = 10**6, 2**20
@@ -156,7 +157,7 @@ def _run_table(data: bytes, path: Path) -> None:
     schema, rows = table_schema(str(path))
     column = image_column(schema, None, str(path))
     if column is not None:
-        for member, row in islice(image_rows(column, rows), MEMBERS):
+        for member, row in islice(image_rows(str(path), column, rows), MEMBERS):
             item = replace(Item(0, str(path), member, row), etag=None)
             _one(lambda item=item: read_row(item, MAX_BYTES))  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""The `deca` command. Exit code 0: complete, 2: partial (something quarantined or pending), 1: failed.
+"""The `deca` command. Exit code 0: complete, 2: partial (something quarantined, pending or left out), 1: failed.
 
 At import stand options and settings alone; what a command works with it imports itself, when it runs. So help, errors
 in arguments and looks at a dataset cost no torch, Ray or Prefect.

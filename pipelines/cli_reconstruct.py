@@ -200,6 +200,7 @@ def plan(
     check_places(settled)
     from pipelines import ingest as ingest_flow
     from pipelines import reconstruct as reconstruct_flow
+    from pipelines.status import left_out_lines
     from pipelines.summaries import estimate_lines
     from tasks.annotate import AnnotateWorker
     from tasks.estimate import estimate
@@ -218,5 +219,6 @@ def plan(
     console.print(
         f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
     )
-    print_lines(estimate_lines(estimate(frozen, factory, ray, calibrate), price_per_hour))
+    lines = estimate_lines(estimate(frozen, factory, ray, calibrate), price_per_hour)
+    print_lines([*lines, *left_out_lines(frozen.record)])
     return COMPLETE

@@ -25,6 +25,7 @@ from pipelines.ingest import ingest as run_ingest
 from pipelines.reconstruct import UNTRAINED
 from pipelines.reconstruct import reconstruct as run_reconstruct
 from pipelines.stages import annotations_of, faces_of
+from pipelines.status import left_out_lines
 from pipelines.summaries import summary_lines
 from pipelines.synth import synth as run_synth
 from pipelines.train import train as run_train
@@ -219,4 +220,5 @@ def _finish(
         return Completed(data=summary)
     quarantined = sum(summary.quarantined.values())
     message = f"{quarantined} rows in quarantine, {summary.pending_units} units pending"
+    message += "".join(f", {name}: {value}" for name, value in left_out_lines(summary))
     return Completed(name="Partial", message=message, data=summary)

@@ -31,6 +31,7 @@ from tasks.annotators import load_annotator
 from tasks.card import CARD, is_up_to_date
 from tasks.card import write_card as draw_card
 from tasks.draft import code_version
+from tasks.endings import left_out_words
 from tasks.engine import RunSummary, run_units
 from tasks.group import ERASED, SETTINGS, Grouping, GroupReport, Scores, group
 from tasks.identities import IdentityError, path_labels, places_below, table_labels
@@ -124,6 +125,8 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
     # To group anew is asked of one run, not of those that go on with its settings.
     store_config(plan, config.model_copy(update={"identity": config.identity.model_copy(update={"regroup": False})}))
     logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
+    if plan.record.images_left_out:
+        logger.warning("images left out: %s", left_out_words(plan.record.images_left_out))
     return plan
 
 
@@ -242,6 +245,7 @@ def summarise(
         identities=version.identities,
         left_out=version.left_out,
         quarantined=now.quarantined,
+        images_left_out=now.images_left_out,
         pending_units=now.pending,
         version=version.version,
         new_version=new,

@@ -15,6 +15,7 @@ from schemas.tracks import TracksRecord
 from tasks.annotators import load_annotator
 from tasks.consensus import make_consensus
 from tasks.draft import code_version
+from tasks.endings import left_out_words
 from tasks.engine import Factory, RunSummary, run_units
 from tasks.estimate import Use
 from tasks.face_rows import face_items
@@ -124,6 +125,8 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
     )
     store_config(plan, config)
     logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
+    if plan.record.images_left_out:
+        logger.warning("images left out: %s", left_out_words(plan.record.images_left_out))
     return plan
 
 
@@ -191,6 +194,7 @@ def summarise(
         images=now.items,
         faces=now.rows,
         quarantined=now.quarantined,
+        images_left_out=now.images_left_out,
         pending_units=now.pending,
         units_run=run.units_run,
         units_skipped=run.units_skipped,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.stages import find_faces, planned_dataset
 from schemas.train import STAGES, StageName, TrainPlan
 from tasks.commits import standing_quarantine
+from tasks.endings import left_out_words
 from tasks.storage import Store
 from tasks.train_records import MODEL, finished_stages, is_published, list_checkpoints, stored_plan
 from tasks.verify import status
@@ -15,6 +16,12 @@ Lines = list[tuple[str, str]]
 
 def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
+
+
+def left_out_lines(at: object) -> Lines:
+    """What of the source looks like images and is not read here, of a summary, a status or a plan's record."""
+    counts = getattr(at, "images_left_out", None)
+    return [("images left out", left_out_words(counts))] if counts else []
 
 
 def validation_words(terms: dict[str, float]) -> str:
@@ -85,13 +92,14 @@ class StatusReport:
 
     @property
     def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine, and the faces are those of the annotations."""
+        """Nothing pending, quarantined or left out, and the faces are those of the annotations."""
         return self.now.complete and not self.behind
 
     def lines(self) -> Lines:
         names = ("source", "dest", "fingerprint", "code", "items", "units", "committed", "pending", "rows", "bytes")
         lines = [(name, str(getattr(self.now, name))) for name in names]
         lines += [(f"quarantined: {stage}", str(count)) for stage, count in self.now.quarantined.items()]
+        lines += left_out_lines(self.now)
         if (version := self.version) is not None:
             lines.append(("faces", f"{version.faces} of {version.identities} identities, version {version.version}"))
             lines += [(f"left out: {reason}", str(count)) for reason, count in version.left_out.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.stages import SUMMARY, faces_of
-from pipelines.status import Lines, megabytes, validation_words
+from pipelines.status import Lines, left_out_lines, megabytes, validation_words
 from schemas.ablate import AblateSummary
 from schemas.animate import AnimateSummary
 from schemas.evaluate import EvaluateSummary, MethodFigures
@@ -68,6 +68,7 @@ def summary_lines(
         *_own_lines(summary),
         ("units", units),
         ("quarantined", quarantined),
+        *left_out_lines(summary),
         ("summary", Store(dest).join(SUMMARY)),
         *([("look closer", f"deca status {dest}")] if summary.quarantined else []),
     ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 UNITS_PER_WORKER = 4
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+# The default of `extensions` when plans were first made. Plans of the default name it still, so that a default which
+# has grown is not another plan.
+FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+CP437 = "cp437"
 
 
 class SourceConfig(BaseModel):
@@ -15,8 +19,9 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # File extensions without dot, any case. Default: what the decoder reads.
-    extensions: tuple[str, ...] = IMAGE_EXTENSIONS
+    # Endings of file names without dot, any case. Default None: all that the decoder reads; images of other kinds (HEIC
+    # without its plugin, camera raw, PSD ...) are then counted as left out. Set, it is the choice of whoever sets it.
+    extensions: tuple[str, ...] | None = None
     # Shell patterns on the path below the source (`archive.tar#member` inside archives; `*` crosses folders).
     # Default: every picture.
     include: tuple[str, ...] = ()
@@ -31,9 +36,27 @@ class SourceConfig(BaseModel):
     # Take the frames of videos that lie in folders. Default False: a film among photographs would be the most of them.
     # A video that is the source, stands in a list or matches a pattern (`clips/*.mp4`) is always taken.
     videos: bool = False
+    # Encoding of names in zip archives that do not say they are UTF-8. Default: the zip format's own. Archives made by
+    # a Japanese Windows need cp932. Identities and ids are made of names, so it is part of the plan.
+    zip_encoding: str = CP437
     # Plan pictures of equal content once, the first in order. Default False: it reads the whole source while planning,
     # except objects whose etag already is the MD5 of their content.
     deduplicate: bool = False
+
+    @field_validator("zip_encoding")
+    @classmethod
+    def _an_encoding_of_text(cls, name: str) -> str:
+        try:
+            b"a".decode(name)
+        except (LookupError, UnicodeError) as error:
+            raise ValueError(f"{name!r} is no encoding of names (cp437, cp932, gbk, utf-8 ...)") from error
+        return name
+
+    def plan_settings(self) -> dict[str, Any]:
+        """The settings as a plan holds them: a default that has grown under the name that it first had."""
+        settings = self.model_dump(mode="json")
+        settings["extensions"] = list(FIRST_EXTENSIONS if self.extensions is None else self.extensions)
+        return settings
 
     @model_validator(mode="after")
     def _one_kind_of_table(self) -> SourceConfig:

@@ -123,7 +123,7 @@ class IngestSummary(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    outcome: Literal["complete", "partial"]  # partial: something is quarantined or pending
+    outcome: Literal["complete", "partial"]  # partial: something is quarantined, pending or left out
     source: str
     dest: str
     images: int
@@ -132,6 +132,7 @@ class IngestSummary(BaseModel):
     identities: int
     left_out: dict[str, int]  # annotated faces that are not in faces/, by reason
     quarantined: dict[str, int]  # rows that stand, by stage
+    images_left_out: dict[str, int] = Field(default_factory=dict)  # by ending: what nothing here reads
     pending_units: int
     version: int
     new_version: bool  # whether this run published it

@@ -190,8 +190,12 @@ class UnitFile(StoredFile):
     items: NonNegativeInt
 
 
+# What a source's images that were left out end in: ".heic", or ".zip in an archive".
+Ending = Annotated[str, Field(pattern=r"^\.[a-z0-9. ]{1,40}$")]
+
+
 class PlanRecord(_Record):
-    """`_plan.json`: the frozen plan. The fingerprint is over every other field but `code` and `files`."""
+    """`_plan.json`: the frozen plan. The fingerprint is over all but `code`, `files` and `images_left_out`."""
 
     source: str  # what was asked for
     root: str  # folder that ids are relative to
@@ -206,6 +210,13 @@ class PlanRecord(_Record):
     items_sha256: str  # over every item
     files: list[UnitFile]
     fingerprint: str
+    # Files that look like images and that nothing here reads, by ending, at the last look at the source.
+    images_left_out: dict[Ending, NonNegativeInt] = Field(default_factory=dict)
+
+    def stored(self) -> bytes:
+        """The record as it is written. A field that earlier versions do not know stands there only if it says more."""
+        exclude = None if self.images_left_out else {"images_left_out"}
+        return self.model_dump_json(indent=1, exclude=exclude).encode()
 
     @property
     def size(self) -> int:

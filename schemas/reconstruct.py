@@ -118,12 +118,13 @@ class ReconstructSummary(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    outcome: Literal["complete", "partial"]  # partial: something is quarantined or pending
+    outcome: Literal["complete", "partial"]  # partial: something is quarantined, pending or left out
     source: str
     dest: str
     images: int
     faces: int
     quarantined: dict[str, int]  # rows that stand, by stage
+    images_left_out: dict[str, int] = Field(default_factory=dict)  # by ending: what nothing here reads
     pending_units: int
     units_run: int  # by this run; the next four as well
     units_skipped: int  # committed before

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from schemas.engine import CP437
 from schemas.ledger import Item
 from tasks.ranges import ReadError, open_checked, read_bytes
 
@@ -46,15 +47,16 @@ def is_archive(uri: str) -> bool:
     return uri.lower().endswith(TAR_SUFFIXES + GZIP_TAR_SUFFIXES + ZIP_SUFFIXES)
 
 
-def archive_members(uri: str) -> Iterator[tuple[str, int, int]]:
+def archive_members(uri: str, zip_encoding: str = CP437) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of every regular file of an archive, in its own order; raises one of DAMAGE when broken.
 
-    Links, devices and folders are left out. Memory does not grow with the archive.
+    zip_encoding: of names in a zip without its flag for UTF-8. Links, devices and folders are left out. Memory does not
+    grow with the archive.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_checked(uri, None, HOP))
         if uri.lower().endswith(ZIP_SUFFIXES):
-            yield from _zip_members(file)
+            yield from _zip_members(file, zip_encoding)
             return
         stream, packed = file, None
         if uri.lower().endswith(GZIP_TAR_SUFFIXES):
@@ -139,7 +141,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+def _zip_members(file: IO[bytes], encoding: str) -> Iterator[tuple[str, int, int]]:
     """The central directory, record by record; zipfile would hold all of it, some 600 bytes a member.
 
     Members that share their bytes let a small file unpack to any size; together they are larger than the file.
@@ -165,7 +167,7 @@ def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
         mark, flags, packed, length, name, extra, comment, offset = ZIP_CENTRAL.unpack(head)
         if mark != b"PK\x01\x02":
             raise zipfile.BadZipFile(f"damaged directory at byte {at}")
-        label = file.read(name).decode("utf-8" if flags & ZIP_UTF8 else "cp437", "backslashreplace")
+        label = file.read(name).decode("utf-8" if flags & ZIP_UTF8 else encoding, "backslashreplace")
         if 0xFFFFFFFF in (length, packed, offset):
             length, packed, offset = _zip64_fields(file.read(extra), length, packed, offset)
         taken += packed
@@ -188,6 +190,21 @@ def _zip64_fields(extra: bytes, length: int, packed: int, offset: int) -> tuple[
             )
         at += 4 + size
     return length, packed, offset
+
+
+def listed_name(item: Item) -> str:
+    """The name under which `archive_members` lists a planned member where no encoding is set, whatever it was planned
+    under: labels beside it are looked for there.
+    """
+    name = item.member or ""
+    if name.isascii() or item.offset is None or not item.uri.lower().endswith(ZIP_SUFFIXES):
+        return name
+    head = read_bytes(item.uri, item.offset, ZIP_LOCAL.size + 4 * len(name), etag=item.etag)
+    if len(head) < ZIP_LOCAL.size or not head.startswith(b"PK\x03\x04"):
+        raise ReadError(f"no zip header at byte {item.offset}: the archive has changed since it was planned")
+    _, flags, _, _, length, _ = ZIP_LOCAL.unpack_from(head)
+    raw = head[ZIP_LOCAL.size : ZIP_LOCAL.size + length]
+    return raw.decode("utf-8" if flags & ZIP_UTF8 else CP437, "backslashreplace")
 
 
 def _read_zip(item: Item, offset: int) -> bytes:

@@ -1,7 +1,8 @@
 """Every picture of a source, streamed in one fixed order and planned once.
 
 A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, a video,
-or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. Order
+or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. What
+looks like an image by its name and is not read here is counted. Order
 is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
 and lists keep their own order.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import islice
 
 import pyarrow as pa
@@ -22,11 +25,14 @@ import pyarrow as pa
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
 from tasks.archives import DAMAGE, DOUBLE, archive_members, is_archive
+from tasks.endings import INSIDE, ending_of, left_out_words, unread_ending
+from tasks.images import readable_endings
 from tasks.listings import URI_COLUMNS, is_list, listed_uris
 from tasks.ranges import S3
 from tasks.read import read_items
 from tasks.storage import StorageError, check_command, is_local, normalise
-from tasks.tables import describe, image_column, image_rows, is_table, table_schema
+from tasks.table_columns import describe, image_column, image_columns, is_text
+from tasks.tables import image_rows, is_table, table_schema
 from tasks.videos import VIDEO_SUFFIXES, is_video, video_frames
 from tasks.walk import File, SourceError, is_file, local_file, parse_glob, source_root, walk
 
@@ -38,13 +44,20 @@ READ_AHEAD = 256  # pictures hashed as one block
 logger = logging.getLogger("deca")
 
 
-def discover(source: str, config: SourceConfig | None = None, skip: str | None = None) -> Iterator[Item]:
+def discover(
+    source: str,
+    config: SourceConfig | None = None,
+    skip: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> Iterator[Item]:
     """Items of `source` in order, numbered from 0. A damaged archive adds itself as one item, which fails when read.
 
-    skip: a folder inside the source to leave out (the output, when it lies there).
+    skip: a folder inside the source to leave out (the output, when it lies there); left_out: counts, by ending, files
+    that look like images and are not read, unless `config.extensions` says what to take.
     Raises SourceError where the source is missing, cannot be listed, or holds no picture.
     """
     config = config or SourceConfig()
+    left_out = Counter() if left_out is None else left_out
     uri = normalise(source)
     try:
         with _reading(uri):
@@ -57,16 +70,19 @@ def discover(source: str, config: SourceConfig | None = None, skip: str | None =
         raise SourceError(f"{uri} is no list, so inputs.uri_column means nothing. Lists: .txt .csv .tsv .parquet")
     inside = normalise(skip) if skip else None
     items = (
-        _listed(uri, root, config) if listed else _walked(uri, root, config, single, None if inside == uri else inside)
+        _listed(uri, root, config, left_out)
+        if listed
+        else _walked(uri, root, config, left_out, single, None if inside == uri else inside)
     )
     index = -1
     for index, item in enumerate(_deduplicated(items, config) if config.deduplicate else items):
         yield replace(item, index=index, root=root)
     if index < 0:
-        kinds = " ".join(config.extensions)
+        kinds = " ".join(_endings(config))
+        unread = f"left out: {left_out_words(left_out)}; " if left_out else ""
         patterns = ", include and exclude patterns apply" if config.include or config.exclude else ""
         raise SourceError(
-            f"no pictures in {uri} (looked for {kinds}, also inside tar, zip and Parquet, and videos with "
+            f"no pictures in {uri} ({unread}looked for {kinds}, also inside tar, zip and Parquet, and videos with "
             f"inputs.videos=true; hidden files are skipped{patterns}). Check with: {check_command(uri)}"
         )
 
@@ -84,7 +100,14 @@ def _is_list(uri: str, config: SourceConfig) -> bool:
         return True
     with _reading(uri):
         schema, _ = table_schema(uri)
-    if image_column(schema, None, uri) is not None:
+    uris = [name for name in URI_COLUMNS if name in schema.names and is_text(schema.field(name).type)]
+    found = image_column(schema, None, uri)
+    if found is not None and found.nested and uris:
+        raise SourceError(
+            f"{uri}: images may be in {found.name}, and {uris[0]} may name files. Say which: --set "
+            f"inputs.image_column={found.name} or --set inputs.uri_column={uris[0]}"
+        )
+    if found is not None:
         return False
     if not set(URI_COLUMNS) & set(schema.names):
         raise SourceError(
@@ -94,7 +117,7 @@ def _is_list(uri: str, config: SourceConfig) -> bool:
     return True
 
 
-def _listed(uri: str, root: str, config: SourceConfig) -> Iterator[Item]:
+def _listed(uri: str, root: str, config: SourceConfig, left_out: Counter[str]) -> Iterator[Item]:
     """Entries of a list, each once. Remote ones are not looked up: a million requests would precede the first row."""
     seen = Digests()
     doubled = 0
@@ -105,20 +128,24 @@ def _listed(uri: str, root: str, config: SourceConfig) -> Iterator[Item]:
                 continue
             file = local_file(entry) if is_local(entry) else File(entry)
             place = entry[len(root) :].lstrip("/") if entry.startswith(f"{root}/") else entry
-            yield from _expand(file, place, config, chosen=True)
+            yield from _expand(file, place, config, left_out, chosen=True)
     if doubled:
         logger.info("%s names %d pictures more than once; each is planned once", uri, doubled)
 
 
-def _walked(uri: str, root: str, config: SourceConfig, single: bool, skip: str | None) -> Iterator[Item]:
+def _walked(
+    uri: str, root: str, config: SourceConfig, left_out: Counter[str], single: bool, skip: str | None
+) -> Iterator[Item]:
     named = parse_glob(uri) is not None and uri.lower().endswith(VIDEO_SUFFIXES)  # clips/*.mp4
     for file in walk(uri, skip):
         place = file.uri[len(root) :].lstrip("/")
         if not any(part.startswith(".") for part in place.split("/")):
-            yield from _expand(file, place, config, chosen=named, single=single)
+            yield from _expand(file, place, config, left_out, chosen=named, single=single)
 
 
-def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, single: bool = False) -> Iterator[Item]:
+def _expand(
+    file: File, place: str, config: SourceConfig, left_out: Counter[str], *, chosen: bool, single: bool = False
+) -> Iterator[Item]:
     """The items one file stands for: itself, its members or rows, or none.
 
     chosen: somebody wrote its name down, so that its extension does not matter; single: it is the whole source.
@@ -127,15 +154,18 @@ def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, singl
     # A folder of photographs often holds films that nobody means; one that is named, or asked for, is meant.
     video = is_video(file.uri) and (chosen or single or config.videos)
     if not is_archive(file.uri) and not is_table(file.uri) and not video:
-        if _wanted(place, config, any_extension=chosen):
+        if _wanted(place, config, any_extension=chosen or single):
             yield whole
+        else:
+            _count(place, config, left_out)
         return
     if any(fnmatchcase(place, pattern) for pattern in config.exclude):
         return
     if video:
         members = _frames(file, place, config)
     else:
-        members = _rows(file, place, config, chosen or single) if is_table(file.uri) else _members(file, place, config)
+        named = chosen or single
+        members = _rows(file, place, config, named) if is_table(file.uri) else _members(file, place, config, left_out)
     try:
         for member, offset, size in members:
             yield replace(whole, member=member, offset=offset, size=size)
@@ -148,17 +178,20 @@ def _expand(file: File, place: str, config: SourceConfig, *, chosen: bool, singl
         raise SourceError(f"cannot read {file.uri}: {error}. Check with: {check_command(file.uri)}") from error
 
 
-def _members(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
+def _members(file: File, place: str, config: SourceConfig, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
     """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item.
 
     Of several pictures of one name the first counts, for a name gives one id; the others are planned to fail.
     """
     seen = Digests()
-    for member, offset, size in archive_members(file.uri):
-        hidden = member.rpartition("/")[2].startswith(".")  # macOS `._*` too
-        if not hidden and _wanted(f"{place}#{member}", config):
+    for member, offset, size in archive_members(file.uri, config.zip_encoding):
+        if member.rpartition("/")[2].startswith("."):  # macOS `._*` too
+            continue
+        if _wanted(f"{place}#{member}", config):
             new = seen.add(hashlib.blake2b(member.encode(), digest_size=16).digest())
             yield member, offset if new else DOUBLE, size
+        else:
+            _count(f"{place}#{member}", config, left_out, inside=True)
 
 
 def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
@@ -174,22 +207,50 @@ def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator
         return
     schema, rows = table_schema(file.uri)
     column = image_column(schema, config.image_column, file.uri)
+    if column is not None:
+        others = (other.name for other in image_columns(schema) if other.struct and other != column)
+        _tell_others(column.name, ", ".join(others))
     if column is None and named:
         raise SourceError(f"{file.uri}: no column of pictures. The columns are {describe(schema)}")
     if column is None:
         return
-    for member, row in image_rows(column, rows):
+    for member, row in image_rows(file.uri, column, rows):
         if _wanted(f"{place}#{member}", config, any_extension=True):
             yield member, row, -1
 
 
+@lru_cache(maxsize=64)
+def _tell_others(column: str, others: str) -> None:
+    """A word about columns that may hold images as well (masks, most often), once for all files of a source."""
+    if others:
+        logger.info("Parquet: images of the column %s are taken (inputs.image_column), not those of %s", column, others)
+
+
 def _wanted(place: str, config: SourceConfig, any_extension: bool = False) -> bool:
-    endings = tuple(f".{extension.lower()}" for extension in config.extensions)
-    if not any_extension and not place.lower().endswith(endings):
+    if not any_extension and not place.lower().endswith(_endings(config)):
         return False
     if config.include and not any(fnmatchcase(place, pattern) for pattern in config.include):
         return False
     return not any(fnmatchcase(place, pattern) for pattern in config.exclude)
+
+
+@lru_cache(maxsize=8)
+def _endings(config: SourceConfig) -> tuple[str, ...]:
+    """The endings that are taken: those that are set, else all that the decoder reads."""
+    if config.extensions is None:
+        return tuple(sorted(readable_endings()))
+    return tuple(f".{extension.lower()}" for extension in config.extensions)
+
+
+def _count(place: str, config: SourceConfig, left_out: Counter[str], inside: bool = False) -> None:
+    """Count what looks like an image, is not taken, and that nobody has chosen to leave out."""
+    if config.extensions is not None:
+        return
+    ending = unread_ending(place, _endings(config))
+    if inside and (is_archive(place) or (config.videos and is_video(place))):  # in a folder they are opened
+        ending = f"{ending_of(place)}{INSIDE}"
+    if ending is not None and _wanted(place, config, any_extension=True):
+        left_out[ending] += 1
 
 
 @contextmanager

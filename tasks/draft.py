@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
@@ -50,7 +51,8 @@ def make_draft(
     can be listed; skip: a folder inside the source that is no input; workers: see `open_or_build`. Raises SourceError.
     """
     digest = hashlib.sha256()
-    listing = discover(source, source_config, skip) if items is None else items
+    left_out: Counter[str] = Counter()
+    listing = discover(source, source_config, skip, left_out) if items is None else items
 
     def hashed() -> Iterator[Item]:
         for item in listing:
@@ -65,7 +67,7 @@ def make_draft(
     record = {
         "source": normalise(source),
         "root": source_root(source) if items is None else normalise(source),
-        "config": {**config, "source": source_config.model_dump(mode="json")},
+        "config": {**config, "source": source_config.plan_settings()},
         "code": code,
         "result_version": result_version(config),
         "weights": dict(sorted(weights.items())),
@@ -78,7 +80,8 @@ def make_draft(
     }
     canonical = json.dumps({key: record[key] for key in record if key not in PROVENANCE}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return PlanRecord.model_validate({**json.loads(json.dumps(record)), "fingerprint": fingerprint})
+    known = {"fingerprint": fingerprint, "images_left_out": dict(sorted(left_out.items()))}
+    return PlanRecord.model_validate({**json.loads(json.dumps(record)), **known})
 
 
 def cut_units(items: Iterable[Item], size: int, first: int = 0) -> Iterator[Unit]:

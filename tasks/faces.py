@@ -23,6 +23,8 @@ from tasks.ahead import in_order
 from tasks.annotators import CompositeAnnotator, Detection
 from tasks.images import decode_image
 from tasks.read import read_items
+from tasks.turned import turned_hint
+from tasks.videos import frame_of
 
 # Pictures are decoded and faces worked on in groups, so that networks see batches. A group is closed when it holds this
 # many pictures or this many pixels (three bytes each; one picture alone may have more: annotate.max_pixels).
@@ -108,7 +110,7 @@ class FaceFinder:
             if isinstance(data, Exception):
                 raise data
             stage = "decode"
-            image = decode_image(data, max_pixels=self.config.max_pixels)
+            image = decode_image(data, max_pixels=self.config.max_pixels, name=item.source_uri)
         except Exception as error:
             return Quarantined.of(item, stage, error)
         return Picture(item, image, self.annotator.for_item(item))
@@ -119,7 +121,8 @@ class FaceFinder:
             try:
                 found += [(picture, index, detection) for index, detection in _asked_for(picture, detections)]
             except Exception as error:
-                quarantine.append(Quarantined.of(picture.item, "detect", error))
+                hint = self._hint(picture) if detections == [] else ""
+                quarantine.append(Quarantined.of(picture.item, "detect", error, f"{error}{hint}"))
         faces = []
         for (picture, index, detection), landmarks in zip(found, apart(found, self._landmarks), strict=True):
             if not isinstance(landmarks, Exception) and not np.isfinite(landmarks).all():
@@ -135,6 +138,13 @@ class FaceFinder:
         if self.labelled("detect"):
             return [picture.annotator.detect(picture.image) for picture in pictures]
         return self.annotator.detect_batch([picture.image for picture in pictures])
+
+    def _hint(self, picture: Picture) -> str:
+        """Whether the picture lies on its side. Labels know, a player turns frames, a retried face was upright."""
+        item = picture.item
+        if self.labelled("detect") or item.face_index is not None or frame_of(item.source_uri) is not None:
+            return ""
+        return turned_hint(picture.image, self.annotator.detect_batch)
 
     def _landmarks(self, found: Sequence[tuple[Picture, int, Detection]]) -> list[NDArray[np.float32]]:
         if self.labelled("landmarks"):

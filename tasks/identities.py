@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from deca_core.errors import DecaError
 from tasks.annotators.labels import NAME_LIMIT
 from tasks.commits import committed_parts
-from tasks.listings import NOTHING, URI_COLUMNS, resolve
+from tasks.listings import NOTHING, URI_COLUMNS
 from tasks.plan import PLAN
 from tasks.ranges import open_checked
 from tasks.storage import StorageError, Store, normalise, storage_errors
 from tasks.tables import BLOCK
+from tasks.walk import resolve
 
 IDENTITY_COLUMNS = ("identity_id", "identity", "label")
 

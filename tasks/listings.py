@@ -9,16 +9,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import IO, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.ranges import open_checked
-from tasks.storage import StorageError, is_local, normalise
-from tasks.tables import BLOCK, describe
-from tasks.walk import SourceError
+from tasks.storage import StorageError
+from tasks.table_columns import describe, is_text
+from tasks.tables import BLOCK
+from tasks.walk import SourceError, resolve
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 # Names that the column has where people make such lists (pandas, img2dataset, Hugging Face imagefolder, our own).
@@ -72,27 +71,6 @@ def listed_specs(uri: str, column: str) -> Iterator[str]:
             yield entry if not mark and not set(entry) & set("/.") else resolve(entry, base) + mark + part
         except (StorageError, ValueError) as error:
             raise SourceError(f"{uri}, {place}: {error}") from error
-
-
-def resolve(entry: str, base: str) -> str:
-    """The normalised URI that `entry` means in a list that lies in the folder `base`.
-
-    >>> resolve("../b/x.jpg", "s3://bucket/lists/a")
-    's3://bucket/lists/b/x.jpg'
-    """
-    if "://" in entry or entry.startswith("/"):
-        return normalise(entry)
-    if is_local(base):
-        return normalise(f"{base}/{entry}")
-    bucket, *folders = base.partition("://")[2].split("/")
-    for part in PurePosixPath(entry).parts:
-        if part != "..":
-            folders.append(part)
-        elif folders:
-            folders.pop()
-        else:
-            raise ValueError(f"{entry!r} leads out of the bucket")
-    return normalise(f"{base.partition('://')[0]}://{'/'.join([bucket, *folders])}")
 
 
 def _checked(value: Any, place: str) -> str:
@@ -160,8 +138,7 @@ def _parquet_entries(uri: str, column: str | None, usual: Sequence[str]) -> Iter
         schema = parquet.schema_arrow
         name = uri_column(schema.names, column, uri, describe(schema), usual)
         kind = schema.field(name).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not is_text(kind):
             raise SourceError(f"{uri}: the column {name!r} is {kind}, not text. The columns are {describe(schema)}")
         row = 0
         for batch in parquet.iter_batches(4096, columns=[name]):

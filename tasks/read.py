@@ -13,7 +13,7 @@ from schemas.engine import SourceConfig
 from schemas.ledger import Item
 from tasks.archives import DAMAGE, GZIP_TAR_SUFFIXES, archive_members, is_archive, read_member
 from tasks.ranges import ReadError, read_bytes
-from tasks.tables import is_table, read_row, table_schema
+from tasks.tables import check_lists, is_table, read_row
 from tasks.videos import is_video, read_frame, video_frames
 
 MAX_BYTES: int = SourceConfig().max_bytes
@@ -90,7 +90,7 @@ def _damage(uri: str) -> Exception:
     """Why an archive, a table or a video is in the plan as itself."""
     try:
         if is_table(uri):
-            table_schema(uri)
+            check_lists(uri)
         elif is_video(uri):
             for _ in video_frames(uri):
                 pass

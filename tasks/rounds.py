@@ -102,14 +102,22 @@ def open_or_build(
             stored = load_plan(dest)
             check_results(stored)
             if mode == "extend":
-                return _extend(stored, draft, folder, units or UnitsConfig(), workers)
-            if not same_plan(stored.inputs, draft):
+                stored = _extend(stored, draft, folder, units or UnitsConfig(), workers)
+            elif not same_plan(stored.inputs, draft):
                 raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
-            return stored
+            return _note_left_out(stored, draft)
         _publish_draft(store, draft, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return load_plan(dest)
+
+
+def _note_left_out(plan: Plan, draft: PlanRecord) -> Plan:
+    """The plan, its record knowing what the last look at the source has left out; all else stays as it is."""
+    record = plan.record.model_copy(update={"images_left_out": draft.images_left_out})
+    if record != plan.record:
+        plan.store.write(PLAN, record.stored())
+    return replace(plan, record=record)
 
 
 def check_results(plan: Plan) -> Plan:
@@ -134,7 +142,7 @@ def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
     files = [_publish_units(store, folder, file, draft.fingerprint[:8]) for file in draft.files]
     record = draft.model_copy(update={"files": files})
     try:
-        store.create(PLAN, record.model_dump_json(indent=1).encode())
+        store.create(PLAN, record.stored())
     except FileExistsError as error:
         other = load_plan(store.uri)
         if not same_plan(other.record, draft):  # it may be cut for another number of workers

@@ -90,13 +90,34 @@ def check_allowed(uri: str) -> None:
 
     Links are followed first. Empty or unset, everything may be written.
     """
-    roots = [_real(normalise(root.strip())) for root in os.environ.get(ALLOWED_ROOTS, "").split(",") if root.strip()]
-    place = _real(uri) if roots else uri
-    if roots and not any(place == root or place.startswith(f"{root.rstrip('/')}/") for root in roots):
+    roots = _allowed_roots()
+    if roots and not _lies_in(uri, roots):
         raise StorageError(
             f"{uri} may not be written: it lies in none of the folders that {ALLOWED_ROOTS} names "
             f"({', '.join(roots)}). Choose a place below one of them, or ask whoever runs this machine to add it"
         )
+
+
+def check_reachable(uri: str, folder: str) -> None:
+    """StorageError where a file in `folder` names a place out of it and of the folders of DECA_ALLOWED_ROOTS.
+
+    Links are followed first. Empty or unset, it may name any, as a list does.
+    """
+    roots = _allowed_roots()
+    if roots and not _lies_in(uri, [_real(folder), *roots]):
+        raise StorageError(
+            f"{uri} is not read: a file in {folder} names it, and it lies neither below there nor in the folders that "
+            f"{ALLOWED_ROOTS} names. Whoever trusts it adds its folder"
+        )
+
+
+def _allowed_roots() -> list[str]:
+    return [_real(normalise(root.strip())) for root in os.environ.get(ALLOWED_ROOTS, "").split(",") if root.strip()]
+
+
+def _lies_in(uri: str, roots: list[str]) -> bool:
+    place = _real(uri)
+    return any(place == root or place.startswith(f"{root.rstrip('/')}/") for root in roots)
 
 
 def _real(uri: str) -> str:

@@ -36,11 +36,12 @@ class Status:
     bytes: int  # of the committed parts and the files beside them
     quarantined: dict[str, int]  # standing rows by stage
     retries: int
+    images_left_out: dict[str, int] = field(default_factory=dict)  # by ending: nothing here reads them
 
     @property
     def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine."""
-        return not self.pending and not self.quarantined
+        """Nothing pending, nothing in quarantine, no image left out."""
+        return not self.pending and not self.quarantined and not self.images_left_out
 
 
 def status(dest: str) -> Status:
@@ -61,6 +62,7 @@ def status(dest: str) -> Status:
         bytes=sum(commit.bytes + sum(file.bytes for file in commit.files) for commit in commits),
         quarantined=dict(sorted(stages.items())),
         retries=len(plan.retries),
+        images_left_out=plan.record.images_left_out,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -110,6 +111,27 @@ def is_file(uri: str) -> bool:
         return False
     fs, path = open_uri(uri)
     return bool(fs.isfile(path))
+
+
+def resolve(entry: str, base: str) -> str:
+    """The normalised URI that `entry` means in a list or table that lies in the folder `base`.
+
+    >>> resolve("../b/x.jpg", "s3://bucket/lists/a")
+    's3://bucket/lists/b/x.jpg'
+    """
+    if "://" in entry or entry.startswith("/"):
+        return normalise(entry)
+    if is_local(base):
+        return normalise(f"{base}/{entry}")
+    bucket, *folders = base.partition("://")[2].split("/")
+    for part in PurePosixPath(entry).parts:
+        if part != "..":
+            folders.append(part)
+        elif folders:
+            folders.pop()
+        else:
+            raise ValueError(f"{entry!r} leads out of the bucket")
+    return normalise(f"{base.partition('://')[0]}://{'/'.join([bucket, *folders])}")
 
 
 def check_source(source: str) -> None:

@@ -15,7 +15,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.ledger import Item
 from tasks.annotators.base import AnnotatorError, Detection, check_picture, largest_first
 from tasks.annotators.labels import LabelError, read_identity, read_landmarks, read_mask
-from tasks.archives import GZIP_TAR_SUFFIXES, archive_members, read_member
+from tasks.archives import GZIP_TAR_SUFFIXES, archive_members, listed_name, read_member
 from tasks.read import read_item
 
 FORMAT = "1"  # of the files that are understood; part of a plan's versions
@@ -111,7 +111,7 @@ class SidecarAnnotator:
 
 
 def _place(item: Item) -> str:
-    return item.member or item.uri
+    return listed_name(item) or item.uri
 
 
 def _names(patterns: Sequence[str], item: Item) -> list[str]:

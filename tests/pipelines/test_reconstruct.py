@@ -18,10 +18,14 @@ from PIL import Image
 from deca_core.checkpoint import SHIPPED, checkpoint_hash
 from pipelines.reconstruct import reconstruct
 from pipelines.stages import stored_config
+from pipelines.status import status_report
+from pipelines.summaries import summary_lines
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.commits import committed_parts, read_commits, standing_quarantine
 from tasks.consensus import ConsensusError
+from tasks.endings import left_out_words
+from tasks.images import readable_endings
 from tasks.verify import verify
 from tests.pipelines.conftest import astronaut, encoded, write_photos
 
@@ -105,6 +109,34 @@ def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
     ended = {name: ending for name, ending in ended.items() if "escape" not in name}
     assert ended == expected
     assert not (folder.parent / "escape.jpg").exists()
+
+
+def test_endings_and_what_is_left_out(tmp_path):
+    """One image as seven kinds of file: six are read, the seventh is told, and the outcome says that it is missing."""
+    folder, dest = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name, kind in {
+        "1.jpg": "JPEG",
+        "2.jfif": "JPEG",
+        "3.jpe": "JPEG",
+        "4.avif": "AVIF",
+        "5.jp2": "JPEG2000",
+    }.items():
+        (folder / name).write_bytes(encoded(astronaut(), kind))
+    (folder / "6.PPM").write_bytes(encoded(astronaut(), "PPM"))
+    for name in ("7.heic", "8.cr2", "notes.md", "labels.json"):
+        (folder / name).write_bytes(b"x")
+    summary = reconstruct(config(folder, dest))
+    assert (summary.outcome, summary.images, summary.faces) == ("partial", 6, 6)
+    left_out = {".cr2": 1} if ".heic" in readable_endings() else {".cr2": 1, ".heic": 1}
+    assert summary.images_left_out == left_out
+    line = ("images left out", left_out_words(left_out))
+    assert line in summary_lines(summary)
+    assert line in status_report(str(dest)).lines()
+    assert not status_report(str(dest)).complete
+    chosen = {"inputs": {"extensions": ["jpg", "jfif"]}}
+    summary = reconstruct(config(folder, tmp_path / "chosen", **chosen))
+    assert (summary.outcome, summary.images, summary.images_left_out) == ("complete", 2, {})
 
 
 def test_pictures_of_nobody_known_cannot_share_a_skull(done):

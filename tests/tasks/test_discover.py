@@ -7,6 +7,7 @@ import io
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,69 @@ def test_digests_are_a_set_in_little_memory() -> None:
         known.add(digest)
     assert digests.count == len(known) == 20_000
     assert len(digests.table) <= 54 * 20_000
+
+
+def left_out_of(source: Path | str, **settings: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    list(discover(str(source), SourceConfig(**settings), left_out=counts))
+    return dict(counts)
+
+
+def test_what_looks_like_an_image_and_is_not_read_is_counted(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.jpg", "b.HEIC", "deep/c.heic", "d.cr2", "e.svg", "f.json", "notes.md", ".hidden.heic", "h.mp4"])
+    make_tar(tmp_path / "t.tar", ["1.jpeg", "2.heic", "3.json", "4.zip", "5.mp4", ".__6.heic"])
+    everything = {".heic": 3, ".cr2": 1, ".svg": 1, ".zip in an archive": 1}
+    assert left_out_of(tmp_path) == everything
+    assert left_out_of(tmp_path, videos=True, include=["*.jp*g", "*.heic"]) == {".heic": 2}  # b.HEIC is not included
+    assert left_out_of(tmp_path, exclude=["*.heic", "*.HEIC", "*.svg"]) == {".cr2": 1, ".zip in an archive": 1}
+    assert left_out_of(tmp_path, extensions=["jpg", "jpeg"]) == {}  # whoever says what to take, leaves the rest out
+    assert places(tmp_path, extensions=["heic"]) == ["b.HEIC", "deep/c.heic", "t.tar#2.heic"]
+    assert left_out_of(f"{tmp_path}/*.jpg") == {}
+    assert left_out_of(f"{tmp_path}/t.tar") == {".heic": 1, ".zip in an archive": 1}
+
+
+def test_a_source_of_nothing_that_can_be_read_says_why(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.heic", "b.heic"])
+    with pytest.raises(
+        SourceError, match=r"no pictures in .*\(left out: 2 \.heic \(pip install pillow-heif\); looked for"
+    ):
+        list(discover(str(tmp_path)))
+
+
+def test_what_is_named_is_taken_whatever_its_ending(tmp_path: Path) -> None:
+    fill(tmp_path, ["photo", "a.heic", "b.happy"])
+    for name in ("photo", "a.heic", "b.happy"):
+        (item,) = discover(f"{tmp_path}/{name}")
+        assert read_item(item) == name.encode()
+    (tmp_path / "list.txt").write_text("photo\na.heic\nb.happy\n")
+    assert len(list(discover(f"{tmp_path}/list.txt"))) == 3
+
+
+JAPANESE = "\u5199\u771f/\u82b1\u5b50.jpg"  # "photographs/Hanako.jpg"
+
+
+def shift_jis_zip(path: Path, members: dict[str, bytes]) -> Path:
+    """As a Japanese Windows packs: names in cp932, the flag for UTF-8 not set."""
+
+    class Entry(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+            return self.filename.encode("cp932"), self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(Entry(name), data)
+    return path
+
+
+def test_names_in_zips(tmp_path: Path) -> None:
+    shift_jis = str(shift_jis_zip(tmp_path / "windows.zip", {JAPANESE: b"data"}))
+    (raw,) = discover(shift_jis)
+    assert raw.member == JAPANESE.encode("cp932").decode("cp437")  # as before, so that ids of datasets stay
+    (named,) = discover(shift_jis, SourceConfig(zip_encoding="cp932"))
+    assert named.member == JAPANESE
+    assert read_item(raw) == read_item(named) == b"data"
+    with zipfile.ZipFile(tmp_path / "flagged.zip", "w") as archive:
+        archive.writestr(JAPANESE, b"data")  # zipfile sets the flag
+    for settings in ({}, {"zip_encoding": "cp932"}):
+        (item,) = discover(str(tmp_path / "flagged.zip"), SourceConfig(**settings))
+        assert item.member == JAPANESE

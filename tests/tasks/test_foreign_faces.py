@@ -17,7 +17,7 @@ from PIL import Image
 from schemas.faces import annotations_schema, faces_schema
 from tasks.commits import committed_parts
 from tasks.shard import publish
-from tasks.tables import image_column
+from tasks.table_columns import image_column
 from tasks.versions import open_faces
 from tasks.walk import SourceError
 from tests.tasks.annotated import EMBEDDING, add_photos, annotate, assign, settings
@@ -136,6 +136,8 @@ def test_ray_data(shards: list[str], truth: dict[str, dict[str, Any]], ray_clust
 
 def test_reconstruct_asks_which_of_the_pictures() -> None:
     schema = faces_schema(EMBEDDING)
-    assert image_column(schema, "crop", "train.parquet") == "crop"
+    found = image_column(schema, "crop", "train.parquet")
+    assert found is not None
+    assert found.name == "crop"
     with pytest.raises(SourceError, match=r"may be in crop or skin_mask.*inputs.image_column=crop"):
         image_column(schema, None, "train.parquet")

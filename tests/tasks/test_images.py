@@ -194,7 +194,6 @@ def test_pictures_without_a_defined_white_are_refused(mode):
         (b"<html><body>Sign in to go on</body></html>" * 9, "not-an-image", "HTML"),
         (b"%PDF-1.7 ....", "not-an-image", "PDF"),
         (b"\0" * 64, "not-an-image", "0x00000000"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported", "HEIC"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not-an-image", "PostScript"),
         ("фото".encode() * 30, "not-an-image", "text of 240 bytes"),
     ],
@@ -203,6 +202,69 @@ def test_what_is_not_a_picture_is_named(data, kind, word):
     error = refused(data)
     assert error.kind == kind
     assert word in str(error)
+
+
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a tag in its first directory."""
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, entry) == (tag,):
+            kind = 4 if value > 65535 else 3
+            return data[: entry + 2] + struct.pack("<HII", kind, 1, value) + data[entry + 12 :]
+    raise AssertionError(f"no tag {tag}")
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        (50001, "WebP"),
+        (50002, "JPEG XL"),
+        (34887, "LERC"),
+        (34661, "JBIG"),
+        (34712, "JPEG 2000"),
+        (12345, "method 12345"),
+    ],
+)
+def test_a_compression_that_pillow_lacks_is_no_damage(code, word, capfd):
+    tiff = encode(Image.fromarray(picture()), "TIFF", compression="tiff_lzw")
+    error = refused(with_tag(tiff, 259, code))
+    assert error.kind == "unsupported"
+    assert f"compressed with {word}, which the installed Pillow does not read: save it as PNG" in str(error)
+    assert capfd.readouterr().err == ""
+
+
+def test_other_kinds_that_pillow_lacks_are_no_damage():
+    tiff = encode(Image.fromarray(picture()), "TIFF")
+    for data in (with_tag(tiff, 262, 9999), with_tag(tiff, 277, 5)):
+        assert refused(data).kind == "unsupported"
+    bmp = bytearray(encode(Image.fromarray(picture()), "BMP"))
+    struct.pack_into("<I", bmp, 30, 4)  # a JPEG in a BMP
+    assert refused(bytes(bmp)).kind == "unsupported"
+
+
+def test_camera_raws_are_not_their_thumbnails():
+    thumbnail = Image.new("RGB", (16, 12))
+    dng = encode(thumbnail, "TIFF", tiffinfo={50706: b"\1\4\0\0", 254: 1})
+    nef = encode(thumbnail, "TIFF", tiffinfo={254: 1})
+    tiff = encode(thumbnail, "TIFF")
+    cr2 = tiff[:4] + struct.pack("<I", 16) + b"CR\2\0" + bytes(4) + tiff[8:]  # Pillow would look for tags at byte 16
+    for data in (dng, nef):
+        error = refused(data)
+        assert error.kind == "unsupported"
+        assert "camera raw" in str(error)
+    assert refused(cr2).kind in ("unsupported", "truncated")
+    assert refused(b"FUJIFILMCCD-RAW 0201" + bytes(99)).kind == "unsupported"
+    assert decode_image(encode(thumbnail, "TIFF", tiffinfo={254: 0})).shape == (12, 16, 3)
+
+
+def test_a_heic_under_another_name_says_what_to_install():
+    if "HEIF" in Image.OPEN:
+        pytest.skip("pillow-heif is installed")
+    for brand in (b"heic", b"mif1", b"heix"):
+        error = refused(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(40))
+        assert error.kind == "unsupported"
+        assert "pip install pillow-heif" in str(error)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "PPM", "GIF"])

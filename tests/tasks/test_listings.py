@@ -14,7 +14,7 @@ import pytest
 
 from schemas.engine import SourceConfig
 from tasks.discover import SourceError, discover
-from tasks.listings import LONGEST, LONGEST_LINE, listed_uris, resolve
+from tasks.listings import LONGEST, LONGEST_LINE, listed_uris
 from tasks.ranges import ReadError
 from tasks.read import read_item
 from tasks.storage import Store
@@ -143,21 +143,6 @@ def test_settings_that_do_not_go_together(folder: Path) -> None:
         SourceConfig(uri_column="path", image_column="image")
     with pytest.raises(SourceError, match=r"gone.csv does not exist"):
         list(discover(str(folder / "gone.csv")))
-
-
-@pytest.mark.parametrize(
-    ("entry", "base", "expected"),
-    [
-        ("b/../c.jpg", "s3://bucket/x", "s3://bucket/x/c.jpg"),
-        ("./c.jpg", "s3://bucket", "s3://bucket/c.jpg"),
-        ("../c d#1?.jpg", "/lists/x", "/lists/c d#1?.jpg"),
-        ("~/c.jpg", "/lists", "/lists/~/c.jpg"),
-        ("https://host/c.jpg?size=1", "/lists", "https://host/c.jpg?size=1"),
-        ("file:///a/c.jpg", "s3://bucket", "/a/c.jpg"),
-    ],
-)
-def test_relative_paths(entry: str, base: str, expected: str) -> None:
-    assert resolve(entry, base) == expected
 
 
 def test_a_table_in_a_list_must_hold_pictures(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.engine import RayConfig, SourceConfig, UnitsConfig
+from schemas.engine import FIRST_EXTENSIONS, RayConfig, SourceConfig, UnitsConfig
 from tasks.commits import committed_parts, pending, standing_quarantine
 from tasks.engine import run_units
 from tasks.plan import Plan, PlanConflict, PlanError, load_plan
@@ -321,3 +322,52 @@ def test_a_longer_list_and_more_shards_extend_as_well(tmp_path: Path) -> None:
     assert sources(dest) == ["1.jpg", "2.jpg"]
     os.utime(listed)
     assert extend(dest, listed) == load_plan(dest)  # the list's own date does not matter
+
+
+def record_of(dest: str) -> dict[str, Any]:
+    return json.loads(Store(dest).read("_plan.json"))
+
+
+def test_images_left_out_follow_the_last_look_at_the_source(photos: Callable[..., Path], tmp_path: Path) -> None:
+    source, dest = photos(4), str(tmp_path / "out")
+    plan = open_or_build(dest, str(source), units=FOUR)
+    run(plan)
+    assert "images_left_out" not in record_of(dest)  # as earlier versions write and read it
+    assert status(dest).complete
+    add(source, "a.heic", "b.HEIC", "c.cr2")
+    again = open_or_build(dest, str(source), units=FOUR)
+    assert again.fingerprint == plan.fingerprint == record_of(dest)["fingerprint"]
+    assert again == load_plan(dest)
+    assert run(again) == 0
+    assert status(dest).images_left_out == {".cr2": 1, ".heic": 2}
+    assert not status(dest).complete
+    assert open_or_build(dest, mode="resume") == again  # which does not look
+    assert verify(dest).ok
+    (source / "c.cr2").unlink()
+    add(source, "d.jfif")
+    run(extend(dest, source))
+    assert status(dest).images_left_out == {".heic": 2}
+    for name in ("a.heic", "b.HEIC"):
+        (source / name).unlink()
+    assert extend(dest, source).units == 2
+    assert status(dest).complete
+    assert "images_left_out" not in record_of(dest)
+
+
+def test_a_dataset_of_an_earlier_version_gains_the_endings_that_it_did_not_know(
+    photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The default has grown, and the plan that it was part of is the same plan."""
+    source, dest = photos(4), str(tmp_path / "out")
+    before = SourceConfig(extensions=FIRST_EXTENSIONS)  # what the earlier default was
+    run(open_or_build(dest, str(source), units=FOUR, source_config=before))
+    record = record_of(dest)
+    del record["config"]["source"]["zip_encoding"]  # which that version did not know
+    Store(dest).write("_plan.json", json.dumps(record).encode())
+    ids = sources(dest)
+    assert open_or_build(dest, str(source), units=FOUR) == load_plan(dest)
+    add(source, "new.jfif", "new.ppm")
+    with pytest.raises(PlanConflict, match="inputs: 2 added, 0 removed, 0 changed"):
+        open_or_build(dest, str(source), units=FOUR)
+    assert run(extend(dest, source)) == 1
+    assert sources(dest) == [*ids, "new.jfif", "new.ppm"]

@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 from tasks.discover import SourceError, discover, source_root
 from tasks.storage import Store
-from tasks.walk import Glob
+from tasks.walk import Glob, resolve
 
 NAMES = [
     "2023/a/front1.png",
@@ -124,3 +124,18 @@ def test_pipes_and_sockets_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     os.mkfifo(tmp_path / "b.jpg")
     assert [item.uri for item in discover(str(tmp_path))] == [f"{tmp_path}/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "base", "expected"),
+    [
+        ("b/../c.jpg", "s3://bucket/x", "s3://bucket/x/c.jpg"),
+        ("./c.jpg", "s3://bucket", "s3://bucket/c.jpg"),
+        ("../c d#1?.jpg", "/lists/x", "/lists/c d#1?.jpg"),
+        ("~/c.jpg", "/lists", "/lists/~/c.jpg"),
+        ("https://host/c.jpg?size=1", "/lists", "https://host/c.jpg?size=1"),
+        ("file:///a/c.jpg", "s3://bucket", "/a/c.jpg"),
+    ],
+)
+def test_relative_paths(entry: str, base: str, expected: str) -> None:
+    assert resolve(entry, base) == expected

@@ -23,6 +23,7 @@ from tasks.faces import FaceFinder
 from tasks.read import MAX_BYTES
 from tests.tasks.annotators.test_labels import npy, png, pts, txt
 from tests.tasks.annotators.test_skin import drawn_face
+from tests.tasks.test_discover import JAPANESE, shift_jis_zip
 
 IMAGE, POINTS = drawn_face(120)
 MASK = np.zeros((120, 120), np.uint8)
@@ -228,6 +229,15 @@ def test_an_identity_inside_an_archive(tmp_path):
     (item,) = discover(str(tmp_path / "all.zip"))
     config = AnnotateConfig(sidecar=SidecarConfig(identity=("{stem}.txt",)))
     assert SidecarAnnotator(config).for_item(item).identity() == "Ada"
+
+
+def test_labels_in_a_zip_with_names_of_another_encoding(tmp_path):
+    """The image is planned under its Japanese name; the label beside it is found all the same."""
+    path = shift_jis_zip(tmp_path / "all.zip", {JAPANESE: encode_jpeg(IMAGE, 95), JAPANESE[:-3] + "txt": b"Hanako"})
+    (item,) = discover(str(path), SourceConfig(zip_encoding="cp932"))
+    config = AnnotateConfig(sidecar=SidecarConfig(identity=("{stem}.txt",)))
+    assert item.member == JAPANESE
+    assert SidecarAnnotator(config).for_item(item).identity() == "Hanako"
 
 
 @pytest.mark.parametrize(
