@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from schemas.animate import AnimateOutput, animation_schema
-from schemas.columns import meaning, type_in_words
+from schemas.columns import is_picture, meaning, type_in_words
 from schemas.consensus import ConsensusRecord, consensus_schema
 from schemas.evaluate import METRICS, evaluations_schema
 from schemas.export import exports_schema
@@ -34,6 +34,7 @@ from schemas.faces import (
 from schemas.ledger import (
     ITEM_SCHEMA,
     QUARANTINE_SCHEMA,
+    SNAPSHOT_SCHEMA,
     CommitRecord,
     PlanRecord,
     RoundRecord,
@@ -200,6 +201,18 @@ DATASETS = (
         "    print(row.uri, row.stage, row.message)\n```",
         lambda: QUARANTINE_SCHEMA,
     ),
+    Dataset(
+        "commits",
+        "_commits/snapshot-*.parquet",
+        "every flow over units",
+        "Commit records, one row a unit, sorted by unit: what a run of more than 64 units makes of the single "
+        "files `_commits/00042-<fp8>.json` ([records.md](records.md#commitrecord)). A unit may be in both, and in "
+        "several snapshots: its highest revision holds.",
+        '```python\nfrom tasks.commits import commit_table, read_commits\nfrom tasks.plan import load_plan\n\n'
+        'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units, wherever their records lie\n'
+        'for commit in read_commits("out/"):\n    print(commit.unit, commit.part, commit.sha256)\n```',
+        lambda: SNAPSHOT_SCHEMA,
+    ),
 )  # fmt: skip
 
 # Fields of records that explain themselves in code, for those who read the page alone.
@@ -241,7 +254,8 @@ RECORDS: tuple[tuple[type[BaseModel], str], ...] = (
     ),
     (
         CommitRecord,
-        "`_commits/00042-<fp8>.json`: what makes a unit's part data. Every reader reads it before any part.",
+        "`_commits/00042-<fp8>.json`: what makes a unit's part data. Every reader reads it before any part. "
+        "Of many units the records lie in [snapshots](commits.md).",
     ),
     (FacesVersion, "`faces/versions/000001.json`: the files of a version of faces/; nothing else is data."),
     (ConsensusRecord, "`consensus/_current.json`: which file of consensus/ holds, and of which rows it was made."),
@@ -293,7 +307,7 @@ def _encodings(schema: pa.Schema) -> str:
         said.append("Arrays are `fixed_size_list` columns with their shape in the field's metadata")
     if any(b"scale" in (field.metadata or {}) for field in schema):
         said.append("integers that stand for numbers are stored x scale + offset, both in the field's metadata")
-    if any(pa.types.is_struct(field.type) for field in schema):
+    if any(is_picture(field.type) for field in schema):
         said.append("pictures are Hugging Face's `struct<bytes, path>`")
     text = "; ".join(said)
     return _wrapped(f"{text}. `schemas.parquet.fixed_values` decodes a column of arrays.") if said else ""

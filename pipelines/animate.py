@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from itertools import islice
 
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.animate import AnimateConfig, AnimateSummary
@@ -99,7 +100,7 @@ def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnProgress | N
 def summarise(plan: Plan, config: AnimateConfig, run: RunSummary) -> AnimateSummary:
     """Count what lies in DEST and write it beside the data."""
     now = status(plan.dest)
-    files = [file.file for commit in read_commits(plan.dest) for file in commit.files]
+    names = (file.file for commit in read_commits(plan.dest) for file in commit.files)
     cast = plan.record.config["cast"]
     summary = AnimateSummary(
         outcome="complete" if now.complete else "partial",
@@ -118,7 +119,7 @@ def summarise(plan: Plan, config: AnimateConfig, run: RunSummary) -> AnimateSumm
         checkpoint=plan.record.weights["checkpoint"],
         fingerprint=now.fingerprint,
         bytes=now.bytes,
-        files=files[:FILES_NAMED],
+        files=list(islice(names, FILES_NAMED)),
     )
     plan.store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
     return summary

@@ -36,14 +36,13 @@ def status(
     for name, value in report.lines():
         table.add_row(name, value)
     console.print(table)
-    rows = report.quarantine
-    for row in rows[:quarantine]:
+    for row in report.failures(quarantine):
         face = "" if row.face_index is None else f" face {row.face_index}"
         line = shown(f"  {row.uri}{face}  [{row.stage}] {row.error}: {row.message}")
         console.print(line, markup=False, soft_wrap=True)
-    if len(rows) > quarantine:
-        console.print(f"  and {len(rows) - quarantine} more; list them with --quarantine {len(rows)}")
-    if rows:
+    if report.quarantine > quarantine:
+        console.print(f"  and {report.quarantine - quarantine} more; list them with --quarantine {report.quarantine}")
+    if report.quarantine:
         console.print(f"Try them once more with: deca retry {Store(dest).uri}", markup=False, soft_wrap=True)
     return COMPLETE if report.complete else PARTIAL
 

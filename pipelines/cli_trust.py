@@ -128,8 +128,8 @@ def migrate_command(datasets: Datasets) -> int:
 
     for dest in dict.fromkeys(datasets):
         for done in migrate(dest):
-            if done.records:
-                said = f"schema {done.before} -> {done.after}, {done.records} records"
+            if done.records or done.moved:
+                said = f"schema {done.before} -> {done.after}, {done.records} records, {done.moved} into snapshots"
             else:
                 said = f"schema {done.after} already"
             _say(f"{done.uri}: {said}")

@@ -6,11 +6,12 @@ import logging
 from collections import Counter
 from functools import partial
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
 from schemas.export import ExportConfig, ExportSummary
-from tasks.commits import read_commits
+from tasks.commits import commit_table, read_parts
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.export import ExportWorker
@@ -76,11 +77,11 @@ def export_heads(plan: Plan, config: ExportConfig, on_progress: OnProgress | Non
 
 def summarise(plan: Plan, config: ExportConfig, run: RunSummary) -> ExportSummary:
     """Count what lies in DEST and write it beside the data."""
-    now, commits = status(plan.dest), read_commits(plan.dest)
+    now, files = status(plan.dest), commit_table(plan, ["files_count"])["files_count"]
     colours: Counter[str] = Counter()
-    for commit in commits:
-        if commit.part and commit.rows:
-            with pq.ParquetFile(open_checked(plan.store.join(commit.part), None, BLOCK)) as parquet:
+    for part in read_parts(plan):
+        if part.rows:
+            with pq.ParquetFile(open_checked(plan.store.join(part.file), None, BLOCK)) as parquet:
                 colours.update(parquet.read(columns=["colours"])["colours"].to_pylist())
     if colours["albedo"] and config.formats != ("npz",):
         logger.warning(
@@ -93,7 +94,7 @@ def summarise(plan: Plan, config: ExportConfig, run: RunSummary) -> ExportSummar
         heads=now.rows,
         formats=config.formats,
         colours=dict(sorted(colours.items())),
-        files=sum(len(commit.files) for commit in commits),
+        files=pc.sum(files).as_py() or 0,
         bytes=now.bytes,
         quarantined=now.quarantined,
         pending_units=now.pending,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from pipelines.stages import find_faces, planned_dataset
+from schemas.ledger import Quarantined
 from schemas.train import STAGES, StageName, TrainPlan
-from tasks.commits import standing_quarantine
+from tasks.commits import standing_rows
 from tasks.endings import left_out_words
+from tasks.plan import load_plan
 from tasks.storage import Store
 from tasks.train_records import MODEL, finished_stages, is_published, list_checkpoints, stored_plan
 from tasks.verify import status
@@ -34,7 +38,7 @@ def validation_words(terms: dict[str, float]) -> str:
 class TrainStatus:
     """Where a training run stands."""
 
-    quarantine: tuple[()] = ()  # what training leaves out is logged, and counted nowhere
+    quarantine = 0  # what training leaves out is logged, and counted nowhere
 
     def __init__(self, dest: str, plan: TrainPlan) -> None:
         self.store, self.plan = Store(dest), plan
@@ -45,6 +49,9 @@ class TrainStatus:
     def complete(self) -> bool:
         """Every stage is finished, and the model is published."""
         return set(self.planned) <= set(self.finished) and is_published(self.store, self.plan)
+
+    def failures(self, count: int) -> list[Quarantined]:
+        return []
 
     def lines(self) -> Lines:
         names = ("source", "backbone", "recipe")
@@ -75,9 +82,13 @@ class StatusReport:
     def __init__(self, dest: str) -> None:
         dataset, faces = planned_dataset(dest), find_faces(dest)
         self.now = status(dataset)
-        self.quarantine = standing_quarantine(dataset)
+        self.quarantine = sum(self.now.quarantined.values())  # rows that stand
         self.ingest = dataset != Store(dest).uri
         self.version = current(faces) if faces else None
+
+    def failures(self, count: int) -> list[Quarantined]:
+        """The first quarantined rows that stand."""
+        return [row for _, row in islice(standing_rows(load_plan(self.now.dest)), count)]
 
     @property
     def assigned(self) -> int:

@@ -111,6 +111,23 @@ OWN = {
     ("truth", "normals"): "PNG of the detailed surface's normals on the UV map, (n + 1) / 2 x 255",
     ("quarantine", "uri"): "where the picture lies, `archive#member` in archives",
     ("quarantine", "face_index"): "which face; null: the whole picture",
+    ("commits", "unit"): "number of the unit",
+    ("commits", "revision"): "how often the record was written anew without some rows; the highest one holds",
+    ("commits", "written"): "when the record was written, seconds since the epoch; null where nobody knows",
+    ("commits", "items"): "inputs of the unit",
+    ("commits", "rows"): "of the part",
+    ("commits", "quarantined"): "rows that failed",
+    ("commits", "stages"): "quarantined rows by stage",
+    ("commits", "part"): "file with the unit's rows; null: the unit was given up as a whole",
+    ("commits", "bytes"): "of the part",
+    ("commits", "sha256"): "of the part",
+    ("commits", "origin"): "of the part that the rows were first published in, where some were taken out since",
+    ("commits", "quarantine"): "the file with the rows that failed",
+    ("commits", "seconds"): "that a worker spent on the unit",
+    ("commits", "versions"): "package and libraries that made the rows",
+    ("commits", "files_count"): "files beside the part",
+    ("commits", "files_bytes"): "of all of them together",
+    ("commits", "files"): "what lies beside the part: one image or map each",
     ("items", "face_index"): "only this face of the picture (retry of one); null: all",
     ("items", "attempts"): "earlier attempts at this row",
 }
@@ -127,10 +144,19 @@ def type_in_words(field: pa.Field) -> str:
     if pa.types.is_fixed_size_list(kind):
         shape = (field.metadata or {}).get(b"shape", b"").decode().strip("[]").replace(", ", " x ")
         return f"{_plain(kind.value_type)}, {shape or kind.list_size}"
-    if pa.types.is_list(kind):
-        return f"list of {_plain(kind.value_type)}"
-    return "picture" if pa.types.is_struct(kind) else _plain(kind)
+    return "picture" if is_picture(kind) else _plain(kind)
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether a column holds pictures as Hugging Face has them."""
+    return pa.types.is_struct(kind) and [field.name for field in kind] == ["bytes", "path"]
 
 
 def _plain(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"list of {_plain(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return f"struct of {', '.join(field.name for field in kind)}"
+    if pa.types.is_map(kind):
+        return f"map of {kind.key_type} to {kind.item_type}"
     return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))

@@ -16,7 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from schemas.secrets import redact
 
 # 2: commit records know the part that their rows came in first; programs that write rows read tombstones.
-SCHEMA_VERSION = 2
+# 3: commit records may lie in snapshots, and one that is written anew gets a new name: `revision`. What only knows
+#    schema 2 would take the units of a snapshot for pending, so it must not open the plan.
+SCHEMA_VERSION = 3
+OLDEST = 2  # what is read as it lies there; its commit records stay one file each until `deca migrate`
 
 Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
 STAGES: tuple[str, ...] = get_args(Stage)
@@ -47,6 +50,30 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("error", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+_FILE = pa.struct([("file", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
+SNAPSHOT_SCHEMA = pa.schema(  # `files` is last, and large: who only counts does not read it
+    [
+        pa.field("unit", pa.int64(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+        pa.field("written", pa.float64()),
+        pa.field("items", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("quarantined", pa.int64(), nullable=False),
+        pa.field("stages", pa.map_(pa.string(), pa.int64()), nullable=False),
+        pa.field("part", pa.string()),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string()),
+        pa.field("origin", pa.string()),
+        pa.field("quarantine", _FILE),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("versions", pa.map_(pa.string(), pa.string()), nullable=False),
+        pa.field("files_count", pa.int64(), nullable=False),
+        pa.field("files_bytes", pa.int64(), nullable=False),
+        pa.field("files", pa.list_(_FILE), nullable=False),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -161,7 +188,7 @@ class _Record(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """A name that stays below the dataset: a forged record must not lead a reader, or a deletion, anywhere else."""
     if name.startswith("/") or "://" in name or "\\" in name or not name.isprintable():
         raise ValueError("must be a name below the dataset")
@@ -170,7 +197,7 @@ def _inside(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_inside)]
+Name = Annotated[str, AfterValidator(inside)]
 
 
 class StoredFile(BaseModel):
@@ -246,9 +273,13 @@ class RoundRecord(_Record):
 
 
 class CommitRecord(_Record):
-    """`_commits/00042-<fp8>.json`: what makes a unit's part data. Read by every reader before any part."""
+    """`_commits/00042-<fp8>.json`: what makes a unit's part data. Read by every reader before any part.
+
+    Many of them come to lie in one file: SNAPSHOT_SCHEMA.
+    """
 
     unit: NonNegativeInt
+    revision: NonNegativeInt = 0  # how often it was written anew without some of its rows; the highest one holds
     fingerprint: str
     items: NonNegativeInt
     rows: NonNegativeInt
@@ -264,3 +295,19 @@ class CommitRecord(_Record):
     files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each
     seconds: float
     versions: dict[str, str] = Field(default_factory=dict)
+
+
+Row = dict[str, Any]  # of SNAPSHOT_SCHEMA
+
+
+def commit_to_row(commit: CommitRecord, written: float | None) -> Row:
+    """A commit record as a row of a snapshot. written: seconds since the epoch, None where nobody knows."""
+    row = commit.model_dump(exclude={"schema_version", "fingerprint"})
+    sizes = [file.bytes for file in commit.files]
+    return {**row, "written": written, "files_count": len(sizes), "files_bytes": sum(sizes)}
+
+
+def row_to_commit(row: Row, fingerprint: str) -> CommitRecord:
+    """Inverse of `commit_to_row`. fingerprint: of the plan."""
+    fields = {name: value for name, value in row.items() if name in CommitRecord.model_fields}
+    return CommitRecord.model_validate({**fields, "fingerprint": fingerprint})

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.erase import ERASED
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
-from schemas.ledger import ITEM_SCHEMA, QUARANTINE_SCHEMA, table_to_items, table_to_quarantine
+from schemas.ledger import ITEM_SCHEMA, QUARANTINE_SCHEMA, SNAPSHOT_SCHEMA, table_to_items, table_to_quarantine
 from tasks.plan import PLAN, PLAN_FOLDER, READ_THREADS, load_plan
 from tasks.ranges import open_checked
 from tasks.storage import Store
@@ -124,5 +124,9 @@ def _count_rows(place: Place, name: str, erased: Erased, root: str) -> int:
             return sum(erased.has_quarantined(row, root) for row in table_to_quarantine(parquet.read()))
         if schema.names == ITEM_SCHEMA.names:
             return sum(erased.has_item(item) for item in table_to_items(parquet.read(), root))
+        if schema.names == SNAPSHOT_SCHEMA.names:
+            groups = (parquet.read_row_group(group, columns=["files"]) for group in range(parquet.num_row_groups))
+            rows = (row["files"] for group in groups for row in group.to_pylist())
+            return sum(any(erased.names(file["file"]) for file in files) for files in rows)
         columns = id_columns(schema)
         return int(erased.rows(parquet.read(columns=columns)).sum()) if columns else 0

@@ -28,7 +28,8 @@ from schemas.ledger import (
     table_to_quarantine,
 )
 from schemas.parquet import write_batches, write_table
-from tasks.commits import publish_commit
+from tasks.commits import publish_commit, replace_commit
+from tasks.compaction import purge
 from tasks.plan import Plan
 from tasks.ray_cluster import EngineError
 from tasks.rewrite import files_left, publish_without, spare
@@ -206,12 +207,15 @@ def _living(plan: Plan, rows: Sequence[Quarantined], erased: Erased) -> list[Qua
 def _publish_record(plan: Plan, commit: CommitRecord, known: Erased) -> CommitRecord:
     """Commit a unit from which `known` are gone; whoever was erased since goes at once."""
     publish_commit(plan, commit)
+    published = commit
     try:
         while (erased := read_erased(plan.store, known)).number != known.number:
             commit, known = erase_unit(plan, commit, erased)[0], erased
     except FileNotFoundError as error:
-        plan.store.delete(plan.commit_name(commit.unit))
+        plan.store.delete(plan.commit_name(commit.unit, commit.revision))
         raise Withdrawn(f"unit {commit.unit} met an erasure; it is done again without the erased") from error
+    if commit != published:  # another driver may have moved the record meanwhile
+        purge(plan)
     return commit
 
 
@@ -234,7 +238,7 @@ def erase_unit(plan: Plan, commit: CommitRecord, erased: Erased) -> tuple[Commit
             store.delete(name)
     now = _erase_quarantine(plan, now, erased)
     if now != commit:
-        publish_commit(plan, now)
+        now = replace_commit(plan, commit, now)
     before = {commit.part, commit.quarantine.file if commit.quarantine else None}
     after = {now.part, now.quarantine.file if now.quarantine else None}
     for old in sorted(name for name in before - after if name):

@@ -26,9 +26,9 @@ from pydantic import ValidationError
 from deca_core.assets import AssetBundle
 from deca_core.errors import DecaError
 from schemas.consensus import CONSENSUS_FOLDER, CURRENT, SCHEMA_VERSION, ConsensusRecord, consensus_schema
-from schemas.ledger import CommitRecord, StoredFile
+from schemas.ledger import StoredFile
 from schemas.parquet import field_shape, fixed_array, fixed_values, write_table
-from tasks.commits import read_commits
+from tasks.commits import Part, read_parts
 from tasks.plan import READ_THREADS, load_plan
 from tasks.ranges import open_checked
 from tasks.records import read_record
@@ -109,8 +109,9 @@ def make_consensus(dest: str, bundle: AssetBundle, detail: bool = False) -> Cons
     Memory holds the codes of people whose rows have begun and not ended, little where the rows are sorted by identity.
     Raises ConsensusError where no row has an identity, PlanError, StorageError.
     """
-    plan, commits = load_plan(dest), read_commits(dest)
-    made = _digest(commits)
+    plan = load_plan(dest)
+    parts = read_parts(plan)
+    made = _digest(parts)
     previous, store = consensus_record(dest), _store(dest)
     same: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
@@ -120,7 +121,7 @@ def make_consensus(dest: str, bundle: AssetBundle, detail: bool = False) -> Cons
     }
     if previous and previous.model_dump(include=set(same)) == same and store.exists(previous.file.file):
         return previous
-    work = _Pass(Store(dest), [commit for commit in commits if commit.part and commit.rows], shape_metric(bundle))
+    work = _Pass(Store(dest), [part for part in parts if part.rows], shape_metric(bundle))
     table = work.run(detail)
     metadata = {"fingerprint": plan.fingerprint, "weights.bundle": bundle.hash}
     with store.scratch(CURRENT) as path:
@@ -141,9 +142,8 @@ def make_consensus(dest: str, bundle: AssetBundle, detail: bool = False) -> Cons
     return record
 
 
-def _digest(commits: Sequence[CommitRecord]) -> str:
-    parts = [[commit.unit, commit.sha256] for commit in commits if commit.part]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _digest(parts: Sequence[Part]) -> str:
+    return hashlib.sha256(json.dumps([[part.unit, part.sha256] for part in parts]).encode()).hexdigest()
 
 
 @dataclass
@@ -160,7 +160,7 @@ class _Pass:
     """One pass over the parts, in order."""
 
     store: Store
-    commits: list[CommitRecord]
+    parts: list[Part]
     metric: Floats
     unknown: int = 0
 
@@ -212,13 +212,13 @@ class _Pass:
     def read(self, columns: list[str]) -> Iterator[pa.Table]:
         """These columns of the parts, in order; memory holds READ_THREADS of them."""
 
-        def one(commit: CommitRecord) -> pa.Table:
-            with open_checked(self.store.join(str(commit.part)), None, BLOCK) as file:
+        def one(part: Part) -> pa.Table:
+            with open_checked(self.store.join(part.file), None, BLOCK) as file:
                 return pq.ParquetFile(file).read(columns=columns)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            for first in range(0, len(self.commits), READ_THREADS):
-                yield from pool.map(one, self.commits[first : first + READ_THREADS])
+            for first in range(0, len(self.parts), READ_THREADS):
+                yield from pool.map(one, self.parts[first : first + READ_THREADS])
 
     def agree(self, people: list[int], waiting: dict[int, _Codes], columns: dict[str, NDArray]) -> None:
         """The rows of people with equally many pictures."""
@@ -283,8 +283,8 @@ def read_consensus(dest: str) -> pa.Table:
     if record is None:
         raise ConsensusError(f"{Store(dest).uri} has no consensus. Run: {_again(dest)}")
     again = _again(dest) + (" --consensus-detail" if record.detail else "")
-    made_of = (record.fingerprint, record.rows_sha256)
-    if made_of != (load_plan(dest).fingerprint, _digest(read_commits(dest))):
+    made_of, plan = (record.fingerprint, record.rows_sha256), load_plan(dest)
+    if made_of != (plan.fingerprint, _digest(read_parts(plan))):
         raise ConsensusError(f"{Store(dest).uri}: rows came or went after its consensus was made. Run: {again}")
     try:
         return pq.read_table(pa.BufferReader(_store(dest).read(record.file.file)))

@@ -25,6 +25,7 @@ from schemas.ledger import CommitRecord, Item, Quarantined, Unit
 from schemas.parquet import arrow_without_pandas
 from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
 from tasks.commits import pending
+from tasks.compaction import Compactor
 from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
@@ -150,10 +151,18 @@ class _Runner:
 
 
 class _Ledger:
-    """The driver's side of a run: units to do, attempts, commits so far."""
+    """The driver's side of a run: units to do, attempts, and sums over the commits so far."""
 
-    def __init__(self, plan: Plan, attempts: int, on_progress: OnProgress | None, only: Collection[int] | None) -> None:
-        self.plan, self.attempts, self.on_progress = plan, attempts, on_progress or (lambda progress: None)
+    def __init__(
+        self,
+        plan: Plan,
+        compactor: Compactor,
+        attempts: int,
+        on_progress: OnProgress | None,
+        only: Collection[int] | None,
+    ) -> None:
+        self.plan, self.compactor = plan, compactor
+        self.attempts, self.on_progress = attempts, on_progress or (lambda progress: None)
         waiting = pending(plan)
         todo = waiting if only is None else [index for index in waiting if index in only]
         self.todo, self.skipped = len(todo), plan.units - len(waiting)
@@ -162,7 +171,8 @@ class _Ledger:
         self.fresh = plan.iter_units(todo)
         self.again: deque[Unit] = deque()
         self.tries: Counter[int] = Counter()
-        self.commits: list[CommitRecord] = []
+        self.units = self.items = self.rows = self.quarantined = 0  # committed by this run
+        self.stages: Counter[str] = Counter()  # of the quarantined rows
         self.given_up = 0
         self.busy = 0.0
         self.workers, self.cores, self.gpus = 0, 0.0, 0.0  # cores and GPUs of one worker
@@ -191,43 +201,47 @@ class _Ledger:
             rows = [Quarantined.of(item, "unit", result.error, message) for item in unit.items]
             self.given_up += 1
             result = commit_unit(self.plan, unit, None, rows, 0.0)
-        self.commits.append(result)
-        done = result.model_dump(include={"items", "rows", "quarantined", "stages", "seconds"})
-        events.info("unit committed", extra={"fields": {**where, **done}})
+        self.count(result)
+        if events.isEnabledFor(logging.INFO):
+            done = result.model_dump(include={"items", "rows", "quarantined", "stages", "seconds"})
+            events.info("unit committed", extra={"fields": {**where, **done}})
         progress = self.progress()
         if (served := exporter()) is not None:
             served.units(self.plan.dest, progress, result.rows, result.stages)
         self.on_progress(progress)
 
+    def count(self, commit: CommitRecord) -> None:
+        self.units += 1
+        self.items += commit.items
+        self.rows += commit.rows
+        self.quarantined += commit.quarantined
+        self.stages.update(commit.stages)
+        self.compactor.add(commit)
+
     def progress(self) -> Progress:
         now = time.monotonic()
         working = max(now - (self.working or now), 1e-9)
-        items = sum(commit.items for commit in self.commits)
-        rows = sum(commit.rows for commit in self.commits)
-        left = self.items_total - self.items_before - items
+        left = self.items_total - self.items_before - self.items
         return Progress(
-            units_done=self.skipped + len(self.commits),
+            units_done=self.skipped + self.units,
             units_total=self.plan.units,
-            items_done=self.items_before + items,
+            items_done=self.items_before + self.items,
             items_total=self.items_total,
-            rows=rows,
-            quarantined=sum(commit.quarantined for commit in self.commits),
+            rows=self.rows,
+            quarantined=self.quarantined,
             seconds=now - self.started,
-            rows_per_second=rows / working,
-            eta_seconds=left * working / items if items else None,
+            rows_per_second=self.rows / working,
+            eta_seconds=left * working / self.items if self.items else None,
             busy_share=min(1.0, self.busy / (working * max(self.workers, 1))),
         )
 
     def summary(self) -> RunSummary:
-        stages: Counter[str] = Counter()
-        for commit in self.commits:
-            stages.update(commit.stages)
         return RunSummary(
-            units_run=len(self.commits),
+            units_run=self.units,
             units_skipped=self.skipped,
             units_failed=self.given_up,
-            rows=sum(commit.rows for commit in self.commits),
-            quarantined=dict(sorted(stages.items())),
+            rows=self.rows,
+            quarantined=dict(sorted(self.stages.items())),
             seconds=time.monotonic() - self.started,
             busy_seconds=self.busy,
             workers=self.workers,
@@ -253,9 +267,14 @@ def run_units(
     config = ray or RayConfig()
     plan.store.check_writable()
     plan.store.sweep()
-    ledger = _Ledger(plan, config.attempts, on_progress, only)
-    if not ledger.todo:
-        return ledger.summary()
+    with Compactor(plan) as compactor:
+        ledger = _Ledger(plan, compactor, config.attempts, on_progress, only)
+        if ledger.todo:
+            _work(plan, factory, config, ledger)
+    return ledger.summary()
+
+
+def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
     if config.workers != 0:
         connect(config)  # before the signal handler: ray.init sets its own
     try:
@@ -266,12 +285,11 @@ def run_units(
             else:
                 _Crew(plan, factory, config, ledger).run()
     except KeyboardInterrupt as error:
-        done = ledger.skipped + len(ledger.commits)
+        done = ledger.skipped + ledger.units
         raise RunInterrupted(
             f"stopped with {done} of {plan.units} units of {plan.dest} committed; they are kept. Go on with the same "
             "command, or with --resume"
         ) from error
-    return ledger.summary()
 
 
 def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
@@ -415,7 +433,7 @@ class _Crew:
         """A new actor for a dead one, if there is a unit for it."""
         in_flight = sum(flight.unit is not None for flight in self.flights.values())
         starting = len(self.flights) - in_flight
-        if self.ledger.todo - len(self.ledger.commits) - in_flight > starting:
+        if self.ledger.todo - self.ledger.units - in_flight > starting:
             self.hire()
 
 

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,12 +29,14 @@ from schemas.erase import ErasureRecord, Found, Request, Signature, Tombstone, i
 from schemas.ledger import CommitRecord, image_id_of, table_to_quarantine
 from tasks.audit import Occurrence, Place, find_places, occurrences
 from tasks.commit import erase_unit
-from tasks.commits import read_commits
+from tasks.commits import read_commits, read_parts
+from tasks.compaction import purge
 from tasks.draft import code_version
 from tasks.erase_faces import erase_faces
 from tasks.erasure_records import read_records, record_name, sign, state_of, unfinished
 from tasks.plan import READ_THREADS, Plan, load_plan
 from tasks.rewrite import files_left
+from tasks.snapshots import SNAPSHOT
 from tasks.storage import Store, normalise
 from tasks.tombstones import (
     FACE_NUMBER,
@@ -201,7 +204,7 @@ def id_tables(place: Place) -> Iterator[tuple[str, pa.Table]]:
 
 def _data(place: Place) -> list[str]:
     if place.kind == "units":
-        return [commit.part for commit in read_commits(place.uri) if commit.part]
+        return [part.file for part in read_parts(load_plan(place.uri))]
     version = current(place.uri)
     return sorted(named_files(version)) if version else []
 
@@ -260,7 +263,9 @@ def _sweep(place: Place) -> None:
     left = [one for one in occurrences(place, erased) if one.counts]
     if left and place.kind == "units":  # of killed runs, or of units that are being worked: tasks/commit.py
         for one in left:
-            place.store.delete(one.file)
+            if not SNAPSHOT.fullmatch(one.file):
+                place.store.delete(one.file)
+        purge(load_plan(place.uri))
         left = [one for one in occurrences(place, erased) if one.counts]
     if left:
         raise EraseError(f"{place.uri}: {_words(left)}. The erasure is not finished; deca audit tells the rest")
@@ -277,6 +282,7 @@ def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
     shared: list[str] = []
     for commit in _touched(plan, erased):
         shared += erase_unit(plan, commit, erased)[1]
+    purge(plan)
     if shared:
         raise EraseError(
             f"{place.uri}: {', '.join(shared[:SHOWN])}: rows of others name these files too, so they were left as they "
@@ -287,7 +293,7 @@ def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
         _delete_derived(store)
 
 
-def _touched(plan: Plan, erased: Erased) -> list[CommitRecord]:
+def _touched(plan: Plan, erased: Erased) -> Iterator[CommitRecord]:
     """Commits of units whose rows, quarantine or files are of the erased; of parts only columns of ids are read."""
     store, root = plan.store, plan.record.root
 
@@ -302,7 +308,8 @@ def _touched(plan: Plan, erased: Erased) -> list[CommitRecord]:
 
     commits = read_commits(plan.dest)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return [commit for commit, hit in zip(commits, pool.map(look, commits), strict=True) if hit]
+        while some := list(islice(commits, READ_THREADS)):
+            yield from (commit for commit, hit in zip(some, pool.map(look, some), strict=True) if hit)
 
 
 def _delete_derived(store: Store) -> None:

@@ -94,8 +94,8 @@ def state_of(place: Place) -> str:
     if place.kind == "faces":
         version = current(place.uri)
         return version.fingerprint if version else ""
-    lines = [
-        f"{commit.unit} {commit.sha256} {commit.quarantine.sha256 if commit.quarantine else ''}"
-        for commit in read_commits(place.uri)
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for count, commit in enumerate(read_commits(place.uri)):
+        line = f"{commit.unit} {commit.sha256} {commit.quarantine.sha256 if commit.quarantine else ''}"
+        digest.update(f"{chr(10) if count else ''}{line}".encode())
+    return digest.hexdigest()

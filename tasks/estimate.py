@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.engine import RayConfig
-from tasks.commits import pending, read_commits
+from tasks.commits import commit_table, pending
 from tasks.engine import Factory, RunSummary, run_units
 from tasks.plan import Plan
 
@@ -101,12 +101,13 @@ def estimate(plan: Plan, factory: Factory, ray: RayConfig, units: int) -> Estima
     sample = None
     if chosen:
         run = run_units(plan, factory, ray, only=set(chosen))
-        commits = [commit for commit in read_commits(plan.dest) if commit.unit in set(chosen)]
+        ledger = commit_table(plan, ["items", "rows", "bytes"])
+        ledger = ledger.filter(pc.is_in(ledger["unit"], pa.array(chosen)))
         sample = Sample(
-            units=len(commits),
-            images=sum(commit.items for commit in commits),
-            rows=sum(commit.rows for commit in commits),
-            bytes=sum(commit.bytes for commit in commits),
+            units=len(ledger),
+            images=pc.sum(ledger["items"]).as_py(),
+            rows=pc.sum(ledger["rows"]).as_py(),
+            bytes=pc.sum(ledger["bytes"]).as_py(),
             use=Use(run.busy_seconds * run.cores, run.busy_seconds * run.gpus),
         )
     bytes_in, unsized = planned_bytes(plan)

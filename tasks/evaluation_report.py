@@ -19,7 +19,7 @@ from deca_core.metrics import cumulative, pooled, shape_spread
 from schemas.evaluate import METRICS, EvaluateSummary, Figure, MethodFigures, Pooled
 from schemas.parquet import fixed_values
 from tasks.charts import curves
-from tasks.commits import read_commits
+from tasks.commits import read_parts
 from tasks.plan import Plan
 from tasks.storage import Store
 
@@ -38,8 +38,8 @@ templates = Environment(
 
 def read_rows(plan: Plan) -> pa.Table | None:
     """All committed rows; None where there is none."""
-    parts = [commit.part for commit in read_commits(plan.dest) if commit.part and commit.rows]
-    tables = [pq.read_table(io.BytesIO(plan.store.read(part))) for part in parts]
+    parts = [part for part in read_parts(plan) if part.rows]
+    tables = [pq.read_table(io.BytesIO(plan.store.read(part.file))) for part in parts]
     return pa.concat_tables(tables) if tables else None
 
 

@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from schemas.annotate import Provider
 from schemas.faces import ASSIGNMENTS_SCHEMA, IdentitySource, annotations_schema
 from schemas.ingest import FilterConfig, IngestConfig
-from schemas.ledger import CommitRecord
 from schemas.parquet import fixed_values
 from tasks.cluster import cluster
-from tasks.commits import read_commits
+from tasks.commits import Part, read_parts
 from tasks.identities import IdentityError, Labels, path_labels, places_below, table_labels
 from tasks.plan import READ_THREADS, load_plan
 from tasks.storage import Store, open_uri, storage_errors
@@ -95,7 +94,7 @@ class _Faces:
     """The annotated faces, sorted by face_id, as grouping goes on."""
 
     dest: str
-    commits: list[CommitRecord]
+    parts: list[Part]
     order: NDArray[np.int64]  # place of each row in the concatenated parts
     table: pa.Table
     reason: NDArray[np.int8] = field(init=False)  # place in REASONS
@@ -175,22 +174,22 @@ def _pairs(sizes: NDArray[np.int64]) -> int:
 
 
 def _read(dest: str, columns: Sequence[str]) -> _Faces:
-    commits = [commit for commit in read_commits(dest) if commit.part]
+    parts = read_parts(load_plan(dest))
     wanted = list(dict.fromkeys(["face_id", *columns]))
     fields = annotations_schema(1)
     empty = pa.schema([fields.field(name) for name in wanted]).empty_table()
-    tables = list(_parts(dest, commits, wanted))
+    tables = list(_parts(dest, parts, wanted))
     table = pa.concat_tables(tables) if tables else empty
     order = pc.sort_indices(table["face_id"]).to_numpy()
-    return _Faces(dest, commits, order, table.take(pa.array(order)))
+    return _Faces(dest, parts, order, table.take(pa.array(order)))
 
 
-def _parts(dest: str, commits: Sequence[CommitRecord], columns: Sequence[str]) -> Iterator[pa.Table]:
+def _parts(dest: str, parts: Sequence[Part], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of the committed parts in order; memory holds READ_THREADS of them."""
     store = Store(dest)
 
-    def read(commit: CommitRecord) -> pa.Table:
-        uri = store.join(commit.part or "")
+    def read(part: Part) -> pa.Table:
+        uri = store.join(part.file)
         with storage_errors("read", uri):
             fs, path = open_uri(uri)
             with fs.open(path) as file:
@@ -198,8 +197,8 @@ def _parts(dest: str, commits: Sequence[CommitRecord], columns: Sequence[str]) -
         return table.select(list(columns)).replace_schema_metadata(None)
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for start in range(0, len(commits), READ_THREADS):
-            yield from pool.map(read, commits[start : start + READ_THREADS])
+        for start in range(0, len(parts), READ_THREADS):
+            yield from pool.map(read, parts[start : start + READ_THREADS])
 
 
 def _embeddings(faces: _Faces, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -208,7 +207,7 @@ def _embeddings(faces: _Faces, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     wanted[faces.order[rows]] = np.arange(len(rows))  # place in the parts -> row of the result
     result: NDArray[np.float32] | None = None
     first = 0
-    for part in _parts(faces.dest, faces.commits, ["embedding"]):
+    for part in _parts(faces.dest, faces.parts, ["embedding"]):
         values = fixed_values(part, "embedding")
         if result is None:
             result = np.empty((len(rows), values.shape[1]), np.float32)

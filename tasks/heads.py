@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby, islice
 
 import numpy as np
@@ -24,10 +25,10 @@ from pydantic import ValidationError
 from deca_core import DECA, Codes
 from deca_core.checkpoint import CheckpointError
 from deca_core.errors import DecaError
-from schemas.ledger import CommitRecord, Item
+from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.commits import read_commits
+from tasks.commits import Part, read_parts
 from tasks.filters import Filter, parse_filter
 from tasks.models import bundle_at, load_model, weights_hash
 from tasks.plan import CONFIG, Plan, load_plan
@@ -74,7 +75,7 @@ class Heads:
 class Chosen:
     """Rows of one row group of a unit's part: where they lie in it, and their columns."""
 
-    commit: CommitRecord
+    part: Part
     rows: NDArray[np.int64]
     table: pa.Table
 
@@ -133,10 +134,10 @@ def iter_chosen(
     wanted = None if ids is None else pa.array(list(dict.fromkeys(ids)), pa.string())
     found: set[str] = set()
     rows = matched = 0
-    for commit in read_commits(dest):
-        if commit.part is None or not commit.rows:
+    for part in read_parts(plan):
+        if not part.rows:
             continue
-        with _open_part(plan, commit) as parquet:
+        with _open_part(plan, part.file) as parquet:
             names = parquet.schema_arrow.names
             ask = _columns(plan.dest, names, columns, question, with_ids)
             first = 0
@@ -144,10 +145,10 @@ def iter_chosen(
                 places = _places(parquet, group, wanted, question, found)
                 if len(places):
                     table = parquet.read_row_group(group, columns=ask).take(pa.array(places))
-                    yield Chosen(commit, first + places, table)
+                    yield Chosen(part, first + places, table)
                 first += parquet.metadata.row_group(group).num_rows
                 matched += len(places)
-        rows += commit.rows
+        rows += part.rows
     if missing := [] if wanted is None else [one for one in wanted.to_pylist() if one not in found]:
         raise HeadsError(_no_such_id(plan.dest, missing))
     if not rows:
@@ -164,7 +165,7 @@ def head_items(dest: str, ids: Sequence[str] | None = None, where: str | None = 
     """
     plan, index = heads_plan(dest), 0
     for chosen in iter_chosen(dest, ids, where, ["face_id"]):
-        uri, etag = plan.store.join(plan.part_name(chosen.commit.unit)), str(chosen.commit.sha256)[:16]
+        uri, etag = plan.store.join(plan.part_name(chosen.part.unit)), chosen.part.short
         faces = chosen.table["face_id"].to_pylist()
         for row, face in zip(chosen.rows.tolist(), faces, strict=True):
             yield Item(index, uri, f"head[{face}]", row, etag=etag, root=plan.dest)
@@ -188,7 +189,7 @@ def read_head_items(
     for unit, run in groupby(items, unit_of):
         wanted = list(run)
         try:
-            with _open_part(plan, _planned_commit(plan, unit, wanted[0])) as parquet:
+            with _open_part(plan, _planned_part(plan, unit, wanted[0])) as parquet:
                 ask = [name for name in columns if name in parquet.schema_arrow.names]
                 sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                 ends = np.cumsum(sizes)
@@ -201,16 +202,24 @@ def read_head_items(
             yield from [(item, error) for item in wanted]
 
 
-def _planned_commit(plan: Plan, unit: int, item: Item) -> CommitRecord:
-    """The record of a unit; HeadsError where its part is not the one that the item was planned from."""
+def _planned_part(plan: Plan, unit: int, item: Item) -> str:
+    """Name of a unit's part; HeadsError where it is not the one that the item was planned from."""
     again = "were the reconstructions made anew? Go on with --extend, or plan them again with --new"
-    try:
-        commit = CommitRecord.model_validate_json(plan.store.read(plan.commit_name(unit)))
-    except FileNotFoundError as error:
-        raise HeadsError(f"{item.uri} is gone; {again}") from error
-    if commit.part is None or str(commit.sha256)[:16] != item.etag:
+    part = _parts(plan.dest, plan.fingerprint).get(unit)
+    if part is None or part.short != item.etag:  # as of when this process read the records
+        _parts.cache_clear()
+        part = _parts(plan.dest, plan.fingerprint).get(unit)
+    if part is None:
+        raise HeadsError(f"{item.uri} is gone; {again}")
+    if part.short != item.etag:
         raise HeadsError(f"{item.uri} has changed since it was planned; {again}")
-    return commit
+    return part.file
+
+
+@lru_cache(maxsize=2)
+def _parts(dest: str, fingerprint: str) -> dict[int, Part]:
+    """The parts of reconstructions by unit: one record is not found without looking at all."""
+    return {part.unit: part for part in read_parts(load_plan(dest))}
 
 
 def heads_plan(dest: str) -> Plan:
@@ -272,8 +281,8 @@ def model_for(dest: str, checkpoint: str | None = None, bundle: str | None = Non
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def _open_part(plan: Plan, commit: CommitRecord) -> pq.ParquetFile:
-    uri = plan.store.join(str(commit.part))
+def _open_part(plan: Plan, part: str) -> pq.ParquetFile:
+    uri = plan.store.join(part)
     try:
         return pq.ParquetFile(open_checked(uri, None, BLOCK))
     except FileNotFoundError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -16,19 +15,17 @@ from numpy.typing import NDArray
 from deca_core.appearance import SH_CONSTANTS
 from deca_core.codes import Codes
 from deca_core.flame import rotation_matrix
-from schemas.ledger import CommitRecord
 from schemas.parquet import fixed_values
 from tasks.charts import bands, curves, histogram
-from tasks.commits import read_commits
-from tasks.plan import COMMITS, Plan, PlanError
+from tasks.commits import commit_table, read_parts
+from tasks.plan import Plan, PlanError
 from tasks.ranges import open_checked
-from tasks.storage import open_uri, storage_errors
+from tasks.storage import storage_errors
 
 PARTS = 64  # whose codes are charted
 MAP_GROUPS = 6  # row groups whose displacement maps are read: 8 MB each
 BLOCK = 2**18  # bytes read ahead in a part
 TIME_BINS = 40
-MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")  # of S3, Azure, Google, local files, memory
 
 
 @dataclass(frozen=True)
@@ -65,42 +62,26 @@ class Cost:
         return f"{seconds:.1f} seconds"
 
 
-def cost_of(plan: Plan, commits: Sequence[CommitRecord]) -> Cost:
-    """The cost by the commit records; when they were written, storage says."""
-    written = _modified(plan)
-    timed = [
-        (written[plan.commit_name(one.unit)], one.rows) for one in commits if plan.commit_name(one.unit) in written
-    ]
-    timed.sort()
+def read_ledger(plan: Plan) -> pa.Table:
+    """What cost and charts are made of: a row a committed unit, by unit."""
+    return commit_table(plan, ["rows", "items", "seconds", "bytes", "files_bytes", "written"])
+
+
+def cost_of(ledger: pa.Table) -> Cost:
+    """The cost by the commit records."""
+    timed = ledger.filter(ledger["written"].is_valid()).sort_by([("written", "ascending"), ("rows", "ascending")])
+    total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ledger.column_names}
     return Cost(
-        faces=sum(commit.rows for commit in commits),
-        items=sum(commit.items for commit in commits),
-        seconds=sum(commit.seconds for commit in commits),
-        bytes=sum(commit.bytes + sum(file.bytes for file in commit.files) for commit in commits),
-        times=np.array([time for time, _ in timed], np.float64),
-        rows=np.array([rows for _, rows in timed], np.int64),
+        faces=total["rows"],
+        items=total["items"],
+        seconds=total["seconds"],
+        bytes=total["bytes"] + total["files_bytes"],
+        times=timed["written"].to_numpy(),
+        rows=timed["rows"].to_numpy(),
     )
 
 
-def _modified(plan: Plan) -> dict[str, float]:
-    """When each commit record was written, by its name; without those of which the store does not tell."""
-    uri = plan.store.join(COMMITS)
-    with storage_errors("list", uri):
-        fs, path = open_uri(uri)
-        entries = fs.ls(path, detail=True)
-    found = {}
-    for entry in entries:
-        moment = next((entry[name] for name in MODIFIED if entry.get(name)), None)
-        if isinstance(moment, str):
-            moment = datetime.fromisoformat(moment)
-        if isinstance(moment, datetime):
-            moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        if moment is not None:
-            found[f"{COMMITS}/{PurePosixPath(entry['name']).name}"] = float(moment)
-    return found
-
-
-def cost_charts(commits: Sequence[CommitRecord], cost: Cost) -> Iterator[str]:
+def cost_charts(ledger: pa.Table, cost: Cost) -> Iterator[str]:
     """Faces over time, faces a second over time, and worker seconds a face from unit to unit."""
     if cost.hours > 0:
         minutes = (cost.times - cost.times[0]) / 60
@@ -112,9 +93,9 @@ def cost_charts(commits: Sequence[CommitRecord], cost: Cost) -> Iterator[str]:
         rate = counts / np.maximum(np.diff(edges) * 60, 1e-9)
         x, y = np.repeat(edges, 2)[1:-1] / size, np.repeat(rate, 2)
         yield curves({"": (x, y)}, f"{unit} since the first commit", "faces a second", small=True)
-    worked = [commit for commit in commits if commit.rows]
+    worked = ledger.filter(pc.greater(ledger["rows"], 0))
     if len(worked) > 1:
-        each = np.array([commit.seconds / commit.rows for commit in worked])
+        each = worked["seconds"].to_numpy() / worked["rows"].to_numpy()
         yield curves({"": (np.arange(len(each)), each)}, "unit", "worker seconds a face", small=True)
 
 
@@ -132,8 +113,7 @@ class Spread:
 
 def spread_of(plan: Plan) -> Spread:
     """Distributions over evenly spaced parts: of the faces, of their poses, of the size of their codes."""
-    commits = [commit for commit in read_commits(plan.dest) if commit.part and commit.rows]
-    uris = [plan.store.join(commit.part or "") for commit in commits]
+    uris = [plan.store.join(part.file) for part in read_parts(plan) if part.rows]
     chosen = [uris[place] for place in _places(len(uris), PARTS)]
     if not chosen:
         return Spread([], 0, 0)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.columns import meaning, type_in_words
-from schemas.ledger import CommitRecord
 from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
-from tasks.commits import read_commits
-from tasks.heads_figures import Cost, cost_charts, cost_of, spread_of
+from tasks.commits import read_parts
+from tasks.heads_figures import Cost, cost_charts, cost_of, read_ledger, spread_of
 from tasks.heads_gallery import Gallery, Sculptor, make_gallery
 from tasks.heads_viewer import as_json, library, viewer_data
 from tasks.plan import Plan, PlanError
@@ -57,17 +57,18 @@ def write_report(plan: Plan, config: ReconstructConfig, faces: int) -> Report:
     config: the settings that lie beside the dataset. faces: sampled ones that are shown. Raises PlanError where no
     face was reconstructed yet, StorageError.
     """
-    commits = read_commits(plan.dest)
-    if not any(commit.rows for commit in commits):
+    ledger = read_ledger(plan)
+    cost = cost_of(ledger)
+    if not cost.faces:
         raise PlanError(f"nothing to report on: {plan.dest} holds no face yet. Look at: deca status {plan.dest}")
     rows = list(samples(plan, faces))
     sculptor = Sculptor(plan, config)
     gallery = make_gallery(sculptor, rows, config)
     data = viewer_data(sculptor.model, gallery.faces[:VIEWED]) if sculptor.model is not None else None
-    cost, reasons = cost_of(plan, commits), quarantine_reasons(plan)
+    reasons = quarantine_reasons(plan)
     store = Store(plan.dest)
-    store.write(PAGE, _page(plan, config, commits, cost, reasons, gallery, data).encode())
-    card = _card(plan, config, commits, cost, reasons, [field for field in rows[0].row.schema])
+    store.write(PAGE, _page(plan, config, ledger, cost, reasons, gallery, data).encode())
+    card = _card(plan, config, len(ledger), cost, reasons, [field for field in rows[0].row.schema])
     store.write(README, card.encode())
     return Report(store.join(PAGE), store.join(README), len(gallery.faces), gallery.notes)
 
@@ -75,7 +76,7 @@ def write_report(plan: Plan, config: ReconstructConfig, faces: int) -> Report:
 def _page(
     plan: Plan,
     config: ReconstructConfig,
-    commits: list[CommitRecord],
+    ledger: pa.Table,
     cost: Cost,
     reasons: list[Reason],
     gallery: Gallery,
@@ -85,9 +86,9 @@ def _page(
     scripts = [] if data is None else [library(), _templates.get_template("heads_viewer.js.j2").render()]
     return _templates.get_template("heads_report.html.j2").render(
         plan=plan,
-        facts=_facts(plan, commits, cost, reasons),
+        facts=_facts(plan, len(ledger), cost, reasons),
         warnings=_warnings(plan),
-        partial=_partial(plan, commits, reasons),
+        partial=_partial(plan, len(ledger), reasons),
         gallery=gallery,
         viewer=None if data is None else Markup(as_json(data)),  # no "<" is left in it
         scripts=[Markup(script) for script in scripts],
@@ -95,7 +96,7 @@ def _page(
         spread=spread,
         charts=[Markup(chart) for chart in spread.charts],  # matplotlib escapes what it writes
         cost=cost,
-        cost_charts=[Markup(chart) for chart in cost_charts(commits, cost)],
+        cost_charts=[Markup(chart) for chart in cost_charts(ledger, cost)],
         reasons=reasons,
         settings=_settings(plan, config),
         weights=plan.record.weights,
@@ -106,12 +107,12 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _facts(plan: Plan, commits: list[CommitRecord], cost: Cost, reasons: list[Reason]) -> list[tuple[str, str]]:
+def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tuple[str, str]]:
     return [
         ("pictures planned", f"{plan.inputs.items:,}"),
         ("faces", f"{cost.faces:,}"),
         ("rows in quarantine", f"{sum(reason.rows for reason in reasons):,}"),
-        ("units done", f"{len(commits):,} of {plan.units:,}"),
+        ("units done", f"{units:,} of {plan.units:,}"),
         ("megabytes", f"{cost.bytes / 1e6:,.1f}"),
         ("kilobytes a face", f"{cost.bytes_a_face / 1e3:,.1f}"),
         ("worker seconds a face", f"{cost.seconds_a_face:.3g}"),
@@ -129,9 +130,9 @@ def _warnings(plan: Plan) -> list[str]:
     return []
 
 
-def _partial(plan: Plan, commits: list[CommitRecord], reasons: list[Reason]) -> str:
+def _partial(plan: Plan, units: int, reasons: list[Reason]) -> str:
     """What is missing from the dataset as it stands; empty where it is complete."""
-    pending, failed = plan.units - len(commits), sum(reason.rows for reason in reasons)
+    pending, failed = plan.units - units, sum(reason.rows for reason in reasons)
     if not pending and not failed:
         return ""
     return f"Partial: units pending {pending:,}, rows in quarantine {failed:,}. Page and card are over the rest."
@@ -146,13 +147,13 @@ def _settings(plan: Plan, config: ReconstructConfig) -> str:
 def _card(
     plan: Plan,
     config: ReconstructConfig,
-    commits: list[CommitRecord],
+    units: int,
     cost: Cost,
     reasons: list[Reason],
     fields: list[Any],
 ) -> str:
     """README.md: what the dataset is on one page, and for `load_dataset` which files belong to it."""
-    parts = [commit.part for commit in commits if commit.part and commit.rows]
+    parts = [part.file for part in read_parts(plan) if part.rows]
     front: dict[str, Any] = {
         "pretty_name": "Reconstructed heads",
         "license": "other",
@@ -164,9 +165,9 @@ def _card(
     return _templates.get_template("heads_card.md.j2").render(
         front=yaml.safe_dump(front, sort_keys=False),
         plan=plan,
-        facts=_facts(plan, commits, cost, reasons),
+        facts=_facts(plan, units, cost, reasons),
         warnings=_warnings(plan),
-        partial=_partial(plan, commits, reasons),
+        partial=_partial(plan, units, reasons),
         columns=[(field.name, type_in_words(field), meaning("reconstructions", field.name)) for field in fields],
         settings=_settings(plan, config),
         weights=plan.record.weights,

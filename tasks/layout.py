@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from schemas.faces import SCHEMA_VERSION, Split
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
-from tasks.commits import read_commits
-from tasks.plan import READ_THREADS
+from tasks.commits import read_parts
+from tasks.plan import READ_THREADS, load_plan
 from tasks.ranges import open_checked
 from tasks.storage import Store, storage_errors
 from tasks.versions import FacesError
@@ -128,8 +128,8 @@ def index_faces(annotations: str) -> FaceIndex:
     Raises FacesError for a face that two parts hold, and for parts whose descriptors differ in length.
     """
     store = Store(annotations)
-    commits = [commit for commit in read_commits(annotations) if commit.part and commit.sha256]
-    uris = [store.join(commit.part or "") for commit in commits]
+    parts = read_parts(load_plan(annotations))
+    uris = [store.join(part.file) for part in parts]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         found = list(pool.map(_read_ids, uris))
     counts = [len(ids) for ids, _ in found]
@@ -141,9 +141,9 @@ def index_faces(annotations: str) -> FaceIndex:
         part,
         np.arange(len(part)) - starts,
         uris,
-        [commit.origin or commit.sha256 or "" for commit in commits],
+        [part.origin for part in parts],
         found[0][1] if found else 0,
-        sum(commit.bytes for commit in commits) / max(1, len(part)),
+        sum(one.bytes for one in parts) / max(1, len(part)),
     )
     _check_index(index, [embedding for _, embedding in found])
     return index

@@ -3,7 +3,8 @@
     _plan.json                      the frozen plan; written last, so that a half-written plan is none
     _plan/units-*.parquet           its items, one row group a unit
     _plan/round-00001.json + -units-  rounds: quarantined rows, or new and changed inputs; units follow the earlier ones
-    _commits/00042-<fp8>.json       a unit is done; without it the part is not data: tasks/commits.py
+    _commits/00042-<fp8>.json       a unit is done; without it the part is not data. Many of them make a snapshot, and
+                                    one that is written anew gets a new name (-r1): tasks/commits.py
     _quarantine/00042-<fp8>.parquet rows of that unit that failed
     files/ab/...                    files of rows, where a flow writes such; the commit record holds their hashes
     part-00042-<fp8>.parquet        rows of that unit (-<sha8> more once rows of replaced inputs were taken out)
@@ -19,13 +20,14 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from deca_core.errors import DecaError
-from schemas.ledger import SCHEMA_VERSION, PlanRecord, RoundRecord, Unit, UnitFile, table_to_items
+from schemas.ledger import OLDEST, SCHEMA_VERSION, PlanRecord, RoundRecord, Unit, UnitFile, table_to_items
 from schemas.results import changes_since, result_version
 from tasks.records import UPGRADE, first_complaint, read_record
 from tasks.storage import Store
@@ -129,8 +131,13 @@ class Plan:
     def part_name(self, unit: int) -> str:
         return f"part-{unit:05d}-{self.fingerprint[:8]}.parquet"
 
-    def commit_name(self, unit: int) -> str:
-        return f"{COMMITS}/{unit:05d}-{self.fingerprint[:8]}.json"
+    def commit_name(self, unit: int, revision: int = 0) -> str:
+        return f"{COMMITS}/{unit:05d}-{self.fingerprint[:8]}{f'-r{revision}' if revision else ''}.json"
+
+    @property
+    def compacts(self) -> bool:
+        """Whether its commit records may come to lie in snapshots: programs of the time of schema 2 would not know."""
+        return self.record.schema_version > OLDEST
 
     def quarantine_name(self, unit: int) -> str:
         return f"{QUARANTINE}/{unit:05d}-{self.fingerprint[:8]}.parquet"
@@ -161,17 +168,19 @@ class Plan:
             chosen = [index for index in inside if wanted is None or index in wanted]
             if chosen:
                 parquet = pq.ParquetFile(pa.BufferReader(self.store.read(file.file)))
-                for index in chosen:
-                    table = parquet.read_row_group(index - file.first_unit)
-                    items = table_to_items(table, self.record.root)
-                    yield Unit(index, [item for item in items if item.index not in self.replaced])
+                # All at once: to read them one by one costs a driver of small units more than all else that it does.
+                groups = [index - file.first_unit for index in chosen]
+                items = iter(table_to_items(parquet.read_row_groups(groups, use_threads=False), self.record.root))
+                for index, group in zip(chosen, groups, strict=True):
+                    own = islice(items, parquet.metadata.row_group(group).num_rows)
+                    yield Unit(index, [item for item in own if item.index not in self.replaced])
 
 
 def load_plan(dest: str) -> Plan:
     """The plan stored at `dest`; PlanError if there is none or another version wrote it."""
     store = Store(dest)
     try:
-        record = PlanRecord.model_validate_json(read_record(store, PLAN, SCHEMA_VERSION, "items_sha256"))
+        record = PlanRecord.model_validate_json(read_record(store, PLAN, SCHEMA_VERSION, "items_sha256", OLDEST))
         names = [name for name in store.list(PLAN_FOLDER) if name.endswith(".json")]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             rounds = [RoundRecord.model_validate_json(data) for data in pool.map(store.read, names)]

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from deca_core.errors import DecaError
-from tasks.commits import read_commits, standing_rows
+from tasks.commits import commit_table, standing_rows
 from tasks.plan import Plan
 from tasks.tombstones import read_erased
 
@@ -39,7 +41,7 @@ def quarantine_reasons(plan: Plan) -> list[Reason]:
     """Standing quarantine by stage and error, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for _, row in standing_rows(plan, read_commits(plan.dest)):
+    for _, row in standing_rows(plan):
         key = (row.stage, row.error)
         counts[key] += 1
         found = examples.setdefault(key, [])
@@ -58,8 +60,8 @@ def check_rows(plan: Plan, new: int, what: str) -> None:
         raise NoRowsError(f"{plan.record.source} holds no {what}, so there is nothing to do")
     if new:
         return
-    commits = read_commits(plan.dest)
-    if len(commits) < plan.units or any(commit.rows for commit in commits) or read_erased(plan.store):
+    rows = commit_table(plan, ["rows"])["rows"]
+    if len(rows) < plan.units or pc.any(pc.greater(rows, 0)).as_py() or read_erased(plan.store):
         return
     lost = [(reason.rows, str(reason)) for reason in quarantine_reasons(plan)]
     raise NoRowsError(f"nothing came of {counted(plan, what)}: {by_number(lost)}. {where_to_look(plan.dest)}")

@@ -16,14 +16,14 @@ class SchemaError(DecaError):
     """A dataset that another version of the program wrote; says what to run."""
 
 
-def read_record(store: Store, name: str, supported: int, mark: str) -> bytes:
+def read_record(store: Store, name: str, supported: int, mark: str, oldest: int | None = None) -> bytes:
     """A record as it lies there. SchemaError unless its schema is `supported`; what is no such record passes.
 
-    mark: a field that records of this kind have in every schema.
+    mark: a field that records of this kind have in every schema; oldest: the earliest schema that is read as well.
     """
     data = store.read(name)
     version = schema_of(data, mark)
-    if version is None or version == supported:
+    if version is None or (supported if oldest is None else oldest) <= version <= supported:
         return data
     if version > supported:
         raise SchemaError(

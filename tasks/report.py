@@ -20,7 +20,7 @@ from deca_core.crop import warp
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.commits import read_commits
+from tasks.commits import read_parts
 from tasks.face_rows import find_row, is_face_item, read_rows
 from tasks.images import decode_image
 from tasks.models import is_trained, load_model
@@ -65,22 +65,21 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
 
 def samples(plan: Plan, count: int) -> Iterator[Sample]:
     """At most `count` rows spread evenly over a dataset, with what they came from; one row group is read for each."""
-    commits = [commit for commit in read_commits(plan.dest) if commit.part is not None and commit.rows]
-    ends = np.cumsum([commit.rows for commit in commits])
-    total = int(ends[-1]) if commits else 0
+    parts = [part for part in read_parts(plan) if part.rows]
+    ends = np.cumsum([part.rows for part in parts])
+    total = int(ends[-1]) if parts else 0
     store = Store(plan.dest)
     for position in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)):
         which = int(np.searchsorted(ends, position, side="right"))
-        commit = commits[which]
-        assert commit.part is not None
-        row = int(position) - int(ends[which] - commit.rows)
+        part = parts[which]
+        row = int(position) - int(ends[which] - part.rows)
         try:
-            table = _row(store.join(commit.part), row)
+            table = _row(store.join(part.file), row)
         except FileNotFoundError as error:
             raise PlanError(
-                f"{store.join(commit.part)} is committed and missing. Run: deca verify {plan.dest}"
+                f"{store.join(part.file)} is committed and missing. Run: deca verify {plan.dest}"
             ) from error
-        yield Sample(table, _item_of(table, [item for unit in plan.iter_units([commit.unit]) for item in unit.items]))
+        yield Sample(table, _item_of(table, [item for unit in plan.iter_units([part.unit]) for item in unit.items]))
 
 
 def _row(part: str, row: int) -> pa.Table:

@@ -7,14 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from schemas.engine import SourceConfig, UnitsConfig
 from schemas.ledger import Item, PlanRecord, Quarantined, RoundRecord, Unit, UnitFile
 from schemas.results import result_version
-from tasks.commits import Row, pending, publish_commit, read_commits, row_of, standing_rows
+from tasks.commits import Row, pending, read_commits, replace_commit, row_of, standing_rows
 from tasks.draft import (
     InputChanges,
     code_version,
@@ -131,9 +130,10 @@ def drop_plan(dest: str) -> None:
     """Delete a plan and its results at `dest`; the record first, so that nothing half is valid. Tombstones stay."""
     store = Store(dest)
     store.delete(PLAN)
-    parts = [name for name in store.list() if PART_NAME.fullmatch(name)]
-    for name in chain(parts, *(store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER))):
-        store.delete(name)
+    store.delete_many(store.list(COMMITS))
+    store.delete_many([name for name in store.list() if PART_NAME.fullmatch(name)])
+    for folder in (QUARANTINE, PLAN_FOLDER):
+        store.delete_many(store.list(folder))
     store.delete_folder(FILES)
 
 
@@ -168,11 +168,7 @@ def plan_retry(dest: str) -> Plan:
     retried = plan.retry_units
     waiting = [index for index in pending(plan) if index in retried]
     under_way = {row_of(item) for unit in plan.iter_units(waiting) for item in unit.items}
-    standing = {
-        row_of(row): (unit, row)
-        for unit, row in standing_rows(plan, read_commits(dest))
-        if row_of(row) not in under_way
-    }
+    standing = {row_of(row): (unit, row) for unit, row in standing_rows(plan) if row_of(row) not in under_way}
     if not standing:
         return plan
     whole = plan.record.size
@@ -260,7 +256,7 @@ def _take_out(plan: Plan, uris: set[str]) -> list[int]:
             except ValueError as error:
                 raise PlanError(f"{error}, so rows of changed inputs cannot be taken out. Use --new") from error
             if kept != commit:
-                publish_commit(plan, kept)
+                kept = replace_commit(plan, commit, kept)
             begin = plan.part_name(commit.unit).removesuffix(".parquet")
             for name in parts:  # the part that was replaced, now or by an extension that did not get this far
                 if name.startswith(begin) and name != kept.part:

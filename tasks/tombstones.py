@@ -165,6 +165,11 @@ def _read(store: Store, names: Iterable[str]) -> Iterator[Tombstone]:
                 ) from error
 
 
+def latest_tombstone(store: Store) -> int:
+    """Number of the latest tombstone, by its name alone; 0 where there is none."""
+    return max((int(found[1]) for name in store.list(ERASED) if (found := NAME.fullmatch(name))), default=0)
+
+
 def tombstone_name(number: int) -> str:
     return f"{ERASED}/tombstone-{number:06d}.json"
 

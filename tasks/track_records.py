@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from deca_core.errors import DecaError
-from schemas.ledger import CommitRecord
 from schemas.tracks import CURRENT, TRACKS_FOLDER, TracksRecord
-from tasks.commits import read_commits
-from tasks.plan import load_plan
+from tasks.commits import read_parts
+from tasks.plan import Plan, load_plan
 from tasks.storage import Store
 from tasks.verify import Verification
 
@@ -30,9 +29,9 @@ def tracks_store(dest: str) -> Store:
     return Store(Store(dest).join(TRACKS_FOLDER))
 
 
-def rows_digest(commits: Sequence[CommitRecord]) -> str:
+def rows_digest(plan: Plan) -> str:
     """A hash over the committed parts that tracks are made of."""
-    return hashlib.sha256(json.dumps([[one.unit, one.sha256] for one in commits if one.part]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([[part.unit, part.sha256] for part in read_parts(plan)]).encode()).hexdigest()
 
 
 def tracks_record(dest: str) -> TracksRecord | None:
@@ -53,7 +52,8 @@ def read_tracks(dest: str, columns: Sequence[str] | None = None) -> pa.Table:
     record = tracks_record(dest)
     if record is None:
         raise TracksError(f"{Store(dest).uri} has no tracks: its rows are no frames of a video")
-    if (record.fingerprint, record.rows_sha256) != (load_plan(dest).fingerprint, rows_digest(read_commits(dest))):
+    plan = load_plan(dest)
+    if (record.fingerprint, record.rows_sha256) != (plan.fingerprint, rows_digest(plan)):
         raise TracksError(
             f"{Store(dest).uri}: rows came or went after its tracks were made. Run: {_again(dest, record)}"
         )

@@ -29,7 +29,7 @@ from deca_core.smoothing import Eyelids, smooth_codes
 from schemas.ledger import StoredFile
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.tracks import CURRENT, TRACKS_SCHEMA, TracksRecord, VideoConfig
-from tasks.commits import read_commits
+from tasks.commits import read_parts
 from tasks.consensus import robust_weights, shape_metric
 from tasks.heads import codes_of, iter_heads
 from tasks.plan import Plan, load_plan
@@ -215,11 +215,11 @@ def has_frames(dest: str, config: VideoConfig) -> bool:
     if config.fps is not None:
         return True
     store = Store(dest)
-    for commit in read_commits(dest):
-        if commit.part and commit.rows:
-            uris = pq.read_table(pa.BufferReader(store.read(commit.part)), columns=["source_uri"])["source_uri"]
-            return frame_of(uris[0].as_py()) is not None
-    return False
+    first = next((part for part in read_parts(load_plan(dest)) if part.rows), None)
+    if first is None:
+        return False
+    uris = pq.read_table(pa.BufferReader(store.read(first.file)), columns=["source_uri"])["source_uri"]
+    return frame_of(uris[0].as_py()) is not None
 
 
 # --- making and reading -----------------------------------------------------------------------------------------------
@@ -230,10 +230,10 @@ def make_tracks(dest: str, bundle: AssetBundle, config: VideoConfig) -> TracksRe
 
     Memory holds the rows of videos that have begun and not ended, without their maps. Raises HeadsError, PlanError.
     """
-    plan, commits, store = load_plan(dest), read_commits(dest), tracks_store(dest)
+    plan, store = load_plan(dest), tracks_store(dest)
     same: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
-        "rows_sha256": rows_digest(commits),
+        "rows_sha256": rows_digest(plan),
         "bundle": bundle.hash,
         "config": config,
     }

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from schemas.ledger import StoredFile
-from tasks.commits import read_commits, standing_rows
+from schemas.ledger import CommitRecord, StoredFile
+from tasks.commits import commit_table, count_standing, read_commits
 from tasks.plan import COMMITS, PART_NAME, PLAN, PLAN_FOLDER, QUARANTINE, PlanError, load_plan, round_name
+from tasks.snapshots import hash_in, list_commits
 from tasks.storage import Store
 
 ID_COLUMN = "face_id"
@@ -47,8 +49,8 @@ class Status:
 def status(dest: str) -> Status:
     """Counts of a dataset, from its plan, commits and quarantine."""
     plan = load_plan(dest)
-    commits = read_commits(dest)
-    stages = Counter(row.stage for _, row in standing_rows(plan, commits))
+    ledger = commit_table(plan, ["rows", "bytes", "files_bytes"])
+    total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ledger.column_names}
     return Status(
         dest=plan.dest,
         source=plan.record.source,
@@ -56,11 +58,11 @@ def status(dest: str) -> Status:
         code=plan.record.code,
         items=plan.inputs.items,
         units=plan.units,
-        committed=len(commits),
-        pending=plan.units - len(commits),
-        rows=sum(commit.rows for commit in commits),
-        bytes=sum(commit.bytes + sum(file.bytes for file in commit.files) for commit in commits),
-        quarantined=dict(sorted(stages.items())),
+        committed=len(ledger),
+        pending=plan.units - len(ledger),
+        rows=total["rows"],
+        bytes=total["bytes"] + total["files_bytes"],
+        quarantined=count_standing(plan),
         retries=len(plan.retries),
         images_left_out=plan.record.images_left_out,
     )
@@ -81,53 +83,95 @@ class Verification:
 
 
 def verify(dest: str) -> Verification:
-    """Hash every committed file again and look for what is missing, changed, doubled or left over."""
+    """Hash every committed file again and look for what is missing, changed, doubled or left over.
+
+    Memory: the names of parts, and 8 bytes a row.
+    """
     plan = load_plan(dest)
+    seen, named = _Seen(plan.store), {PLAN, *(round_name(later.round) for later in plan.rounds)}
+    for file in plan.files:
+        seen.look(file)
+        named.add(file.file)
+    rows = 0
     try:
-        commits = read_commits(dest)
+        for commit in read_commits(dest):
+            rows += commit.rows
+            for one in _files_of(commit):
+                seen.look(one)
+            named.update(name for name in (commit.part, commit.quarantine and commit.quarantine.file) if name)
     except PlanError as error:
-        return Verification(0, 0, [str(error)])
-    expected = [StoredFile(**file.model_dump(include={"file", "bytes", "sha256"})) for file in plan.files]
-    for commit in commits:
-        if commit.part and commit.sha256:
-            expected.append(StoredFile(file=commit.part, bytes=commit.bytes, sha256=commit.sha256))
-        if commit.quarantine:
-            expected.append(commit.quarantine)
-        expected += commit.files
-    problems, ids = [], []
-    for file in expected:  # one at a time: a part may be large
-        problem, found = _check_file(plan.store, file)
-        problems += [problem] if problem else []
-        ids.append(found)
-    problems += _doubled(np.concatenate([np.empty(0, "S16"), *ids]))
-    named = {file.file for file in expected} | {plan.commit_name(commit.unit) for commit in commits}
-    named |= {round_name(later.round) for later in plan.rounds} | {PLAN}
+        return Verification(seen.files, rows, [*seen.problems, str(error)])
+    listing = list_commits(plan)
+    named.update(record.name for record in listing.latest)
+    for snapshot in listing.snapshots:
+        seen.look_at_snapshot(snapshot.name)
+        named.add(snapshot.name)
     present = [name for name in plan.store.list() if PART_NAME.fullmatch(name)]
     present += chain(*(plan.store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER)))
     leftovers = [name for name in present if name not in named]
-    return Verification(len(expected), sum(commit.rows for commit in commits), problems, leftovers)
+    return Verification(seen.files, rows, seen.problems + seen.doubled(), leftovers)
 
 
-def _check_file(store: Store, file: StoredFile) -> tuple[str | None, NDArray[np.bytes_]]:
-    """(what is wrong with a published file, the ids in it)."""
-    none = np.empty(0, "S16")
-    try:
-        data = store.read(file.file)
-    except FileNotFoundError:
-        return f"{file.file}: missing", none
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        return f"{file.file}: changed since it was committed ({len(data)} bytes, {file.bytes} committed)", none
-    if not PART_NAME.fullmatch(file.file):
-        return None, none
-    parquet = pq.ParquetFile(pa.BufferReader(data))
+def _files_of(commit: CommitRecord) -> Iterator[StoredFile]:
+    if commit.part and commit.sha256:
+        yield StoredFile(file=commit.part, bytes=commit.bytes, sha256=commit.sha256)
+    if commit.quarantine:
+        yield commit.quarantine
+    yield from commit.files
+
+
+class _Seen:
+    """The files looked at so far, one at a time: a part may be large."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.files = store, 0
+        self.problems: list[str] = []
+        self.hashes = bytearray()  # 64 bits of every row's id
+        self.parts: list[str] = []  # that have ids
+
+    def look(self, file: StoredFile) -> None:
+        """Hash a published file, and note the ids in it."""
+        self.files += 1
+        try:
+            data = self.store.read(file.file)
+        except FileNotFoundError:
+            self.problems.append(f"{file.file}: missing")
+            return
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            self.problems.append(
+                f"{file.file}: changed since it was committed ({len(data)} bytes, {file.bytes} committed)"
+            )
+        elif PART_NAME.fullmatch(file.file) and (ids := _ids(data)) is not None:
+            self.hashes += b"".join(map(_short, ids))
+            self.parts.append(file.file)
+
+    def look_at_snapshot(self, name: str) -> None:
+        """Hash a snapshot of commit records; its name says what it must be."""
+        self.files += 1
+        try:
+            if hash_in(name) != hashlib.sha256(self.store.read(name)).hexdigest()[:16]:
+                self.problems.append(f"{name}: changed since it was published")
+        except FileNotFoundError:  # merged since it was listed
+            return
+
+    def doubled(self) -> list[str]:
+        """Names the ids that occur more than once, at most ten of them: their parts are read once more."""
+        values = np.sort(np.frombuffer(self.hashes, np.uint64))
+        twice = set(np.unique(values[1:][values[1:] == values[:-1]]).tolist())
+        counts: Counter[str] = Counter()
+        for part in self.parts if twice else ():
+            ids = _ids(self.store.read(part)) or []
+            counts.update(one for one in ids if int(np.frombuffer(_short(one), np.uint64)[0]) in twice)
+        return [f"{ID_COLUMN} {one}: {count} times" for one, count in sorted(counts.items()) if count > 1][:10]
+
+
+def _ids(part: bytes) -> list[str] | None:
+    """The ids of a part; None where it has none."""
+    parquet = pq.ParquetFile(pa.BufferReader(part))
     if ID_COLUMN not in parquet.schema_arrow.names:
-        return None, none
-    return None, np.array([str(value).encode() for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()], "S")
+        return None
+    return [str(value) for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()]
 
 
-def _doubled(ids: NDArray[np.bytes_]) -> list[str]:
-    """Names the ids that occur more than once, at most ten of them."""
-    values, counts = np.unique(ids, return_counts=True)
-    return [
-        f"{ID_COLUMN} {value.decode()}: {count} times" for value, count in zip(values, counts, strict=True) if count > 1
-    ][:10]
+def _short(one: str) -> bytes:
+    return hashlib.blake2b(one.encode(), digest_size=8).digest()

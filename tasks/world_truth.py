@@ -19,7 +19,7 @@ from deca_core.errors import DecaError
 from deca_core.world import Person, person
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
-from tasks.commits import read_commits
+from tasks.commits import commit_table, read_parts
 from tasks.discover import discover
 from tasks.images import decode_image
 from tasks.plan import PlanError, load_plan
@@ -59,20 +59,21 @@ class WorldTruth:
         self.store = Store(Store(source).join(TRUTH))
         try:
             self.plan = load_plan(self.store.uri)
-            commits = read_commits(self.store.uri)
+            ledger = commit_table(self.plan, ["sha256"])
+            parts = read_parts(self.plan)
         except PlanError as error:
             raise EvaluateError(
                 f"{self.source} is no archive of the embedded world ({error}). Make one: deca synth {self.source}. "
                 "The NoW dataset needs benchmark=now"
             ) from error
-        if len(commits) < self.plan.units:
+        if len(ledger) < self.plan.units:
             raise EvaluateError(
-                f"{self.store.uri}: {self.plan.units - len(commits)} of {self.plan.units} units are pending. "
+                f"{self.store.uri}: {self.plan.units - len(ledger)} of {self.plan.units} units are pending. "
                 f"Finish it with: deca synth {self.source} --resume"
             )
-        self._parts = [(commit.part, commit.rows) for commit in commits if commit.part and commit.rows]
+        self._parts = [(part.file, part.rows) for part in parts if part.rows]
         self._ends = np.cumsum([rows for _, rows in self._parts])
-        self.hash = hashlib.sha256("".join(str(commit.sha256) for commit in commits).encode()).hexdigest()
+        self.hash = hashlib.sha256("".join(map(str, ledger["sha256"].to_pylist())).encode()).hexdigest()
         names = pa.concat_tables(self._read(part, ["path", "identity_id"]) for part, _ in self._parts)
         self.paths: list[str] = names["path"].to_pylist()
         self.identities: list[str] = names["identity_id"].to_pylist()

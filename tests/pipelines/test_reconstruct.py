@@ -144,7 +144,7 @@ def test_pictures_of_nobody_known_cannot_share_a_skull(done):
     settings = config(done.parent / "photos", done, existing="resume", consensus="identity", price_per_hour=2.5)
     with pytest.raises(ConsensusError, match="deca ingest"):
         reconstruct(settings)
-    assert len(read_commits(str(done))) == 2
+    assert len(list(read_commits(str(done)))) == 2
     assert not (done / "consensus").exists()
 
 
@@ -220,7 +220,7 @@ def test_kill_of_worker_and_driver_then_the_same_bytes_on_s3(photos, tmp_path, s
     assert run.wait(30) == -signal.SIGKILL
     while workers & worker_pids() and time.monotonic() < deadline:  # one may be committing its last unit
         time.sleep(0.1)
-    committed = len(read_commits(dest))
+    committed = len(list(read_commits(dest)))
     assert 1 <= committed < 6
 
     final = reconstruct(config(source, dest))

@@ -108,7 +108,7 @@ def test_rows_quarantine_and_files_are_committed(plan):
 @pytest.mark.parametrize("harm", ["changed", "gone"])
 def test_verify_looks_at_the_files_beside_the_parts(plan, harm):
     run_units(plan, lambda: Streaming(plan.store), HERE)
-    victim = Path(plan.dest, read_commits(plan.dest)[1].files[0].file)
+    victim = Path(plan.dest, list(read_commits(plan.dest))[1].files[0].file)
     if harm == "gone":
         victim.unlink()
     else:

@@ -366,7 +366,7 @@ def test_a_file_of_several_people_stops_the_erasure_with_its_name(datasets: Path
 
 def test_the_origin_of_a_part_survives_every_rewriting(datasets: Path) -> None:
     plan = load_plan(str(datasets / "people/annotations"))
-    first = read_commits(plan.dest)[0]
+    first = next(read_commits(plan.dest))
     uri, face = (
         pq.read_table(plan.store.join(str(first.part)))[name].to_pylist() for name in ("source_uri", "face_id")
     )
@@ -375,7 +375,7 @@ def test_the_origin_of_a_part_survives_every_rewriting(datasets: Path) -> None:
     assert first.origin is None
     assert (second.origin, third.origin, shared) == (first.sha256, first.sha256, [])
     assert first.rows > second.rows > third.rows
-    assert CommitRecord.model_validate_json(plan.store.read(plan.commit_name(0))) == third
+    assert CommitRecord.model_validate_json(plan.store.read(plan.commit_name(0, 1))) == third
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_streaming_gives_the_same_rows_in_batches(heads):
 
 def test_places_lead_back_to_the_rows(heads):
     for chosen in iter_chosen(heads, ids=["person-001"], columns=["face_id"]):
-        part = pq.read_table(Path(heads, str(chosen.commit.part)))
+        part = pq.read_table(Path(heads, chosen.part.file))
         assert part["face_id"].take(chosen.rows).to_pylist() == chosen.table["face_id"].to_pylist()
 
 

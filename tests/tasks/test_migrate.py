@@ -44,7 +44,7 @@ def rows(dest: str) -> list[dict[str, object]]:
 
 
 def test_an_older_dataset_is_refused_with_the_command(tiny: str) -> None:
-    with pytest.raises(SchemaError, match=rf"_plan.json has schema 1, this version writes 2. Run: deca migrate {tiny}"):
+    with pytest.raises(SchemaError, match=rf"_plan.json has schema 1, this version writes 3. Run: deca migrate {tiny}"):
         load_plan(tiny)
     for reader in (status, verify, read_commits, plan_retry):
         with pytest.raises(SchemaError, match="Run: deca migrate"):
@@ -54,7 +54,7 @@ def test_an_older_dataset_is_refused_with_the_command(tiny: str) -> None:
 def test_it_is_whole_afterwards_and_its_rows_are_what_they_were(tiny: str) -> None:
     before = {path.name: path.read_bytes() for path in Path(tiny).rglob("*.parquet")}
     [done] = migrate(tiny)
-    assert (done.before, done.after, done.records) == (1, 2, 6)
+    assert (done.before, done.after, done.records) == (1, 3, 6)
     assert {path.name: path.read_bytes() for path in Path(tiny).rglob("*.parquet")} == before
     assert (verify(tiny).problems, verify(tiny).leftovers) == ([], [])
     assert [(row["size"], row["identity_id"]) for row in rows(tiny)] == [
@@ -120,9 +120,9 @@ def test_killed_in_the_middle_it_goes_on(tiny: str, at: int, monkeypatch: pytest
 def test_a_newer_dataset_is_refused_with_the_command(tiny: str, name: str) -> None:
     migrate(tiny)
     path = Path(tiny, name)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3, "of the future": 1}))
-    with pytest.raises(SchemaError, match=r"has schema 3, this version reads 2: a newer one.*pip install --upgrade"):
-        read_commits(tiny)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 4, "of the future": 1}))
+    with pytest.raises(SchemaError, match=r"has schema 4, this version reads 3: a newer one.*pip install --upgrade"):
+        list(read_commits(tiny))
     if name == "_plan.json":
         with pytest.raises(SchemaError, match="pip install --upgrade"):
             migrate(tiny)

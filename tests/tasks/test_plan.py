@@ -331,7 +331,7 @@ def test_commit_records_say_what_design_promises(photos: Callable[..., Path], tm
     plan = open_or_build(tmp_path / "out", str(photos(6, {1: b"bad"})), units=FOUR, weights={"hog": "abc"})
     run(plan)
     record = json.loads((tmp_path / "out" / plan.commit_name(0)).read_text())
-    expected = {"unit": 0, "items": 4, "rows": 3, "quarantined": 1, "stages": {"decode": 1}, "schema_version": 2}
+    expected = {"unit": 0, "items": 4, "rows": 3, "quarantined": 1, "stages": {"decode": 1}, "schema_version": 3}
     assert expected.items() <= record.items()
     assert {"bytes", "sha256", "seconds", "versions"} <= record.keys()
     meta = pq.read_metadata(tmp_path / "out" / record["part"]).metadata

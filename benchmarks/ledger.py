@@ -1,0 +1,298 @@
+"""What the driver of many units costs: `python -m benchmarks.ledger --units 400000`.
+
+The engine's own bookkeeping over a simulated object store: files in memory behind an fsspec driver that counts requests
+as S3 would (a thousand names an answer). A worker that does nothing commits its units in a process of its own and sends
+their records, as Ray does; the driver takes units, books records, logs, tells progress and moves records to snapshots.
+Ray's own share is measured apart, with --ray. Every figure is of a process of its own; CPU is that of all its threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.engine import RayConfig, UnitsConfig
+from schemas.ledger import CommitRecord, Item
+from tasks.commit import UnitOutput
+from tasks.commits import pending, publish_commit
+from tasks.compaction import Compactor
+from tasks.engine import Progress, _Ledger, run_units
+from tasks.plan import Plan, load_plan
+from tasks.progress import TerminalProgress
+from tasks.rounds import open_or_build
+from tasks.storage import S3
+from tasks.verify import status
+
+SIZES = (1_000, 40_000)  # units, before those that are asked for
+PAGE = 1000  # names in an answer of S3
+REQUESTS = ("ls", "info", "cat_file", "put_file", "pipe_file", "rm_file", "rm", "open")
+MEMORY = "/dev/shm"
+LIMITS = {"ms a commit": 1.0, "ratio": 1.5, "MiB": 400, "requests": 200}
+
+
+class CountedStore(LocalFileSystem):
+    """counted:///a/folder: files of a folder as objects of a bucket, requests counted by kind."""
+
+    protocol = "counted"
+    requests: ClassVar[Counter[str]] = Counter()
+    inside = threading.local()  # a local listing looks up every file, a store's does not
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in REQUESTS or getattr(CountedStore.inside, "call", False):
+            return found
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            CountedStore.inside.call = True
+            try:
+                result = found(*args, **kwargs)
+            finally:
+                CountedStore.inside.call = False
+            names = len(result) if name == "ls" else len(args[0]) if name == "rm" else 1
+            CountedStore.requests[name] += max(1, math.ceil(names / PAGE))
+            return result
+
+        return counted
+
+    def put_file(self, source: str, target: str, **kwargs: Any) -> None:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        super().put_file(source, target, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+    def rm(self, paths: list[str], **kwargs: Any) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(str(path).replace("counted://", "file://", 1)))
+
+
+fsspec.register_implementation("counted", CountedStore, clobber=True)
+S3.add("counted")  # what deletes a thousand at once
+
+
+class Nothing:
+    """A worker that makes a row an item, out of nothing."""
+
+    def process(self, items: Sequence[Item]) -> UnitOutput:
+        return UnitOutput(pa.table({"face_id": [f"{item.image_id}-00" for item in items]}))
+
+
+def items(count: int) -> Iterator[Item]:
+    return (Item(index, f"s3://bucket/{index:09d}.jpg", size=30_000, etag=f"{index:032x}") for index in range(count))
+
+
+def record(plan: Plan, unit: int, rows: int) -> CommitRecord:
+    """What the worker's unit comes to, but for the part, which no driver looks at."""
+    sha256 = f"{unit * 0x9E3779B97F4A7C15:064x}"[-64:]
+    return CommitRecord(
+        unit=unit,
+        fingerprint=plan.fingerprint,
+        items=rows,
+        rows=rows,
+        quarantined=0,
+        part=plan.part_name(unit),
+        bytes=1000 + unit,
+        sha256=sha256,
+        seconds=unit % 977 / 100,
+        versions={"code": plan.record.code, "python": "3.11.7", "pyarrow": pa.__version__},
+    )
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def make(dest: str, units: int, size: int) -> dict[str, float]:
+    """Plan so many units of `size` items."""
+    open_or_build(
+        dest, "s3://bucket", items=items(units * size), units=UnitsConfig(items_per_unit=size), code="benchmark"
+    )
+    return usage()
+
+
+def work(dest: str) -> None:
+    """The worker: units come by stdin, a line each; their pickled records go to stdout."""
+    plan, out = load_plan(dest), sys.stdout.buffer
+    for line in sys.stdin:
+        unit, rows = map(int, line.split())
+        made = record(plan, unit, rows)
+        publish_commit(plan, made)
+        pickle.dump(made, out)
+        out.flush()
+
+
+def drive(dest: str) -> dict[str, float]:
+    """The driver: one unit in flight at a time, booked as the engine books it."""
+    plan = load_plan(dest)
+    worker = subprocess.Popen(again("work", dest), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    shown = TerminalProgress("nothing", io.StringIO())
+    before = usage()["cpu_seconds"]
+    with Compactor(plan) as compactor:
+        ledger = _Ledger(plan, compactor, 3, shown, None)
+        opened = usage()["cpu_seconds"] - before
+        while (unit := ledger.next_unit()) is not None:
+            began = time.monotonic()
+            worker.stdin.write(b"%d %d\n" % (unit.index, len(unit.items)))
+            worker.stdin.flush()
+            ledger.take(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
+    cpu = usage()["cpu_seconds"] - before
+    worker.stdin.close()
+    worker.wait()
+    kinds = {f"requests_{kind}": float(count) for kind, count in sorted(CountedStore.requests.items())}
+    return {**usage(), "opening_cpu": opened, "ms_a_commit": 1000 * cpu / plan.units, **kinds}
+
+
+def reopen(dest: str) -> dict[str, float]:
+    """Open a finished plan."""
+    assert pending(load_plan(dest)) == []
+    return {**usage(), "requests": sum(CountedStore.requests.values())}
+
+
+def look(dest: str) -> dict[str, float]:
+    """`deca status` of a finished plan."""
+    assert status(dest).complete
+    return {**usage(), "requests": sum(CountedStore.requests.values())}
+
+
+def drive_ray(dest: str) -> dict[str, float]:
+    """The same with Ray and two actors, parts and all."""
+    cpu = []
+
+    def seen(progress: Progress) -> None:
+        cpu.append(usage()["cpu_seconds"])
+
+    plan = load_plan(dest)
+    run_units(plan, Nothing, RayConfig(workers=2), seen)
+    return {**usage(), "ms_a_commit": 1000 * (cpu[-1] - cpu[0]) / plan.units}
+
+
+def usage() -> dict[str, float]:
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu_seconds": found.ru_utime + found.ru_stime, "peak_mib": found.ru_maxrss / 1024}
+
+
+PROCESSES: dict[str, Callable[..., Any]] = {
+    "drive": drive, "work": work, "reopen": reopen, "look": look, "drive_ray": drive_ray,
+}  # fmt: skip
+
+
+def again(process: str, dest: str, *more: int) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.ledger", "--process", process, dest, *map(str, more)]
+
+
+def run(process: str, dest: str, *more: int) -> dict[str, float]:
+    done = subprocess.run(again(process, dest, *more), check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+def measure(units: int, size: int, ray: bool) -> dict[str, Any]:
+    """All figures of a plan of so many units."""
+    folder = Path(tempfile.mkdtemp(prefix="deca-ledger-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+    tempfile.tempdir, os.environ["TMPDIR"] = str(folder), str(folder)  # the store is in memory: so is what goes there
+    dest = f"counted://{folder}/out"
+    try:
+        planned = run("make", dest, units, size)
+        driven = run("drive_ray" if ray else "drive", dest)
+        return {
+            "units": units,
+            "planned": planned,
+            "driver": driven,
+            "open": run("reopen", dest),
+            "status": run("look", dest),
+        }
+    finally:
+        tempfile.tempdir = None
+        os.environ.pop("TMPDIR")
+        shutil.rmtree(folder)
+
+
+def exponent(first: tuple[float, float], last: tuple[float, float]) -> float:
+    """Of growth between two (size, figure)."""
+    return math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--units", type=int, default=400_000)
+    parser.add_argument("--items-per-unit", type=int, default=1, help="items that the driver reads of a plan and sends")
+    parser.add_argument("--ray", action="store_true", help="with Ray and its two actors")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.process:
+        name, dest, *more = options.process
+        found = partial(make, dest)(*map(int, more)) if name == "make" else PROCESSES[name](dest)
+        print(json.dumps(found))
+        return
+    rows = []
+    for units in [*(size for size in SIZES if size < options.units), options.units]:
+        rows.append(row := measure(units, options.items_per_unit, options.ray))
+        print(f"{units:,} units", json.dumps(row), flush=True)
+    report(rows)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The table, the exponents, and what is over its limit."""
+    print("   units  driver ms/commit  driver MiB  open: requests, CPU s, MiB  status: requests, CPU s, MiB")
+    for row in rows:
+        one, two, three = row["driver"], row["open"], row["status"]
+        print(
+            f"{row['units']:>8,} {one['ms_a_commit']:>17.3f} {one['peak_mib']:>11.0f} "
+            f"{two['requests']:>15.0f} {two['cpu_seconds']:>6.1f} {two['peak_mib']:>4.0f} "
+            f"{three['requests']:>17.0f} {three['cpu_seconds']:>6.1f} {three['peak_mib']:>4.0f}"
+        )
+    for name, part, key in (
+        ("driver CPU of all commits", "driver", "cpu_seconds"),
+        ("driver memory", "driver", "peak_mib"),
+        ("requests to open", "open", "requests"),
+        ("requests of status", "status", "requests"),
+    ):
+        ends = [(row["units"], row[part][key]) for row in (rows[0], rows[-1])]
+        if len(rows) > 1:
+            print(f"{name}: exponent {exponent(*ends):.2f} from {ends[0][0]:,} to {ends[1][0]:,} units")
+    a_commit = [row["driver"]["ms_a_commit"] for row in rows]
+    found = {
+        "ms a commit": max(a_commit),
+        "ratio": max(a_commit) / min(a_commit),
+        "MiB": max(row["driver"]["peak_mib"] for row in rows),
+        "requests": max(row[part]["requests"] for row in rows for part in ("open", "status")),
+    }
+    for name, value in found.items():
+        print(f"{name}: {value:.3g}, at most {LIMITS[name]:g}: {'ok' if value <= LIMITS[name] else 'OVER'}")
+
+
+if __name__ == "__main__":
+    main()
