@@ -63,7 +63,7 @@ def freeze_plan(config: AnimateConfig) -> Plan:
     weights = {"bundle": bundle.hash, "checkpoint": weights_hash(model)}
     load_model(model)  # once, before any work
     if config.existing in ("resume", "retry"):
-        return stored_plan(config.dest, config.existing, weights)
+        return stored_plan(config.dest, config.existing, weights, config.ray.upgrade)
     Store(config.dest).check_writable()
     cast = freeze_cast(config, model, bundle)
     pinned = {
@@ -80,6 +80,7 @@ def freeze_plan(config: AnimateConfig) -> Plan:
         code=code_version(AnimateWorker.__module__),
         items=cast_items(cast),
         mode="new" if config.existing == "new" else "auto",
+        upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
     logger.info("%d heads, %d motions, plan %s", *cast.counts, plan.fingerprint[:8])

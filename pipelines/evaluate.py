@@ -71,7 +71,7 @@ def open_truth(source: str, bundle: AssetBundle) -> WorldTruth:
 def freeze_plan(config: EvaluateConfig, weights: dict[str, str]) -> Plan:
     """Number the benchmark's pictures and cut them into units, or open the plan that is already there."""
     if config.existing in ("resume", "retry"):
-        return stored_plan(config.dest, config.existing, weights)
+        return stored_plan(config.dest, config.existing, weights, config.ray.upgrade)
     plan = open_or_build(
         config.dest,
         config.source,
@@ -82,6 +82,7 @@ def freeze_plan(config: EvaluateConfig, weights: dict[str, str]) -> Plan:
         code=code_version(EvaluateWorker.__module__),
         items=_pictures(config),
         mode="new" if config.existing == "new" else "auto",
+        upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
     logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])

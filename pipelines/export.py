@@ -51,7 +51,7 @@ def check_model(config: ExportConfig) -> dict[str, str]:
 def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
     """Choose the heads and cut them into units, or open the plan that is already there."""
     if config.existing in ("resume", "retry"):
-        return stored_plan(config.dest, config.existing, weights)
+        return stored_plan(config.dest, config.existing, weights, config.ray.upgrade)
     plan = open_or_build(
         config.dest,
         config.source,
@@ -62,6 +62,7 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
         code=code_version(ExportWorker.__module__),
         items=head_items(config.source, config.ids, config.where),
         mode=MODES.get(config.existing, "auto"),
+        upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
     logger.info("%d heads in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])

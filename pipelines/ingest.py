@@ -109,7 +109,7 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
     """List the source and plan what is new or changed, or open the plan that is already there."""
     dest = annotations_of(config.dest)
     if config.existing in ("resume", "retry"):
-        plan = stored_plan(dest, config.existing, weights)
+        plan = stored_plan(dest, config.existing, weights, config.ray.upgrade)
     else:
         plan = open_or_build(
             dest,
@@ -121,6 +121,7 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
             workers=expected_workers(config.ray),
             code=code_version(AnnotateWorker.__module__),
             mode=MODES.get(config.existing, "auto"),
+            upgrade=config.ray.upgrade,
         )
     # To group anew is asked of one run, not of those that go on with its settings.
     store_config(plan, config.model_copy(update={"identity": config.identity.model_copy(update={"regroup": False})}))

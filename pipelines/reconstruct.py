@@ -103,7 +103,7 @@ def check_models(config: ReconstructConfig) -> dict[str, str]:
 def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
     """List the source and cut it into units, or open the plan that is already there."""
     if config.existing in ("resume", "retry"):
-        return stored_plan(config.dest, config.existing, weights)
+        return stored_plan(config.dest, config.existing, weights, config.ray.upgrade)
     faces = faces_at(config.source)
     if faces is not None and config.existing == "extend":
         raise PlanError(
@@ -122,6 +122,7 @@ def freeze_plan(config: ReconstructConfig, weights: dict[str, str]) -> Plan:
         code=code_version(ReconstructWorker.__module__),
         items=None if faces is None else face_items(faces),
         mode=MODES.get(config.existing, "auto"),
+        upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
     logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])

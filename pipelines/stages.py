@@ -80,20 +80,20 @@ def settle(config: Config, dest: str) -> Config:
     return stored.model_copy(update={name: getattr(config, name) for name in OF_A_RUN if hasattr(config, name)})
 
 
-def stored_plan(dest: str, existing: str, weights: dict[str, str]) -> Plan:
+def stored_plan(dest: str, existing: str, weights: dict[str, str], upgrade: bool = False) -> Plan:
     """The plan to go on with, for "retry" with a new round over its quarantine.
 
     PlanError where models differ from those of the plan, ResultsConflict where the meaning of rows does.
     """
-    from tasks.rounds import check_results, plan_retry
+    from tasks.rounds import begin_upgrade, check_results, plan_retry
 
-    plan = check_results(load_plan(dest))
-    if existing == "retry":
-        plan = plan_retry(dest)
+    plan = check_results(load_plan(dest), upgrade)
     changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)
     if changed:
         raise PlanError(
             f"{plan.dest}: {', '.join(changed)} changed since the plan was made, so the new rows would not fit the "
             "earlier ones. Bring back the earlier files, or start over with --new"
         )
-    return plan
+    if existing == "retry":
+        plan = plan_retry(dest)
+    return begin_upgrade(plan) if upgrade else plan

@@ -30,7 +30,7 @@ def freeze_world(config: SynthConfig) -> Plan:
     """Number the pictures and cut them into units, or open the plan that is already there."""
     weights = {"bundle": bundle_at(config.bundle).hash}
     if config.existing in ("resume", "retry"):
-        return stored_plan(truth_dest(config), config.existing, weights)
+        return stored_plan(truth_dest(config), config.existing, weights, config.ray.upgrade)
     plan = open_or_build(
         truth_dest(config),
         world_source(config),
@@ -42,6 +42,7 @@ def freeze_world(config: SynthConfig) -> Plan:
         code=code_version(SynthWorker.__module__),
         items=world_items(config),
         mode="new" if config.existing == "new" else "auto",
+        upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
     return plan

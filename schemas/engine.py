@@ -105,6 +105,10 @@ class RayConfig(BaseModel):
     threads: int = Field(default=1, gt=0)
     # Tries a unit gets before it is quarantined as a whole. Default 3: survives a lost node, ends a poisoned unit.
     attempts: int = Field(default=3, gt=0)
+    # Work units whose rows are of an earlier result version again, in place (schemas/results.py), and how many of them
+    # in this run. Default: none; where a plan has such rows, the run is refused. Without a limit: all of them.
+    upgrade: bool = False
+    upgrade_limit: int | None = Field(default=None, ge=0)
     # Seconds a unit may take before its worker is killed; not enforced with workers=0. Default: half an hour, far
     # above an honest unit.
     unit_timeout_s: float = Field(default=1800.0, gt=0)

@@ -146,6 +146,10 @@ class Unit:
 
     index: int
     items: list[Item] = field(default_factory=list)
+    # Of a unit that is worked again for another result version: its record of before, and ids of faces that come from
+    # the unit of a later retry instead.
+    renews: CommitRecord | None = None
+    elsewhere: frozenset[str] = frozenset()
 
 
 def units_to_table(units: Sequence[Unit]) -> pa.Table:
@@ -254,10 +258,11 @@ class PlanRecord(_Record):
 class RoundRecord(_Record):
     """`_plan/round-00001.json`: units behind the frozen plan's, for quarantined rows or for what the source has gained.
 
-    Both kinds share one count of rounds, so that no two rounds can take the same unit indices.
+    An upgrade has no units: it says what rows mean from now on. All kinds share one count of rounds, so that no two
+    rounds can take the same unit indices.
     """
 
-    kind: Literal["retry", "extend"]
+    kind: Literal["retry", "extend", "upgrade"]
     round: NonNegativeInt  # from 1
     fingerprint: str  # of the plan it belongs to
     items: NonNegativeInt
@@ -268,6 +273,8 @@ class RoundRecord(_Record):
     # inputs the source no longer had (their rows stay), and the items whose content is planned anew in this round.
     inputs_sha256: str | None = None
     inputs_fingerprint: str | None = None
+    # Of an upgrade, which has no units: what rows mean from now on. Units committed before are worked again in place.
+    result_version: int | None = None
     removed: int = 0
     replaced: list[int] = Field(default_factory=list)
 

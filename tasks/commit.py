@@ -11,11 +11,13 @@ import contextlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.ledger import (
@@ -35,6 +37,9 @@ from tasks.ray_cluster import EngineError
 from tasks.rewrite import files_left, publish_without, spare
 from tasks.storage import StorageError, hash_file
 from tasks.tombstones import NOBODY, Erased, read_erased
+
+FACE = "face_id"
+Some = TypeVar("Some", pa.Table, pa.RecordBatch)
 
 
 @dataclass
@@ -100,11 +105,12 @@ def commit_unit(
     quarantine, part, count, left = _publish_quarantine(plan, unit, failed), None, 0, list(files)
     if table is not None:
         with plan.store.scratch(plan.part_name(unit.index)) as path:
+            table = _without(table, unit.elsewhere)
             write_table(table, path, _metadata(plan))
             part, count, left = _publish_part(plan, unit, path, table.num_rows, files, erased)
     commit = _record(plan, unit, part, count, failed, quarantine, left, seconds, code)
     try:
-        return _publish_record(plan, commit, erased)
+        return _publish_record(plan, unit, commit, erased)
     except Withdrawn:
         return commit_unit(plan, unit, table, rows, seconds, code, left, erased)
 
@@ -118,7 +124,8 @@ def commit_rows(
     """
     with plan.store.scratch(plan.part_name(unit.index)) as path:
         with contextlib.closing(_guarded(rows.batches)) as batches:
-            count = write_batches(rows.schema, batches, path, _metadata(plan))
+            kept = (_without(batch, unit.elsewhere) for batch in batches)
+            count = write_batches(rows.schema, kept, path, _metadata(plan))
         try:
             failed = settled(unit, output.quarantine)
         except EngineError as error:
@@ -128,7 +135,15 @@ def commit_rows(
         quarantine = _publish_quarantine(plan, unit, failed)
         part, count, files = _publish_part(plan, unit, path, count, output.files, erased)
     seconds = time.monotonic() - started
-    return _publish_record(plan, _record(plan, unit, part, count, failed, quarantine, files, seconds, code), erased)
+    commit = _record(plan, unit, part, count, failed, quarantine, files, seconds, code)
+    return _publish_record(plan, unit, commit, erased)
+
+
+def _without(rows: Some, faces: Collection[str]) -> Some:
+    """A table or batch without the rows of these faces."""
+    if not faces or FACE not in rows.schema.names:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(rows[FACE], pa.array(sorted(faces), pa.string()))))
 
 
 def _guarded(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
@@ -165,7 +180,12 @@ def _record(
         quarantine=quarantine,
         files=sorted(files, key=lambda file: file.file),
         seconds=round(seconds, 3),
-        versions={"code": code or plan.record.code, "python": platform.python_version(), "pyarrow": pa.__version__},
+        versions={
+            "code": code or plan.record.code,
+            "result": str(plan.result_version),
+            "python": platform.python_version(),
+            "pyarrow": pa.__version__,
+        },
     )
 
 
@@ -179,7 +199,14 @@ def _publish_quarantine(plan: Plan, unit: Unit, rows: Sequence[Quarantined]) -> 
     name = plan.quarantine_name(unit.index)
     with plan.store.scratch(name) as path:
         write_table(quarantine_to_table(rows), path, _metadata(plan))
-        size, sha256 = plan.store.publish(path, name)
+        return _publish(plan, unit, path, name)
+
+
+def _publish(plan: Plan, unit: Unit, path: Path, name: str) -> StoredFile:
+    """Publish a scratch file of a unit; of one that is renewed under a name with its hash, beside what it renews."""
+    if unit.renews is not None:
+        name = f"{name.removesuffix('.parquet')}-{hash_file(path)[1][:8]}.parquet"
+    size, sha256 = plan.store.publish(path, name)
     return StoredFile(file=name, bytes=size, sha256=sha256)
 
 
@@ -193,8 +220,7 @@ def _publish_part(
         left = split.stay
         for name in split.gone:
             plan.store.delete(name)
-    size, sha256 = plan.store.publish(path, plan.part_name(unit.index))
-    return StoredFile(file=plan.part_name(unit.index), bytes=size, sha256=sha256), count, left
+    return _publish(plan, unit, path, plan.part_name(unit.index)), count, left
 
 
 # --- erasure ----------------------------------------------------------------------------------------------------------
@@ -204,9 +230,12 @@ def _living(plan: Plan, rows: Sequence[Quarantined], erased: Erased) -> list[Qua
     return [row for row in rows if not (erased and erased.has_quarantined(row, plan.record.root))]
 
 
-def _publish_record(plan: Plan, commit: CommitRecord, known: Erased) -> CommitRecord:
-    """Commit a unit from which `known` are gone; whoever was erased since goes at once."""
-    publish_commit(plan, commit)
+def _publish_record(plan: Plan, unit: Unit, commit: CommitRecord, known: Erased) -> CommitRecord:
+    """Commit a unit from which `known` are gone; whoever was erased since goes at once, and then what it renews."""
+    if unit.renews is None:
+        publish_commit(plan, commit)
+    else:
+        commit = replace_commit(plan, unit.renews, commit)
     published = commit
     try:
         while (erased := read_erased(plan.store, known)).number != known.number:
@@ -216,7 +245,15 @@ def _publish_record(plan: Plan, commit: CommitRecord, known: Erased) -> CommitRe
         raise Withdrawn(f"unit {commit.unit} met an erasure; it is done again without the erased") from error
     if commit != published:  # another driver may have moved the record meanwhile
         purge(plan)
+    if unit.renews is not None:
+        plan.store.delete_many(sorted(_names(unit.renews) - _names(commit)))
     return commit
+
+
+def _names(commit: CommitRecord) -> set[str]:
+    """The files that a record makes data."""
+    files = {commit.part, *(file.file for file in commit.files), commit.quarantine and commit.quarantine.file}
+    return {name for name in files if name}
 
 
 def erase_unit(plan: Plan, commit: CommitRecord, erased: Erased) -> tuple[CommitRecord, list[str]]:

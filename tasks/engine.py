@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import FrameType
 from typing import Any, Protocol
 
@@ -33,9 +34,10 @@ from tasks.plan import Plan
 from tasks.ray_cluster import EngineError, connect, move_to, resources_of
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
+from tasks.upgrade import outdated, renewals
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
-events = logging.getLogger(EVENTS)
+events, logger = logging.getLogger(EVENTS), logging.getLogger("deca")
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
 
 
@@ -160,20 +162,22 @@ class _Ledger:
         attempts: int,
         on_progress: OnProgress | None,
         only: Collection[int] | None,
+        renewed: Sequence[int] = (),
     ) -> None:
         self.plan, self.compactor = plan, compactor
         self.attempts, self.on_progress = attempts, on_progress or (lambda progress: None)
         waiting = pending(plan)
         todo = waiting if only is None else [index for index in waiting if index in only]
-        self.todo, self.skipped = len(todo), plan.units - len(waiting)
+        self.todo, self.skipped = len(todo) + len(renewed), plan.units - len(waiting) - len(renewed)
         self.items_total = sum(file.items for file in plan.files)
-        self.items_before = self.items_total - plan.count_items(waiting)
-        self.fresh = plan.iter_units(todo)
+        self.items_before = self.items_total - plan.count_items([*waiting, *renewed])
+        self.fresh = chain(plan.iter_units(todo), renewals(plan, renewed))
         self.again: deque[Unit] = deque()
         self.tries: Counter[int] = Counter()
         self.units = self.items = self.rows = self.quarantined = 0  # committed by this run
         self.stages: Counter[str] = Counter()  # of the quarantined rows
         self.given_up = 0
+        self.kept = 0  # units that were to be renewed, and could not: their earlier rows stay
         self.busy = 0.0
         self.workers, self.cores, self.gpus = 0, 0.0, 0.0  # cores and GPUs of one worker
         self.started = time.monotonic()
@@ -196,6 +200,12 @@ class _Ledger:
             events.warning("unit failed: %s", result.error, extra={"fields": failed})
             if self.tries[unit.index] < self.attempts:
                 self.again.append(unit)
+                return
+            if unit.renews is not None:
+                self.kept += 1
+                logger.warning(
+                    "unit %d keeps its rows of an earlier version: %s: %s", unit.index, result.error, result.message
+                )
                 return
             message = f"{result.message} (unit {unit.index} given up after {self.attempts} attempts)"
             rows = [Quarantined.of(item, "unit", result.error, message) for item in unit.items]
@@ -259,6 +269,8 @@ def run_units(
 ) -> RunSummary:
     """Work every pending unit of `plan` and commit it. Calling it again goes on where it stopped.
 
+    With ray.upgrade units of an earlier result version follow, at most ray.upgrade_limit: see tasks/upgrade.py.
+
     factory: picklable, without arguments, builds the worker once in each process (functools.partial of a class).
     only: leave pending units with other indices alone.
     Raises StorageError where the destination cannot be written, WorkerStartError where the factory fails, EngineError
@@ -268,7 +280,8 @@ def run_units(
     plan.store.check_writable()
     plan.store.sweep()
     with Compactor(plan) as compactor:
-        ledger = _Ledger(plan, compactor, config.attempts, on_progress, only)
+        renewed = list(outdated(plan))[: config.upgrade_limit] if config.upgrade else []
+        ledger = _Ledger(plan, compactor, config.attempts, on_progress, only, renewed)
         if ledger.todo:
             _work(plan, factory, config, ledger)
     return ledger.summary()
@@ -433,7 +446,7 @@ class _Crew:
         """A new actor for a dead one, if there is a unit for it."""
         in_flight = sum(flight.unit is not None for flight in self.flights.values())
         starting = len(self.flights) - in_flight
-        if self.ledger.todo - self.ledger.units - in_flight > starting:
+        if self.ledger.todo - self.ledger.units - self.ledger.kept - in_flight > starting:
             self.hire()
 
 

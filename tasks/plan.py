@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from deca_core.errors import DecaError
 from schemas.ledger import OLDEST, SCHEMA_VERSION, PlanRecord, RoundRecord, Unit, UnitFile, table_to_items
-from schemas.results import changes_since, result_version
+from schemas.results import changes_since
 from tasks.records import UPGRADE, first_complaint, read_record
 from tasks.storage import Store
 
@@ -59,13 +59,13 @@ class PlanConflict(PlanError):
 class ResultsConflict(PlanError):
     """The stored rows mean something else than those that this program makes (schemas/results.py)."""
 
-    def __init__(self, plan: Plan) -> None:
-        flow, before = plan.record.config.get("flow", "plan"), plan.record.result_version
-        now = result_version(plan.record.config)
-        changed = changes_since(flow, before)
+    def __init__(self, plan: Plan, before: int, now: int) -> None:
+        flow = plan.record.config.get("flow", "plan")
+        changed = f" ({changes})" if (changes := changes_since(flow, before)) else ""
+        ways = ". Run again with --upgrade (make them anew, in place) or with --new (drop them)"
         super().__init__(
-            f"{plan.dest} holds {flow} rows of version {before}, this program makes version {now}"
-            + (f" ({changed}). Run again with --new (drop them)" if before < now else f". Run: {UPGRADE}")
+            f"{plan.dest} holds {flow} rows of version {before}, this program makes version {now}{changed}"
+            + (ways if before < now else f". Run: {UPGRADE}")
         )
 
 
@@ -116,6 +116,18 @@ class Plan:
     def replaced(self) -> frozenset[int]:
         """Indices of items that an extension has planned anew because their content had changed."""
         return frozenset(index for later in self.rounds for index in later.replaced)
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether rows of an earlier result version are being made anew."""
+        return any(later.kind == "upgrade" for later in self.rounds)
+
+    @property
+    def result_version(self) -> int:
+        """What rows mean that are made from now on."""
+        return next(
+            (one.result_version for one in reversed(self.rounds) if one.result_version), self.record.result_version
+        )
 
     @property
     def retry_units(self) -> set[int]:

@@ -40,6 +40,7 @@ from tasks.plan import (
 )
 from tasks.rewrite import drop_rows
 from tasks.storage import Store
+from tasks.upgrade import outdated
 
 SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
 
@@ -63,6 +64,7 @@ def open_or_build(
     items: Iterable[Item] | None = None,
     mode: Mode = "auto",
     workers: int | None = None,
+    upgrade: bool = False,
 ) -> Plan:
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
@@ -73,11 +75,13 @@ def open_or_build(
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
     workers: how many there will be, so that small archives are cut into units for all of them (`UnitsConfig.size_for`);
     None: units are as large as the setting says. A stored plan keeps its units whatever this is.
+    upgrade: take a stored plan whose rows are of an earlier result version; `run_units` makes them anew.
     Raises SourceError, StorageError, PlanError.
     """
     store = Store(dest)
     if mode == "resume":
-        return check_results(load_plan(dest))
+        stored = check_results(load_plan(dest), upgrade)
+        return begin_upgrade(stored) if upgrade else stored
     if source is None:
         raise PlanError(f"a plan for {store.uri} needs a source; name one, or go on with --resume")
     store.check_writable()
@@ -98,13 +102,13 @@ def open_or_build(
         if mode == "new":
             drop_plan(dest)
         elif store.exists(PLAN):
-            stored = load_plan(dest)
-            check_results(stored)
+            stored = check_results(load_plan(dest), upgrade)
             if mode == "extend":
                 stored = _extend(stored, draft, folder, units or UnitsConfig(), workers)
             elif not same_plan(stored.inputs, draft):
                 raise PlanConflict(store.uri, differences(stored.inputs, draft, store, folder, stored.replaced))
-            return _note_left_out(stored, draft)
+            stored = _note_left_out(stored, draft)
+            return begin_upgrade(stored) if upgrade else stored
         _publish_draft(store, draft, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,11 +123,26 @@ def _note_left_out(plan: Plan, draft: PlanRecord) -> Plan:
     return replace(plan, record=record)
 
 
-def check_results(plan: Plan) -> Plan:
-    """The plan, unless its rows mean something else than those of this program (ResultsConflict)."""
-    if plan.record.result_version != result_version(plan.record.config):
-        raise ResultsConflict(plan)
+def check_results(plan: Plan, upgrade: bool = False) -> Plan:
+    """The plan, if this program may add rows to it; with `upgrade` also one whose rows are of an earlier version.
+
+    Raises ResultsConflict where rows of two meanings would stand side by side.
+    """
+    now, before = result_version(plan.record.config), plan.result_version
+    if now < before or (now > before and not upgrade):
+        raise ResultsConflict(plan, before, now)
+    if not upgrade and (left := outdated(plan)):
+        raise ResultsConflict(plan, min(left.values()), now)
     return plan
+
+
+def begin_upgrade(plan: Plan) -> Plan:
+    """The plan with a round from which on its rows are of this program's version, if they are of an earlier one."""
+    now = result_version(plan.record.config)
+    if plan.result_version == now:
+        return plan
+    with tempfile.TemporaryDirectory(prefix="deca-plan-") as folder:
+        return _publish_round(plan, [], Path(folder), kind="upgrade", result_version=now)
 
 
 def drop_plan(dest: str) -> None:

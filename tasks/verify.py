@@ -18,6 +18,7 @@ from tasks.commits import commit_table, count_standing, read_commits
 from tasks.plan import COMMITS, PART_NAME, PLAN, PLAN_FOLDER, QUARANTINE, PlanError, load_plan, round_name
 from tasks.snapshots import hash_in, list_commits
 from tasks.storage import Store
+from tasks.upgrade import outdated
 
 ID_COLUMN = "face_id"
 
@@ -39,11 +40,12 @@ class Status:
     quarantined: dict[str, int]  # standing rows by stage
     retries: int
     images_left_out: dict[str, int] = field(default_factory=dict)  # by ending: nothing here reads them
+    outdated: int = 0  # units with rows of an earlier result version, while an upgrade makes them anew
 
     @property
     def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine, no image left out."""
-        return not self.pending and not self.quarantined and not self.images_left_out
+        """Nothing pending, nothing in quarantine, no image left out, nothing to be made anew."""
+        return not (self.pending or self.quarantined or self.images_left_out or self.outdated)
 
 
 def status(dest: str) -> Status:
@@ -65,6 +67,7 @@ def status(dest: str) -> Status:
         quarantined=count_standing(plan),
         retries=len(plan.retries),
         images_left_out=plan.record.images_left_out,
+        outdated=len(outdated(plan)),
     )
 
 
