@@ -35,10 +35,13 @@ from pipelines.options import (
     Resume,
     Settings,
     Source,
+    Upgrade,
+    UpgradeLimit,
     Workers,
     console,
     errors,
     existing,
+    upgrading,
 )
 from pipelines.settings import resolve
 from schemas.ablate import AblateConfig
@@ -141,6 +144,8 @@ def ingest_command(
     resume: Resume = False,
     extend: Extend = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """Any archive of photographs in, faces sorted by identity out. Running it again adds what is new in SRC.
@@ -164,6 +169,7 @@ def ingest_command(
         "shards.min_images": min_images,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
+        **upgrading(upgrade, upgrade_limit),
     }
     return run_flow("ingest", resolve(IngestConfig, config, settings, options), prefect)
 
@@ -241,6 +247,8 @@ def evaluate_command(
     workers: Workers = None,
     resume: Resume = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """How good a checkpoint is: rows of figures by picture, and a report. Goes on where it stopped.
@@ -260,6 +268,7 @@ def evaluate_command(
         "dest": dest,
         "bundle": bundle,
         "existing": existing(resume, new),
+        **upgrading(upgrade, upgrade_limit),
     }
     if ablations:
         if checkpoint or benchmark == "now":
@@ -286,6 +295,8 @@ def synth_command(
     workers: Workers = None,
     resume: Resume = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """Photographs of procedural people as an archive, with the truth in truth.parquet/. Goes on where it stopped.
@@ -307,6 +318,7 @@ def synth_command(
         "layout": "flat" if flat else "tar" if tar else None,
         "ray.workers": workers,
         "existing": existing(resume, new),
+        **upgrading(upgrade, upgrade_limit),
     }
     return run_flow("synth", resolve(SynthConfig, config, settings, options), prefect)
 

@@ -7,7 +7,21 @@ from typing import Annotated, get_args
 import typer
 
 from pipelines.launch import run_flow
-from pipelines.options import Bundle, Checkpoint, Config, Dest, New, Prefect, Resume, Settings, Workers, existing
+from pipelines.options import (
+    Bundle,
+    Checkpoint,
+    Config,
+    Dest,
+    New,
+    Prefect,
+    Resume,
+    Settings,
+    Upgrade,
+    UpgradeLimit,
+    Workers,
+    existing,
+    upgrading,
+)
 from pipelines.settings import resolve
 from schemas.animate import AnimateConfig, AnimateOutput
 
@@ -44,6 +58,8 @@ def animate_command(
     workers: Workers = None,
     resume: Resume = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """One face's shape, skin, wrinkles and pose with the expression and jaw of others: codes, maps, clips, GLB.
@@ -77,5 +93,6 @@ def animate_command(
         "bundle": bundle,
         "ray.workers": workers,
         "existing": existing(resume, new),
+        **upgrading(upgrade, upgrade_limit),
     }
     return run_flow("animate", resolve(AnimateConfig, config, settings, options), prefect)

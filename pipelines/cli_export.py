@@ -7,7 +7,21 @@ from typing import Annotated, get_args
 import typer
 
 from pipelines.launch import run_flow
-from pipelines.options import Bundle, Config, Dest, Extend, New, Prefect, Resume, Settings, Workers, existing
+from pipelines.options import (
+    Bundle,
+    Config,
+    Dest,
+    Extend,
+    New,
+    Prefect,
+    Resume,
+    Settings,
+    Upgrade,
+    UpgradeLimit,
+    Workers,
+    existing,
+    upgrading,
+)
 from pipelines.settings import resolve
 from schemas.export import ExportConfig, Format
 
@@ -42,6 +56,8 @@ def export_command(
     resume: Resume = False,
     extend: Extend = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """Heads out of reconstructions, for Blender, game engines and notebooks: glTF with skeleton, OBJ, PLY, NPZ.
@@ -70,5 +86,6 @@ def export_command(
         "bundle": bundle,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
+        **upgrading(upgrade, upgrade_limit),
     }
     return run_flow("export", resolve(ExportConfig, config, settings, options), prefect)

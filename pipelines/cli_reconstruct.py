@@ -21,9 +21,12 @@ from pipelines.options import (
     Resume,
     Settings,
     Source,
+    Upgrade,
+    UpgradeLimit,
     Workers,
     console,
     existing,
+    upgrading,
 )
 from pipelines.settings import resolve
 from schemas.annotate import Provider
@@ -78,6 +81,8 @@ def reconstruct_command(
     resume: Resume = False,
     extend: Extend = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """Photos, videos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
@@ -116,6 +121,7 @@ def reconstruct_command(
         "price_per_hour": price_per_hour,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
+        **upgrading(upgrade, upgrade_limit),
     }
     if show:
         from pipelines.show import show_picture
@@ -138,6 +144,8 @@ def fit_command(
     resume: Resume = False,
     extend: Extend = False,
     new: New = False,
+    upgrade: Upgrade = False,
+    upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
     """Photos in, codes fitted to the 68 landmarks out: reconstruct without a network, detail and albedo.
@@ -158,6 +166,7 @@ def fit_command(
         "bundle": bundle,
         "ray.workers": workers,
         "existing": existing(resume, new, extend),
+        **upgrading(upgrade, upgrade_limit),
     }
     return run_flow("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
 

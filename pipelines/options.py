@@ -29,7 +29,19 @@ PricePerHour = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]
+Upgrade = Annotated[
+    bool, typer.Option("--upgrade", help="Make rows of an earlier result version anew, in place (docs/operate.md).")
+]
+UpgradeLimit = Annotated[
+    int | None,
+    typer.Option("--upgrade-limit", min=0, help="Units that --upgrade makes anew in this run; default: all."),
+]
 Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
+
+
+def upgrading(upgrade: bool, limit: int | None) -> dict[str, bool | int | None]:
+    """The settings of --upgrade and --upgrade-limit; a limit asks for an upgrade by itself."""
+    return {"ray.upgrade": upgrade or limit is not None or None, "ray.upgrade_limit": limit}
 
 
 def existing(resume: bool, new: bool, extend: bool = False) -> str | None:

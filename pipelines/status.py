@@ -111,6 +111,8 @@ class StatusReport:
         lines = [(name, str(getattr(self.now, name))) for name in names]
         lines += [(f"quarantined: {stage}", str(count)) for stage, count in self.now.quarantined.items()]
         lines += left_out_lines(self.now)
+        if self.now.outdated:
+            lines.append(("outdated", f"{self.now.outdated} units, made anew by the same command with --upgrade"))
         if (version := self.version) is not None:
             lines.append(("faces", f"{version.faces} of {version.identities} identities, version {version.version}"))
             lines += [(f"left out: {reason}", str(count)) for reason, count in version.left_out.items()]
