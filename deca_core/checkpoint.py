@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import tempfile
 import warnings
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deca_core.assets import bundle as bundles
 from deca_core.assets.bundle import AssetBundle
+from deca_core.assets.procedural import NAME as EMBEDDED_HEAD
 from deca_core.checkpoint_meta import (
     META_FILE,
     SCHEMA_VERSION,
@@ -24,8 +25,9 @@ from deca_core.checkpoint_meta import (
     file_sha256,
     read_meta,
 )
-from deca_core.codes import NUM_COARSE, NUM_DETAIL
+from deca_core.codes import COARSE_LENGTHS, NUM_COARSE, NUM_DETAIL
 from deca_core.detail import DetailDecoder
+from deca_core.downloads import read_tensors
 from deca_core.encoder import RESNET50, BackboneError, Encoder
 from deca_core.model import DECA
 
@@ -41,7 +43,10 @@ __all__ = [
     "save_shipped",
 ]
 
-RELEASED_HEAD = "FLAME"
+RELEASED_HEAD, RELEASED_FILE = "FLAME", "deca_model.tar"
+# The files of a checkpoint folder; the last two are there where it carries its bundle.
+FILES = (WEIGHTS_FILE, META_FILE, bundles.ARRAYS_FILE, bundles.META_FILE)
+BIND = f"Put {RELEASED_FILE} into the folder of the FLAME files and run: deca assets import FOLDER CHECKPOINT"
 
 
 def save_checkpoint(model: DECA, folder: str | Path) -> Path:
@@ -67,7 +72,9 @@ def save_shipped(source: str | Path, folder: str | Path, bundle: AssetBundle) ->
 def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     """The model of a checkpoint folder on the head it was trained for, in eval mode on the CPU.
 
-    Raises CheckpointError when a file is missing or changed, the backbone is unknown, or `bundle` is another head.
+    Weights that are bound to no bundle are taken on the word of who names the bundle, but never from FLAME to the
+    embedded head or back. Raises CheckpointError when a file is missing or changed, the backbone is unknown, or
+    `bundle` is another head.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -76,11 +83,16 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     meta = read_meta(source)
     head = meta["bundle"]
     if head["hash"] is None and bundle.name != head["name"]:
+        if EMBEDDED_HEAD in (bundle.name, head["name"]):
+            raise CheckpointError(
+                f"{source}: weights for the head {head['name']!r}, bound to no bundle, and the bundle is "
+                f"{bundle.name!r}. {BIND}; or name the bundle that they belong to with --bundle"
+            )
         warnings.warn(f"{source}: weights trained on {head['name']}, used on the head {bundle.name!r}", stacklevel=2)
     elif head["hash"] is not None and head["hash"] != bundle.hash:
         raise CheckpointError(
             f"{source}: trained on the head {head['name']!r} ({head['hash'][:12]}), but the bundle is {bundle.name!r} "
-            f"({bundle.hash[:12]}). Give the bundle it was trained with"
+            f"({bundle.hash[:12]}). Give the bundle it was trained with (--bundle)"
         )
     checkpoint_hash(source)
     try:
@@ -97,26 +109,20 @@ def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     return model.eval()
 
 
-def import_released(path: str | Path, folder: str | Path) -> Path:
+def import_released(path: str | Path, folder: str | Path, bundle: AssetBundle | None = None) -> Path:
     """The released `deca_model.tar` (a `torch.save`d dictionary) as a checkpoint folder; returns the folder.
 
+    bundle: the one made from the release's files. The checkpoint is bound to it by hash and carries it along, so that
+    the folder is a checkpoint and a bundle. None: bound to no bundle, since the file does not say to which copy of
+    FLAME it belongs.
+
     Read with torch's weights-only unpickler: a file that needs code to be executed is refused. Optimiser state is
-    left out. The weights belong to FLAME; the file does not say to which copy of it, so no bundle hash is recorded.
-    Raises CheckpointError naming missing, unexpected or misshapen weights.
+    left out. Raises CheckpointError naming missing, unexpected or misshapen weights.
     """
     source = Path(path)
     if not source.is_file():
-        raise CheckpointError(f"{source}: no such file. deca_model.tar comes with the DECA release")
-    try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{source}: refused, it needs more than tensors to be read: {_first_line(error)}"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{source}: not a readable checkpoint ({_first_line(error)}). Download it again"
-        ) from error
+        raise CheckpointError(f"{source}: no such file. {RELEASED_FILE} comes with the DECA release")
+    content = read_tensors(source, CheckpointError)
     with torch.device("meta"):
         parts: dict[str, nn.Module] = {
             "E_flame": Encoder(NUM_COARSE, RESNET50),
@@ -126,7 +132,7 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
     missing = [name for name in parts if not (isinstance(content, dict) and isinstance(content.get(name), dict))]
     if missing:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{source}: no {', '.join(missing)} (it has {found}); expected DECA's deca_model.tar")
+        raise CheckpointError(f"{source}: no {', '.join(missing)} (it has {found}); expected DECA's {RELEASED_FILE}")
     weights: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
     for part, module in parts.items():
@@ -135,24 +141,46 @@ def import_released(path: str | Path, folder: str | Path) -> Path:
     for name in expected:  # checkpoints older than PyTorch 0.4.1 have no such counter, and nothing reads it
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, torch.tensor(0))
-    _check_weights(weights, expected, source)
+    _check_weights(weights, expected, source, _other_codes(weights))
     head: dict[str, str | None] = {"name": RELEASED_HEAD, "hash": None}
+    if bundle is not None:
+        head = {"name": bundle.name, "hash": bundle.hash}
     info = {"trained": "yes", "recipe": "released", "source": source.name, "source_sha256": file_sha256(source)}
-    return _write(Path(folder), weights, RESNET50, head, info)
+    return _write(Path(folder), weights, RESNET50, head, info, bundle)
+
+
+def _other_codes(weights: dict[str, Any]) -> str:
+    """What to add to an error where the encoder was trained with other numbers of components."""
+    codes = getattr(weights.get("E_flame.layers.2.weight"), "shape", (NUM_COARSE,))[0]
+    if codes == NUM_COARSE:
+        return ""
+    lengths = ", ".join(f"{name} {length}" for name, length in COARSE_LENGTHS.items())
+    return f". It was trained with other numbers of components: {codes} codes, a bundle takes {NUM_COARSE} ({lengths})"
 
 
 def _write(
-    folder: Path, weights: dict[str, Tensor], backbone: str, head: dict[str, str | None], info: dict[str, str]
+    folder: Path,
+    weights: dict[str, Tensor],
+    backbone: str,
+    head: dict[str, str | None],
+    info: dict[str, str],
+    bundle: AssetBundle | None = None,
 ) -> Path:
+    """bundle: to be carried along, in the same folder."""
     from safetensors.torch import save
 
-    if folder.exists() and not (folder / META_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not a checkpoint. Give another folder, or remove it")
+    _check_free(folder, with_bundle=bundle is not None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        tensors = {name: value.detach().to("cpu").contiguous() for name, value in weights.items()}
+        # Cloned: of tensors that share storage, as counters of a released file do, safetensors takes only one.
+        tensors = {
+            name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+            for name, value in weights.items()
+        }
         (building / WEIGHTS_FILE).write_bytes(save(tensors))  # a full disk is an OSError here
+        if bundle is not None:
+            bundle.save(building)
         meta = {
             "schema_version": SCHEMA_VERSION,
             "backbone": backbone,
@@ -166,6 +194,16 @@ def _write(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _check_free(folder: Path, with_bundle: bool) -> None:
+    """CheckpointError where `folder` holds what is not to be replaced: only checkpoints are, and, where one comes with
+    its bundle, bundles."""
+    if not folder.exists() or (folder / META_FILE).is_file():
+        return
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if held and not (with_bundle and held <= set(FILES)):
+        raise CheckpointError(f"{folder}: exists and is not a checkpoint. Give another folder, or remove it")
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -182,8 +220,8 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], where: Path) -> None:
-    """Same names, same shapes, all tensors; otherwise an error that lists what differs."""
+def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], where: Path, note: str = "") -> None:
+    """Same names, same shapes, all tensors; otherwise an error that lists what differs, and ends in `note`."""
     wrong = {
         "missing": sorted(set(expected) - set(weights)),
         "unexpected": sorted(set(weights) - set(expected)),
@@ -195,13 +233,9 @@ def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], where: 
     }
     problems = [f"{len(names)} {kind}: {_shortened(names)}" for kind, names in wrong.items() if names]
     if problems:
-        raise CheckpointError(f"{where}: the weights do not fit the model; {'; '.join(problems)}")
+        raise CheckpointError(f"{where}: the weights do not fit the model; {'; '.join(problems)}{note}")
 
 
 def _shortened(names: list[str], most: int = 10) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

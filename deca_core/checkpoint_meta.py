@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deca_core.downloads import check_download
 from deca_core.errors import DecaError
 
 SCHEMA_VERSION = 1
@@ -23,7 +24,9 @@ class CheckpointError(DecaError):
 def checkpoint_hash(folder: str | Path) -> str:
     """SHA-256 of the weights file. Raises CheckpointError where it is not the one that was saved."""
     source = Path(folder)
-    recorded, found = read_meta(source)["weights_sha256"], file_sha256(source / WEIGHTS_FILE)
+    recorded = read_meta(source)["weights_sha256"]
+    check_download(source / WEIGHTS_FILE, CheckpointError)
+    found = file_sha256(source / WEIGHTS_FILE)
     if found != recorded:
         raise CheckpointError(
             f"{source}: {WEIGHTS_FILE} has SHA-256 {found[:12]}, {META_FILE} says {recorded[:12]}: "
@@ -32,14 +35,21 @@ def checkpoint_hash(folder: str | Path) -> str:
     return found
 
 
+def head_of(folder: str | Path) -> dict[str, str | None]:
+    """Name and hash of the head that a checkpoint was made for; hash None: it is bound to no bundle."""
+    head: dict[str, str | None] = read_meta(Path(folder))["bundle"]
+    return head
+
+
 def read_meta(source: Path) -> dict[str, Any]:
     """The record of a checkpoint folder. Raises CheckpointError where it is none, damaged, or of another schema."""
     for name in (META_FILE, WEIGHTS_FILE):
         if not (source / name).is_file():
             raise CheckpointError(
                 f"{source}: no {name}. A checkpoint is a folder with {META_FILE} and {WEIGHTS_FILE}, written by "
-                "deca train, or by import_released from the released deca_model.tar"
+                "deca train, or by deca assets import (import_released) from the released deca_model.tar"
             )
+    check_download(source / META_FILE, CheckpointError, text=True)
     try:
         meta = json.loads((source / META_FILE).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

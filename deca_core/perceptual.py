@@ -11,6 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from deca_core.downloads import AGAIN, check_download, read_tensors
 from deca_core.errors import DecaError
 from deca_core.losses.precision import full_precision
 
@@ -79,6 +80,11 @@ def imagenet_vgg19(layers: Iterable[str]) -> VGG19:
     weights = VGG19_Weights.IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
+    except pickle.UnpicklingError as error:
+        raise PerceptualError(
+            f"VGG19's weights in {torch.hub.get_dir()}/checkpoints are damaged, or an error page. Delete "
+            f"{weights.url.rpartition('/')[2]} there: it is then fetched again"
+        ) from error
     except (URLError, OSError, RuntimeError) as error:
         raise PerceptualError(
             f"VGG19's weights are not in {torch.hub.get_dir()}/checkpoints, and {weights.url} does not answer "
@@ -95,10 +101,7 @@ def load_vgg19(path: str | Path, layers: Iterable[str]) -> VGG19:
     source = Path(path)
     if not source.is_file():
         raise PerceptualError(f"{source}: no such file; expected vgg19-dcbb9e9d.pth of torchvision, or random weights")
-    try:
-        state = _read(source)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise PerceptualError(f"{source}: not a readable file of weights ({error}). Copy it again") from error
+    state = _read(source)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     return _filled(VGG19(layers, f"vgg19-{digest}"), state, str(source))
@@ -113,14 +116,15 @@ def random_vgg19(layers: Iterable[str], seed: int = 0) -> VGG19:
 
 def _read(source: Path) -> object:
     if source.suffix != ".safetensors":
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return read_tensors(source, PerceptualError)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_download(source, PerceptualError, "not a readable file of weights")
     try:
         return load_file(source)
     except SafetensorError as error:
-        raise ValueError(str(error)) from error
+        raise PerceptualError(f"{source}: not a readable file of weights ({error}). {AGAIN}") from error
 
 
 def _filled(network: VGG19, state: object, where: str) -> VGG19:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from deca_core.assets.bundle import BundleError
 from deca_core.assets.unpickle import load_pickle
 from deca_core.camera import IMAGE_SIZE
+from deca_core.downloads import check_download, read_tensors
 from deca_core.encoder import ResNet50
 from deca_core.errors import DecaError
 from deca_core.losses.precision import full_precision
@@ -121,10 +122,11 @@ def load_arcface(folder: str | Path) -> ArcFace:
 
     source = Path(folder) / ARCFACE_FILE
     require_file(source, f"{ARCFACE_FILE} of facexlib's releases")
+    state = read_tensors(source, RecognitionError)
     network = Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
     try:
-        network.load_state_dict(torch.load(source, map_location="cpu", weights_only=True))
-    except Exception as error:  # foreign bytes: torch raises whatever it stumbles over
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise RecognitionError(f"{source}: not the weights of facexlib's ArcFace ({error}). Copy it again") from error
     return ArcFace(network, f"arcface-ir-se50-{_digest(source)}")
 
@@ -140,9 +142,10 @@ def random_recognition(seed: int = 0) -> VGGFace2:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raises RecognitionError saying what file is missing."""
+    """Raises RecognitionError saying what file is missing, or what lies in its place."""
     if not path.is_file():
         raise RecognitionError(f"{path}: no such file; expected {what}. Without it choose dlib's network")
+    check_download(path, RecognitionError)
 
 
 def _digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from schemas.train import STAGES, StageName, TrainConfig, TrainSummary
 from tasks.ablation_report import FULL, PAGE, MeasuredRows, compare, figures_of, write_report
 from tasks.draft import code_version, flat_settings
 from tasks.evaluation_report import read_rows
-from tasks.models import bundle_at
+from tasks.models import bundle_at, bundle_for
 from tasks.plan import CONFIG, PlanConflict, PlanError, load_plan
 from tasks.storage import Store
 from tasks.train_inputs import WORLD, stage_weights
@@ -77,6 +77,7 @@ def settle_ablations(config: AblateConfig) -> AblateConfig:
         groups = {name: (getattr(stored, name), getattr(config, name)) for name in ("train", "evaluate")}
         kept = {name: {**own, "ray": given.get("ray", {})} for name, (own, given) in groups.items()}
         return stored.model_copy(update={"dest": config.dest, **kept})
+    config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.training(config.seeds[0]).start)})
     if config.faces != WORLD:
         faces = find_faces(config.faces) or config.faces
         same = stored is not None and stored.faces == faces

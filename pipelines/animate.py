@@ -14,7 +14,7 @@ from tasks.commits import read_commits
 from tasks.draft import code_version
 from tasks.engine import RunSummary, run_units
 from tasks.heads import config_of, model_for
-from tasks.models import bundle_at, load_model, weights_hash
+from tasks.models import bundle_at, bundle_for, load_model, weights_hash
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
@@ -40,6 +40,7 @@ def prepare(config: AnimateConfig) -> AnimateConfig:
     config = settle(config, config.dest)
     if config.existing in ("resume", "retry"):
         return config
+    config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
     for spec in (*config.identity, *filter(None, [config.identities])):
         dest = spec.partition("#")[0]
         if is_dataset(dest):

@@ -169,21 +169,26 @@ def _faces(dest: str) -> str:
 
 @assets.command("import")
 def assets_import(
-    source: Annotated[Path, typer.Argument(metavar="FLAME_FILES", help="Folder with the licensed files.")],
-    dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to write.")],
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with the licensed files.")],
+    dest: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write: bundle, and checkpoint.")],
 ) -> int:
-    """Turn the licensed FLAME files into a bundle. Pickles are read without executing anything.
+    """Turn the licensed files into a bundle, and with deca_model.tar among them into a checkpoint that knows it.
 
     The folder holds generic_model.pkl, landmark_embedding.npy, head_template.obj, uv_face_mask.png,
-    uv_face_eye_mask.png, fixed_displacement_256.npy and, if you have it, FLAME_albedo_from_BFM.npz.
+    uv_face_eye_mask.png, fixed_displacement_256.npy and, if you have them, FLAME_albedo_from_BFM.npz and
+    deca_model.tar. Nothing in them is executed. OUT is for --checkpoint and for --bundle.
 
-    Example: deca assets import ~/flame bundle/
+    Example: deca assets import ~/licensed-files licensed/
     """
-    from deca_core.assets import import_flame
+    from deca_core.licensed import import_licensed
     from tasks.storage import check_allowed, normalise
 
     check_allowed(normalise(dest))
-    return _show(import_flame(source, dest), dest)
+    imported = import_licensed(source, dest)
+    code = _show(imported.bundle, dest)
+    for note in imported.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    return code
 
 
 @assets.command("head")
@@ -203,7 +208,7 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
 
 @assets.command("show")
 def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]) -> int:
-    """Check a bundle and print what is in it.
+    """Check a bundle and print what is in it, and the checkpoint that lies with it.
 
     Example: deca assets show bundle/
     """
@@ -213,10 +218,15 @@ def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="B
 
 
 def _show(bundle: Any, folder: Path) -> int:
+    from deca_core.checkpoint_meta import META_FILE, checkpoint_hash, head_of
+
     table = Table(show_header=False, box=None)
     table.add_row("bundle", f"{bundle.name} ({bundle.source})")
     table.add_row("folder", str(folder))
     table.add_row("hash", bundle.hash)
+    if (folder / META_FILE).is_file():
+        bound = "bound to this bundle" if head_of(folder)["hash"] == bundle.hash else "NOT bound to this bundle"
+        table.add_row("checkpoint", f"{checkpoint_hash(folder)} ({bound})")
     table.add_row("albedo", "yes" if bundle.albedo_mean is not None else "none: renderings are grey")
     for name, array in bundle.arrays().items():
         table.add_row(name, f"{array.dtype} {array.shape}")

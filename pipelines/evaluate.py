@@ -17,7 +17,7 @@ from tasks.engine import RunSummary, run_units
 from tasks.evaluate import EvaluateWorker
 from tasks.evaluation_report import REPORT, figures, read_rows, write_report
 from tasks.methods import model_configs
-from tasks.models import bundle_at, is_trained, load_model, weights_hash
+from tasks.models import bundle_at, bundle_for, is_trained, load_model, weights_hash
 from tasks.now import NowDataset
 from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
@@ -34,11 +34,17 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None, stag
 
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(settle)(config, config.dest)
+    config = stage(prepare)(config)
     weights = stage(check_inputs)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(measure_pictures)(plan, config, on_progress)
     return stage(summarise)(plan, config, run)
+
+
+def prepare(config: EvaluateConfig) -> EvaluateConfig:
+    """The settings that hold, with the bundle of the checkpoint."""
+    config = settle(config, config.dest)
+    return config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
 
 
 def check_inputs(config: EvaluateConfig) -> dict[str, str]:

@@ -19,7 +19,7 @@ from tasks.endings import left_out_words
 from tasks.engine import Factory, RunSummary, run_units
 from tasks.estimate import Use
 from tasks.face_rows import face_items
-from tasks.models import bundle_at, is_trained, load_model, weights_hash
+from tasks.models import bundle_at, bundle_for, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Plan, PlanError, load_plan
 from tasks.precision import fastest_precision
 from tasks.ray_cluster import expected_workers
@@ -62,8 +62,9 @@ def reconstruct(
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
-    """The settings that hold, with a precision: that of the plan in DEST, or the one that is fastest here."""
+    """The settings that hold, with the checkpoint's bundle, and a precision: the plan's, or the fastest here."""
     config = settle(config, config.dest)
+    config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
     if config.precision != "auto":
         return config
     if config.codes == "landmarks":  # no network, nothing to choose

@@ -169,7 +169,7 @@ def _figures(method: MethodFigures) -> str:
 def _training_lines(summary: TrainSummary) -> Lines:
     from tasks.train_report import CURVES, PICTURES
 
-    store = Store(summary.dest)
+    store, bundle = Store(summary.dest), "" if summary.bundle is None else f" --bundle {summary.bundle}"
     lines: Lines = [("outcome", summary.outcome)]
     for stage, result in summary.stages.items():
         here = "done before"
@@ -186,5 +186,5 @@ def _training_lines(summary: TrainSummary) -> Lines:
         ("pictures", store.join(PICTURES.format(stage=list(summary.stages)[-1]))),
         ("summary", store.join(SUMMARY)),
         ("model", str(summary.model)),
-        ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}"),
+        ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}{bundle}"),
     ]

@@ -16,6 +16,7 @@ from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, Trai
 from tasks.checkpoints import prune, read_state
 from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
+from tasks.models import bundle_for
 from tasks.plan import CONFIG, PlanError
 from tasks.ranks import train_stage
 from tasks.storage import Store
@@ -66,6 +67,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         if stored is None:
             raise PlanError(f"{config.dest}: there is no run to resume. Start one without --resume")
         return stored.model_copy(update={"existing": "resume", "dest": config.dest, "ray": config.ray})
+    config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.start)})
     if config.source == WORLD:
         return config
     config = config.model_copy(update={"source": find_faces(config.source) or config.source})
@@ -186,6 +188,7 @@ def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Tim
         outcome="complete",
         dest=store.uri,
         model=store.join(MODEL),
+        bundle=config.bundle,
         stages={record.stage: {"steps": record.steps, **record.validation} for record in records},
         stages_run=list(timings),
         seconds={name: round(timing.seconds, 1) for name, timing in timings.items()},

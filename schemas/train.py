@@ -274,6 +274,7 @@ class TrainSummary(BaseModel):
     outcome: Literal["complete", "partial"]
     dest: str
     model: str | None  # checkpoint folder for `deca reconstruct --checkpoint`
+    bundle: str | None = None  # that goes with it; None: the procedural head
     stages: dict[str, dict[str, float]]  # finished stages: steps and validation
     stages_run: list[str]  # by this run
     seconds: dict[str, float]  # by stage, of this run

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from deca_core import DECA, Codes
+from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
 from deca_core.errors import DecaError
 from schemas.ledger import Item
@@ -30,7 +31,7 @@ from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.commits import Part, read_parts
 from tasks.filters import Filter, parse_filter
-from tasks.models import bundle_at, load_model, weights_hash
+from tasks.models import bundle_at, bundle_for, load_model, weights_hash
 from tasks.plan import CONFIG, Plan, load_plan
 from tasks.ranges import open_checked
 from tasks.storage import Store
@@ -255,13 +256,15 @@ def config_of(dest: str) -> ReconstructConfig:
 def model_for(dest: str, checkpoint: str | None = None, bundle: str | None = None) -> DECA:
     """The model that the rows at `dest` were made with, in eval mode on the CPU.
 
-    checkpoint, bundle: where they lie now, if not where they were then. Codes of one model mean nothing to another:
-    HeadsError where a hash is not the one in the plan of `dest`. Raises BundleError and StorageError too.
+    checkpoint, bundle: where they lie now, if not where they were then (a checkpoint may carry its bundle). Codes of
+    one model mean nothing to another: HeadsError where a hash is not the one in the plan of `dest`. Raises
+    StorageError too.
     """
     record = heads_plan(dest).record
-    given = {name: value for name, value in (("checkpoint", checkpoint), ("bundle", bundle)) if value is not None}
-    config = config_of(dest).model_copy(update=given)
     try:
+        places = {"checkpoint": checkpoint, "bundle": bundle_for(bundle, checkpoint)}
+        given = {name: value for name, value in places.items() if value is not None}
+        config = config_of(dest).model_copy(update=given)
         hashes = {"bundle": bundle_at(config.bundle).hash, "checkpoint": weights_hash(config)}
         for name, found in hashes.items():
             if found == record.weights[name]:
@@ -274,6 +277,11 @@ def model_for(dest: str, checkpoint: str | None = None, bundle: str | None = Non
                 raise HeadsError(f"{message}: their codes do not fit it. Give the one they were made with: --{name}")
             logger.warning("%s (the embedded head's last bits differ between processors)", message)
         return load_model(config)
+    except BundleError as error:
+        raise HeadsError(
+            f"the bundle of {dest}: {error}. Say where it lies now with: --bundle, or with --checkpoint where that "
+            "carries it"
+        ) from error
     except CheckpointError as error:
         raise HeadsError(f"the checkpoint of {dest}: {error}. Say where it lies now with: --checkpoint") from error
 

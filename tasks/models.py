@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import shutil
 import tempfile
 from functools import cache
@@ -16,8 +17,11 @@ from deca_core import DECA, Codes
 from deca_core import checkpoint as checkpoints
 from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
+from deca_core.checkpoint_meta import head_of
 from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
-from tasks.storage import Store, is_local
+from tasks.storage import StorageError, Store, is_local
+
+logger = logging.getLogger("deca")
 
 
 class GeometryModel(DECA):
@@ -36,6 +40,27 @@ def bundle_at(uri: str | None) -> AssetBundle:
     if uri is None:
         return _embedded_head()
     return load_bundle(_local_folder(uri, (bundles.META_FILE, bundles.ARRAYS_FILE)))
+
+
+def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
+    """The bundle that a run uses: the one that it names, else the one that its checkpoint carries; None: the embedded.
+
+    Raises CheckpointError or StorageError where there is no checkpoint.
+    """
+    if checkpoint in (None, UNTRAINED):
+        return bundle
+    assert checkpoint is not None
+    head = head_of(checkpoint_folder(checkpoint))
+    if bundle is None:
+        return checkpoint if Store(checkpoint).exists(bundles.META_FILE) else None
+    if head["hash"] is None:
+        logger.warning(
+            "%s is bound to no bundle: nobody can tell whether its weights were trained on %s. %s",
+            checkpoint,
+            bundle,
+            checkpoints.BIND,
+        )
+    return bundle
 
 
 @cache
@@ -106,5 +131,8 @@ def _local_folder(uri: str, names: tuple[str, ...]) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     store = Store(uri)
     for name in names:
-        (folder / name).write_bytes(store.read(name))
+        try:
+            (folder / name).write_bytes(store.read(name))
+        except FileNotFoundError as error:
+            raise StorageError(f"{store.join(name)}: no such file; {uri} should hold {' and '.join(names)}") from error
     return folder

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deca_core.downloads import check_download
 from deca_core.errors import DecaError
 
 SCHEMA_VERSION = 1
@@ -167,13 +168,14 @@ class AssetBundle:
 
 
 def check_folder(folder: Path) -> None:
-    """BundleError where a folder lacks a file of a bundle."""
+    """BundleError where a folder lacks a file of a bundle, or something else lies in its place."""
     for name in (META_FILE, ARRAYS_FILE):
         if not (folder / name).is_file():
             raise BundleError(
                 f"{folder}: no {name}. A bundle is a folder with {META_FILE} and {ARRAYS_FILE}. "
                 "Run: deca assets import FLAME_FILES BUNDLE, or deca assets head BUNDLE for the procedural head"
             )
+        check_download(folder / name, BundleError, text=name == META_FILE)
 
 
 def load_bundle(folder: str | Path) -> AssetBundle:
@@ -189,7 +191,7 @@ def load_bundle(folder: str | Path) -> AssetBundle:
     try:
         meta = json.loads((source / META_FILE).read_text())
         arrays = load_file(source / ARRAYS_FILE)
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise BundleError(f"{source}: damaged bundle ({error}). Make it again with: deca assets import") from error
     if meta.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(

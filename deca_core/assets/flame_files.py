@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from deca_core.assets.bundle import NUM_EXP, NUM_JOINTS, NUM_SHAPE, NUM_TEX, PARENTS, UV_SIZE, AssetBundle, BundleError
+from deca_core.assets.albedo import nearest, read_albedo
+from deca_core.assets.bundle import NUM_EXP, NUM_JOINTS, NUM_SHAPE, PARENTS, UV_SIZE, AssetBundle, BundleError
 from deca_core.assets.unpickle import ChumpyValue, load_npy, load_pickle
+from deca_core.downloads import AGAIN, check_download
 
 MODEL, EMBEDDING, TEMPLATE = "generic_model.pkl", "landmark_embedding.npy", "head_template.obj"
 FACE_MASK, FACE_EYE_MASK, DISPLACEMENT = "uv_face_mask.png", "uv_face_eye_mask.png", "fixed_displacement_256.npy"
@@ -23,6 +24,16 @@ EXP_START = 300
 
 def import_flame(src_dir: str | Path, out_dir: str | Path) -> AssetBundle:
     """Read the licensed files of `src_dir` and save them as a bundle folder `out_dir`; returns the bundle.
+
+    Raises BundleError as `read_flame` does.
+    """
+    bundle = read_flame(src_dir)
+    bundle.save(out_dir)
+    return bundle
+
+
+def read_flame(src_dir: str | Path) -> AssetBundle:
+    """The bundle that the licensed files of `src_dir` make.
 
     Needed: generic_model.pkl (FLAME 2020; flame.is.tue.mpg.de after registration) and, from DECA's data folder,
     landmark_embedding.npy, head_template.obj, uv_face_mask.png, uv_face_eye_mask.png, fixed_displacement_256.npy.
@@ -37,6 +48,7 @@ def import_flame(src_dir: str | Path, out_dir: str | Path) -> AssetBundle:
             f"{source}: missing {', '.join(missing)}. {MODEL} comes with FLAME 2020, the other files lie in the data "
             "folder of the DECA release. Put them into one folder and run: deca assets import FOLDER BUNDLE"
         )
+    files = [*REQUIRED, *([ALBEDO] if (source / ALBEDO).is_file() else [])]
     model = _model(source / MODEL)
     uv, uv_faces = _template(source / TEMPLATE, model["faces"])
     arrays = {
@@ -50,17 +62,13 @@ def import_flame(src_dir: str | Path, out_dir: str | Path) -> AssetBundle:
             load_npy(source / DISPLACEMENT), (UV_SIZE, UV_SIZE), source / DISPLACEMENT, "map"
         ),
     }
-    files = list(REQUIRED)
-    if (source / ALBEDO).is_file():
-        arrays |= _albedo(source / ALBEDO)
-        files.append(ALBEDO)
+    if ALBEDO in files:
+        arrays |= read_albedo(source / ALBEDO)
     cast: dict[str, Any] = {
         name: array.astype(np.int64 if array.dtype.kind in "iu" else np.float32) for name, array in arrays.items()
     }
     hashes = ", ".join(f"{name} {_sha256(source / name)[:12]}" for name in files)
-    bundle = AssetBundle(name="FLAME", source=f"imported, sha256: {hashes}", **cast)
-    bundle.save(out_dir)
-    return bundle
+    return AssetBundle(name="FLAME", source=f"imported, sha256: {hashes}", **cast)
 
 
 def _model(path: Path) -> dict[str, np.ndarray]:
@@ -139,6 +147,7 @@ def _expect(array: Any, shape: tuple[int | None, ...], path: Path, name: str) ->
 
 def _template(path: Path, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Texture coordinates (U, 2) and texture triangles (F, 3) of the Wavefront file, in the model's face order."""
+    check_download(path, BundleError, text=True)
     uv: list[tuple[float, float]] = []
     corners: list[list[str]] = []
     for number, line in enumerate(path.read_text(encoding="latin1").splitlines(), start=1):
@@ -149,6 +158,11 @@ def _template(path: Path, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             elif words[:1] == ["f"]:
                 if len(words) != 4:
                     raise ValueError(f"a face of {len(words) - 1} corners")
+                if not any("/" in word for word in words):
+                    raise BundleError(
+                        f"{path}, line {number}: faces without texture coordinates ({line.strip()!r}), as in "
+                        f"MICA's file of this name. Take {TEMPLATE} from the data folder of the DECA release"
+                    )
                 corners.append([corner.split("/")[axis] for corner in words[1:] for axis in (0, 1)])
         except (ValueError, IndexError) as error:
             raise BundleError(
@@ -162,6 +176,7 @@ def _template(path: Path, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         same = min(len(index), len(faces))
         different = np.flatnonzero((index[:same, :, 0] != faces[:same]).any(axis=1))
         where = f"face {different[0]} differs first" if len(different) else f"{len(index)} faces against {len(faces)}"
+        where += ": cut short?" if not len(different) and len(index) < len(faces) else ""
         raise BundleError(
             f"{path}: its faces are not those of {MODEL} ({where}). Take both from the same release; an editor that "
             "saves the template may reorder them"
@@ -173,78 +188,14 @@ def _mask(path: Path) -> np.ndarray:
     """First channel of a UV mask in [0, 1], nearest neighbour to 256 x 256."""
     from PIL import Image, UnidentifiedImageError
 
+    check_download(path, BundleError)
     try:
         with Image.open(path) as image:
             values = np.asarray(image.convert("RGB"))[..., 0]
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BundleError(f"{path}: not a readable picture ({error})") from error
-    rows, columns = _nearest(values.shape[0]), _nearest(values.shape[1])
+        raise BundleError(f"{path}: not a readable picture ({error}). {AGAIN}") from error
+    rows, columns = nearest(values.shape[0]), nearest(values.shape[1])
     return values[rows][:, columns].astype(np.float32) / 255
-
-
-def _nearest(size: int) -> np.ndarray:
-    """Which of `size` rows stand for the 256 of a UV map: floor, as the released code's interpolation."""
-    return np.arange(UV_SIZE) * size // UV_SIZE
-
-
-def _albedo(path: Path) -> dict[str, np.ndarray]:
-    """Mean (3, 256, 256) and first 50 components (50, 3, 256, 256) of the albedo model, RGB.
-
-    The file holds MU (1, S*S*3) and PC (S*S*3, K), pixels row by row, each blue, green, red. PC takes over half a
-    gigabyte: it is read in strips and only the texels and components that stay are kept.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            mean = _texels(archive, "MU", path, 1)
-            basis = _texels(archive, "PC", path, NUM_TEX)
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
-        raise BundleError(f"{path}: damaged, or without MU and PC ({error}). Convert the BFM albedo again") from error
-    return {"albedo_mean": mean[0], "albedo_basis": basis}
-
-
-def _texels(archive: zipfile.ZipFile, key: str, path: Path, components: int) -> np.ndarray:
-    """The first components of one matrix of the archive as (components, 3, 256, 256) RGB maps."""
-    with archive.open(f"{key}.npy") as stream:
-        shape, fortran, dtype = _npy_header(stream, f"{path}: {key}")
-        # (values, components), one component after the other in the file when it is a row or in Fortran order
-        values, count = (shape[1], shape[0]) if key == "MU" else shape
-        side = round((values / 3) ** 0.5)
-        if side * side * 3 != values or count < components or dtype.kind != "f":
-            raise BundleError(
-                f"{path}: {key} has shape {shape} {dtype}, expected square textures and {components} maps"
-            )
-        rows, columns = _nearest(side), _nearest(side)
-        kept = np.empty((components, UV_SIZE, UV_SIZE, 3), np.float32)
-        if fortran or key == "MU":
-            for component in range(components):
-                texture = _read(stream, dtype, (side, side, 3), path)
-                kept[component] = texture[rows][:, columns]
-        else:
-            for row in range(side):
-                strip = _read(stream, dtype, (side, 3, count), path)
-                if (targets := np.flatnonzero(rows == row)).size:
-                    kept[:, targets] = strip[columns, :, :components].transpose(2, 0, 1)[:, None]
-    return np.ascontiguousarray(kept[..., ::-1].transpose(0, 3, 1, 2))
-
-
-def _npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except Exception as error:  # foreign bytes, as in unpickle.py
-        raise BundleError(f"{name} is not a readable array ({error})") from error
-    if len(shape) != 2 or dtype.hasobject:
-        raise BundleError(f"{name} has shape {shape} and type {dtype}, expected a matrix of numbers")
-    return shape, fortran, dtype
-
-
-def _read(stream: IO[bytes], dtype: np.dtype, shape: tuple[int, ...], path: Path) -> np.ndarray:
-    wanted = int(np.prod(shape)) * dtype.itemsize
-    data = stream.read(wanted)
-    if len(data) != wanted:
-        raise BundleError(f"{path}: cut short")
-    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deca_core.assets.bundle import SCHEMA_VERSION, AssetBundle, BundleError, load_bundle
 
+NAME = "procedural-head"  # of the bundle
 GENERATOR = Path(__file__).parent / "head"
 
 

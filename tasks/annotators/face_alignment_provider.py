@@ -81,11 +81,19 @@ class FaceAlignmentAnnotator:
         centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - CENTRE_SHIFT * height])
         return box_transform(centre, 200 / self._reference * (width + height), INPUT)
 
+    def check_weights(self) -> None:
+        """Read the weights once, on the CPU. Raises AnnotatorError naming the file and what is wrong with it."""
+        if self._weights:
+            self._read_fan()
+
     @cached_property
     def _fan(self) -> Any:
+        return self._read_fan().to(self._device)
+
+    def _read_fan(self) -> Any:
         from face_alignment.models import FAN as Network
 
-        return load_state(self._weights[FAN], Network(STACKS)).to(self._device)
+        return load_state(self._weights[FAN], Network(STACKS))
 
 
 def peaks(maps: torch.Tensor) -> torch.Tensor:

@@ -146,32 +146,53 @@ class FacexlibAnnotator:
             faces.append(Detection((x0, y0, x1, y1), score))
         return largest_first(faces, self._config.max_faces)
 
+    def check_weights(self) -> None:
+        """Read each file once, on the CPU. Raises AnnotatorError naming the file and what is wrong with it."""
+        options = self._config.facexlib
+        readers = {
+            DETECTORS[options.detector]: self._read_detector,
+            PARSERS[options.parser]: self._read_parser,
+            ARCFACE: self._read_arcface,
+        }
+        for name in self._weights:
+            readers[name]()
+
     @cached_property
     def _detector(self) -> Any:
+        return self._read_detector().to(self._device)
+
+    @cached_property
+    def _parser(self) -> Any:
+        return self._read_parser().to(self._device)
+
+    @cached_property
+    def _arcface(self) -> tuple[Any, NDArray[np.float64]]:
+        """The network, and where it expects the five points in its crop."""
+        from facexlib.detection.align_trans import get_reference_facial_points
+
+        template = get_reference_facial_points(default_square=True)
+        return self._read_arcface().to(self._device), np.asarray(template, np.float64)
+
+    def _read_detector(self) -> Any:
         from facexlib.detection.retinaface import RetinaFace
 
         kind = self._config.facexlib.detector
         with warnings.catch_warnings():  # the library asks torchvision for an untrained ResNet in an old-fashioned way
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
             network = RetinaFace(network_name=kind, device="cpu")
-        return load_state(self._weights[DETECTORS[kind]], network).to(self._device)
+        return load_state(self._weights[DETECTORS[kind]], network)
 
-    @cached_property
-    def _parser(self) -> Any:
+    def _read_parser(self) -> Any:
         from facexlib.parsing import BiSeNet, ParseNet
 
         kind = self._config.facexlib.parser
         network = BiSeNet(num_class=19) if kind == "bisenet" else ParseNet(PARSE_SIZE, PARSE_SIZE, parsing_ch=19)
-        return load_state(self._weights[PARSERS[kind]], network).to(self._device)
+        return load_state(self._weights[PARSERS[kind]], network)
 
-    @cached_property
-    def _arcface(self) -> tuple[Any, NDArray[np.float64]]:
-        """The network, and where it expects the five points in its crop."""
-        from facexlib.detection.align_trans import get_reference_facial_points
+    def _read_arcface(self) -> Any:
         from facexlib.recognition.arcface_arch import Backbone
 
-        network = load_state(self._weights[ARCFACE], Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"))
-        return network.to(self._device), np.asarray(get_reference_facial_points(default_square=True), np.float64)
+        return load_state(self._weights[ARCFACE], Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"))
 
 
 def anchors(height: int, width: int) -> torch.Tensor:

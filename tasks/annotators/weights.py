@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deca_core.downloads import check_download, read_tensors, wrong_content
 from deca_core.errors import DecaError
 from tasks.annotators.base import AnnotatorError
 from tasks.storage import StorageError, normalise, open_uri
@@ -25,8 +26,7 @@ WEIGHTS_CACHE = Path.home() / ".cache" / "deca" / "weights"
 # Seconds without an answer after which a download is given up: machines without a way out should learn it soon.
 DOWNLOAD_TIMEOUT = 10
 
-# First bytes of what torch.save writes: a zip, or (before torch 1.6) a pickle. An error page saved under the name of a
-# weight file, or the pointer of a large-file store, has others.
+# First bytes of what torch.save writes: a zip, or (before torch 1.6) a pickle.
 TORCH_FILE = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")
 
 
@@ -88,19 +88,11 @@ def load_state(path: Path, network: Any) -> Any:
 
     Raises AnnotatorError when the file holds something else, or the weights of another network.
     """
-    import pickle
-
-    import torch
-
+    state = read_tensors(path, AnnotatorError)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("module."): value for name, value in state.items()}
         network.load_state_dict(state, strict=True)
-    except pickle.UnpicklingError as error:
-        raise AnnotatorError(
-            f"{path}: holds something else than tensors and was not loaded. Replace it by the library's own file"
-        ) from error
-    except (RuntimeError, AttributeError, EOFError) as error:
+    except (RuntimeError, AttributeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise AnnotatorError(
             f"{path}: not the weights of {type(network).__name__} ({cause}). Replace it by the library's own file"
@@ -147,6 +139,8 @@ def _download(file: WeightFile) -> Path:
     def fetch(path: str) -> None:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, open(path, "wb") as out:
             shutil.copyfileobj(answer, out, 2**20)
+        if found := wrong_content(path):
+            raise DownloadError(f"{url} answered with {found}")
         promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
         if promised and not versions({"": Path(path)})[""].startswith(promised[1][:12]):
             raise DownloadError(f"{url}: the file's hash is not the {promised[1]} of its name")
@@ -173,8 +167,7 @@ def _explain(missing: Sequence[WeightFile], weights_uri: str | None, offline: st
     where = f"annotate.weights_uri = {weights_uri}" if weights_uri is not None else None
     lines = []
     for file in missing:
-        origin = f"with the package {file.package}" if file.url is None else f"from {file.url()}"
-        lines.append(f"{file.name}: not found in {where or file.folder()}. It comes {origin}")
+        lines.append(f"{file.name}: not found in {where or file.folder()}. {_origin(file)}")
     if offline is not None:
         lines.append(f"The download failed: {offline}")
     if weights_uri is not None:
@@ -187,13 +180,17 @@ def _explain(missing: Sequence[WeightFile], weights_uri: str | None, offline: st
     return "\n".join([*lines, advice])
 
 
+def _origin(file: WeightFile) -> str:
+    return f"It comes {f'with the package {file.package}' if file.url is None else f'from {file.url()}'}"
+
+
 def _check_kind(file: WeightFile, path: Path) -> None:
-    if not file.torch:
-        return
+    """Error pages, pointers and the like in the place of a weight file, before anything reads it."""
+    try:
+        check_download(path, AnnotatorError, "no PyTorch file" if file.torch else "no weight file of dlib")
+    except AnnotatorError as error:
+        raise AnnotatorError(f"{error}. {_origin(file)}") from error
     with path.open("rb") as data:
         start = data.read(16)
-    if not start.startswith(TORCH_FILE):
-        raise AnnotatorError(
-            f"{path}: no PyTorch file (it starts with {start!r}): an interrupted copy, an error page or a pointer "
-            "file? Fetch it again"
-        )
+    if file.torch and not start.startswith(TORCH_FILE):
+        raise AnnotatorError(f"{path}: no PyTorch file (it starts with {start!r}). Fetch it again. {_origin(file)}")

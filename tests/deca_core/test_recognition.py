@@ -129,6 +129,9 @@ def test_refusals(untrained, tmp_path):
     with pytest.raises(RecognitionError, match=ARCFACE_FILE):
         load_arcface(tmp_path)
     (tmp_path / ARCFACE_FILE).write_bytes(b"not weights")
+    with pytest.raises(RecognitionError, match=r"ir_se50\.pth: a text \(it starts with 'not weights'\)"):
+        load_arcface(tmp_path)
+    torch.save({"other": torch.zeros(1)}, tmp_path / ARCFACE_FILE)
     with pytest.raises(RecognitionError, match="not the weights of facexlib's ArcFace"):
         load_arcface(tmp_path)
 

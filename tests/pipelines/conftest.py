@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.fixture
+def deca(monkeypatch, capsys):
+    """`deca("status", out)` in this process: (exit code, everything printed)."""
+    from pipelines import cli
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["deca", *map(str, arguments)])
+        for console in (cli.console, cli.errors):
+            monkeypatch.setattr(console, "_width", 400)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
 
 
 def astronaut() -> Image.Image:

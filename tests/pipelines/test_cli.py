@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +18,6 @@ from deca_core.assets import procedural_head
 from deca_core.camera import from_pixels
 from deca_core.checkpoint import save_checkpoint
 from deca_core.metrics import normalized_mean_error, rotation_error
-from pipelines import cli
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
@@ -29,24 +27,6 @@ from tasks.models import GeometryModel
 from tasks.ranges import ReadError
 from tasks.world_truth import WorldTruth
 from tests.pipelines.conftest import astronaut
-
-
-@pytest.fixture
-def deca(monkeypatch, capsys):
-    """`deca("status", out)` in this process: (exit code, everything printed)."""
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["deca", *map(str, arguments)])
-        for console in (cli.console, cli.errors):
-            monkeypatch.setattr(console, "_width", 400)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return run
-
 
 COMMANDS = [
     "demo",

@@ -13,7 +13,6 @@ from schemas.export import ExportConfig
 from schemas.reconstruct import ReconstructConfig
 from tests.deca_core.export.test_gltf import validated
 from tests.pipelines.conftest import astronaut, encoded
-from tests.pipelines.test_cli import deca  # noqa: F401 a fixture
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "heads"
 
 
-def test_a_photograph_becomes_a_valid_file_and_a_row(deca, heads, tmp_path):  # noqa: F811
+def test_a_photograph_becomes_a_valid_file_and_a_row(deca, heads, tmp_path):
     code, said = deca("export", heads, tmp_path / "out", "--workers", 0)
     assert code == 0, said
     assert "1 as glb" in said
@@ -59,7 +58,7 @@ def test_a_photograph_becomes_a_valid_file_and_a_row(deca, heads, tmp_path):  # 
         (["--expressions", "60"], "less than or equal to 50"),
     ],
 )
-def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words):  # noqa: F811
+def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words):
     code, said = deca("export", heads, tmp_path / "out", "--workers", 0, *options)
     assert code == 1
     assert words in said
@@ -67,7 +66,7 @@ def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words): 
     assert not (tmp_path / "out" / "files").exists()
 
 
-def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):  # noqa: F811
+def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):
     source, out = tmp_path / "heads", tmp_path / "out"
     shutil.copytree(heads, source)
     planned = ExportConfig.model_validate({"source": str(source), "dest": str(out), "ray": {"workers": 0}})
@@ -78,7 +77,7 @@ def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):  # noqa: 
     assert (code, "nothing came of 1 head: 1 x read" in said) == (1, True)
 
 
-def test_a_place_without_heads_is_named(deca, tmp_path):  # noqa: F811
+def test_a_place_without_heads_is_named(deca, tmp_path):
     code, said = deca("export", tmp_path / "nowhere", tmp_path / "out")
     assert (code, "no plan at" in said) == (1, True)
 

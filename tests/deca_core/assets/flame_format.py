@@ -105,7 +105,7 @@ def albedo(size: int, components: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_flame_files(folder: Path, head: dict[str, np.ndarray], mask_size: int = 512) -> Path:
-    """The six required files; the albedo is left to the tests that want it."""
+    """The six required files; `write_released` adds albedo and weights."""
     folder.mkdir(exist_ok=True)
     with fake_chumpy() as ch:
         (folder / "generic_model.pkl").write_bytes(python2_pickle(flame_model(head, ch)))
@@ -115,4 +115,24 @@ def write_flame_files(folder: Path, head: dict[str, np.ndarray], mask_size: int 
     Image.fromarray(np.stack([mask(mask_size)] * 3, axis=-1)).save(folder / "uv_face_mask.png")
     Image.fromarray(255 - mask(mask_size)).save(folder / "uv_face_eye_mask.png")
     np.save(folder / "fixed_displacement_256.npy", np.linspace(-1e-3, 1e-3, 256 * 256).reshape(256, 256))
+    return folder
+
+
+def write_released(folder: Path, model: Any, albedo_size: int = 64) -> Path:
+    """The albedo as BFM_to_FLAME's col_to_tex.py saves it, and DECA's weights as its trainer saves a `model`.
+
+    Both encoders count their batches in one tensor, as they do where one network was made from the other.
+    """
+    mean, basis = albedo(albedo_size, 199)
+    np.savez(folder / "FLAME_albedo_from_BFM.npz", MU=mean.reshape(-1), PC=basis.astype(np.float64) * 0.02)
+    parts = {part: getattr(model, part).state_dict() for part in ("E_flame", "E_detail", "D_detail")}
+    for name in parts["E_flame"]:
+        if name.endswith("num_batches_tracked"):
+            parts["E_detail"][name] = parts["E_flame"][name]
+    optimiser = torch.optim.Adam(model.D_detail.parameters(), lr=1e-4, amsgrad=False)
+    for parameter in model.D_detail.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    content = {**parts, "opt": optimiser.state_dict(), "global_step": 20000, "batch_size": 6}
+    torch.save(content, folder / "deca_model.tar", _use_new_zipfile_serialization=False)
     return folder

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from deca_core.assets import BundleError, import_flame, load_bundle
+from deca_core.assets.albedo import read_albedo
 from deca_core.assets.flame_files import ALBEDO, REQUIRED
 from tests.deca_core.assets.flame_format import (
     albedo,
@@ -123,8 +124,6 @@ def test_albedo_is_taken_by_nearest_texel_and_turned_to_rgb(files, tmp_path, siz
 
 def test_the_albedo_basis_is_read_in_strips(tmp_path):
     """A 512 x 512 basis of which 50 of 60 components stay: far less memory than the file."""
-    from deca_core.assets.flame_files import _albedo
-
     path = tmp_path / ALBEDO
     shape = (512 * 512 * 3, 60)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -132,9 +131,9 @@ def test_the_albedo_basis_is_read_in_strips(tmp_path):
             with archive.open(f"{name}.npy", "w") as stream:
                 np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": side})
                 for _ in range(512):
-                    stream.write(bytes(4 * side[0] * side[1] // 512))
+                    stream.write(np.full(side[0] * side[1] // 512, 0.5, "<f4").tobytes())
     tracemalloc.start()
-    _albedo(path)
+    read_albedo(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     kept = 256 * 256 * 3 * 50 * 4
@@ -182,7 +181,7 @@ def test_a_template_of_another_topology(files, head):
     ("line", "pattern"),
     [
         ("f 1/1 2/2 3/3 4/4", "line .*a face of 4 corners"),
-        ("f 1 2 3", "line .*texture coordinates"),
+        ("f 1 2 3", "line .*faces without texture coordinates .*'f 1 2 3'.*MICA.*DECA release"),
         ("f 1//1 2//2 3//3", "need vertex/texture indices"),
         ("vt 0.5", "line .*texture coordinates"),
     ],
@@ -206,6 +205,22 @@ def test_damaged_masks_maps_and_albedo(files, tmp_path):
     (files / ALBEDO).unlink()
     (files / "uv_face_mask.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     refused(files, "uv_face_mask.png: not a readable picture")
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, ALBEDO])
+def test_what_a_download_left_instead_is_named(files, name):
+    for data, says in ((b"<html>Sign in</html>", "a web page"), (b"", "an empty file")):
+        (files / name).write_bytes(data)
+        refused(files, f"{name}: {says} .*Download it again" if data else f"{name}: {says}. Download it again")
+    (files / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    refused(files, f"{name}: a Git-LFS pointer, not the file of 5 bytes .*git lfs pull")
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_files_cut_short_are_named(files, name):
+    data = (files / name).read_bytes()
+    (files / name).write_bytes(data[: len(data) * 2 // 3])
+    refused(files, f"{name}.*(cut short|truncated|corners)")
 
 
 def test_a_landmark_off_the_mesh(files, head):

@@ -34,6 +34,10 @@ def head(cache: Path) -> AssetBundle:
     return build_in(cache)
 
 
+def test_its_name_is_what_checkpoints_know_it_by(head):
+    assert head.name == procedural.NAME
+
+
 def build_in(folder: Path, built: AssetBundle | None = None) -> AssetBundle:
     """`procedural_head()` with its cache in `folder`, past the in-process cache; `built` saves building it again."""
     with pytest.MonkeyPatch.context() as patch:

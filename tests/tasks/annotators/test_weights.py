@@ -14,6 +14,7 @@ import torch
 
 from schemas.annotate import AnnotateConfig
 from tasks.annotators import AnnotatorError, load_annotator, weights
+from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, _models_folder
 from tasks.annotators.facexlib_provider import weight_url
 from tasks.annotators.weights import WeightFile, load_state, locate, pick_device
 
@@ -116,7 +117,8 @@ def test_a_file_where_the_library_keeps_it(nowhere, mirror, tmp_path):
 
 
 def test_a_download_is_kept_and_its_hash_checked(nowhere, tmp_path, monkeypatch):
-    data = b"PK\x03\x04 weights"
+    torch.save({}, kept := io.BytesIO())
+    data = kept.getvalue()
     digest = hashlib.sha256(data).hexdigest()[:10]
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(data))
     good = WeightFile(f"net-{digest}.pth", lambda: tmp_path, "facexlib", lambda: "https://example.org/net.pth")
@@ -124,7 +126,7 @@ def test_a_download_is_kept_and_its_hash_checked(nowhere, tmp_path, monkeypatch)
     assert path.read_bytes() == data
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: pytest.fail("fetched again"))
     assert locate([good], None)[good.name] == path
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(b"something else"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(data))
     forged = WeightFile("net-0123456789.pth", lambda: tmp_path, "facexlib", lambda: "https://example.org/net.pth")
     with pytest.raises(AnnotatorError, match="hash is not the 0123456789 of its name"):
         locate([forged], None)
@@ -133,8 +135,57 @@ def test_a_download_is_kept_and_its_hash_checked(nowhere, tmp_path, monkeypatch)
 
 def test_an_error_page_is_found_before_any_work(nowhere, tmp_path):
     (tmp_path / "parsing_bisenet.pth").write_bytes(b"<!DOCTYPE html><html>404")
-    with pytest.raises(AnnotatorError, match=r"parsing_bisenet.pth: no PyTorch file .*DOCTYPE"):
+    with pytest.raises(
+        AnnotatorError, match=r"parsing_bisenet.pth: no PyTorch file but a web page .*DOCTYPE.*https://"
+    ):
         load_annotator(AnnotateConfig(segment="facexlib", weights_uri=str(tmp_path)))
+
+
+def test_an_error_page_is_not_kept(nowhere, tmp_path, monkeypatch):
+    page = b"<html><title>Sign in</title></html>"
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(page))
+    with pytest.raises(AnnotatorError, match=r"https://\S+ answered with a web page .*Sign in"):
+        load_annotator(AnnotateConfig(segment="facexlib"))
+    assert not list((tmp_path / "cache").rglob("*.pth*"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, PREDICTOR, DESCRIPTOR])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: b"", "an empty file"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 77\n", "git lfs pull"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+    ],
+)
+def test_no_run_begins_with_a_bad_file(nowhere, mirror, tmp_path, name, change, says):
+    """Each file in turn: an empty one, a Git-LFS pointer, and the first half."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for one in NAMES:
+        (folder / one).symlink_to(mirror / one)
+    for one in (PREDICTOR, DESCRIPTOR):
+        (folder / one).symlink_to(_models_folder() / one)
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(change(whole))
+    dlib_only = name in (PREDICTOR, DESCRIPTOR)
+    config = AnnotateConfig.model_validate(({} if dlib_only else ALL) | {"weights_uri": str(folder)})
+    with pytest.raises(AnnotatorError, match=rf"{name}: .*{says}"):
+        load_annotator(config)
+
+
+def test_weights_of_other_networks_are_found_before_any_work(nowhere, mirror, tmp_path):
+    (tmp_path / NAMES[1]).symlink_to(mirror / NAMES[2])
+    with pytest.raises(AnnotatorError, match=r"parsing_bisenet.pth: not the weights of BiSeNet"):
+        load_annotator(AnnotateConfig(segment="facexlib", weights_uri=str(tmp_path)))
+    (tmp_path / PREDICTOR).symlink_to(_models_folder() / "shape_predictor_5_face_landmarks.dat")
+    with pytest.raises(AnnotatorError, match=r"it marks 5 points, 68 are needed.*pip install"):
+        load_annotator(AnnotateConfig(weights_uri=str(tmp_path)))
+    (tmp_path / PREDICTOR).unlink()
+    (tmp_path / PREDICTOR).symlink_to(_models_folder() / DESCRIPTOR)
+    with pytest.raises(AnnotatorError, match=r"68_face_landmarks.dat: cut short, damaged, or another model's"):
+        load_annotator(AnnotateConfig(weights_uri=str(tmp_path)))
 
 
 def test_a_file_that_would_run_code_does_not(tmp_path):
