@@ -162,7 +162,7 @@ def _run_alone(checkpoint: Path, options: argparse.Namespace, ready: Any, rates:
     torch.set_num_threads(1)
     model = load_checkpoint(checkpoint, bundle=procedural_head())
     images = smooth_pictures(options.batch)
-    frozen = Inference(model, options.precision, batch=options.batch if options.faces >= COMPILE_FROM else 0)
+    frozen = Inference(model, options.precision, batch=options.batch if options.faces >= COMPILE_FROM["cpu"] else 0)
     frozen.displacement(frozen.codes(images))
     done = 0
     ready.wait()

@@ -60,12 +60,13 @@ class Motion:
         driver = Codes.zeros(len(self)).replace(
             exp=torch.from_numpy(self.exp), pose=torch.from_numpy(np.concatenate([self.jaw * 0, self.jaw], axis=1))
         )
-        return Codes.animate(source, driver)
+        return Codes.animate(source, driver.to(source.exp.device))
 
     @staticmethod
     def of(codes: Codes, times: NDArray[np.float64]) -> Motion:
         """Expression and jaw of codes (T)."""
-        return Motion(times, codes.exp.float().numpy().copy(), codes.jaw.float().numpy().copy())
+        exp, jaw = (value.float().cpu().numpy().copy() for value in (codes.exp, codes.jaw))
+        return Motion(times, exp, jaw)
 
 
 def eased(motion: Motion, rest: Motion, rate: float) -> Motion:

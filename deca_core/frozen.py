@@ -178,7 +178,7 @@ class DoubledConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         outputs, inputs = conv.weight.shape[:2]
-        mix = torch.tensor(MIX, dtype=torch.float64)
+        mix = conv.weight.new_tensor(MIX, dtype=torch.float64)
         phases = torch.einsum("ayk,bxl,nckl->nabcyx", mix, mix, conv.weight.detach().double())
         assert conv.bias is not None
         self.conv, self.phases = conv, nn.Conv2d(inputs, 4 * outputs, 3)

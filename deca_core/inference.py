@@ -178,10 +178,10 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
 @torch.inference_mode()
 def deviation(model: DECA, exact: Inference, other: Inference, images: Tensor) -> Deviation:
     """How far `other` lies from `exact` on these pictures; the heads are posed by `model` in float32."""
-    expected, got = exact.codes(images), other.codes(images)
-    relative = max(_relative(*(_vector(codes, names) for codes in (got, expected))) for names in VECTORS)
     home = model.fixed_displacement.device
-    heads = [model.flame(codes.shape, codes.exp, codes.pose).vertices for codes in (got.to(home), expected.to(home))]
+    expected, got = (frozen.codes(images).to(home) for frozen in (exact, other))
+    relative = max(_relative(*(_vector(codes, names) for codes in (got, expected))) for names in VECTORS)
+    heads = [model.flame(codes.shape, codes.exp, codes.pose).vertices for codes in (got, expected)]
     maps = other.displacement(got).to(home) - exact.displacement(expected).to(home)
     return Deviation(relative, float((heads[0] - heads[1]).norm(dim=-1).max()) * 1e3, float(maps.abs().max()) * 1e6)
 

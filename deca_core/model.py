@@ -149,12 +149,13 @@ class DECA(nn.Module):
 
     def _mean_face(self) -> Tensor:
         """Coarse codes (236,) of the mean head as it lies in an inference crop, evenly lit: where learning starts."""
-        prior = Codes.zeros()
+        home = self.flame.v_template.device
+        prior = Codes.zeros(device=home)
         points = self.flame(prior.shape, prior.exp, prior.pose).landmarks2d[0, :, :2]
         low, high = points.amin(0), points.amax(0)
         scale = 2 / ((high - low).mean() * LANDMARK_MARGIN * INFERENCE_SCALE)
         cam = torch.cat([scale[None], -(low + high) / 2])[None]
-        light = prior.light.index_fill(1, torch.tensor([0]), 1 / SH_CONSTANTS[0])
+        light = prior.light.index_fill(1, torch.tensor([0], device=home), 1 / SH_CONSTANTS[0])
         prior = prior.replace(cam=cam, light=light)
         return torch.cat([getattr(prior, name).flatten() for name in ("shape", "tex", "exp", "pose", "cam", "light")])
 

@@ -84,9 +84,10 @@ class Eyelids:
         measure = torch.stack(rows)
         columns = basis.flatten(0, 1)
         metric = columns.T @ columns
-        metric += RIDGE * metric.diagonal().mean() * torch.eye(len(metric), dtype=metric.dtype)
+        metric += RIDGE * metric.diagonal().mean() * torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
         towards = torch.linalg.solve(metric, measure.T)  # (50, 2)
-        return Eyelids(measure.numpy(), (towards @ torch.linalg.inv(measure @ towards)).numpy())
+        move = towards @ torch.linalg.inv(measure @ towards)
+        return Eyelids(measure.cpu().numpy(), move.cpu().numpy())
 
     def smooth(self, times: Floats, exp: Floats, window: float = WINDOW) -> Floats:
         """Expressions (T,50) smoothed, but for blinks."""

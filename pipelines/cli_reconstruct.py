@@ -219,7 +219,7 @@ def plan(
     if isinstance(settled, IngestConfig):
         ingesting = ingest_flow.settle(settled)
         frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
-        ray, factory = ingesting.ray, partial(AnnotateWorker, ingesting)
+        ray, factory = ingest_flow.ray_of(ingesting), partial(AnnotateWorker, ingesting)
     else:
         rebuilding = reconstruct_flow.prepare(settled)
         frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))

@@ -58,7 +58,7 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
         config=config.plan_config(),
         weights=weights,
         units=config.units,
-        workers=expected_workers(config.ray),
+        workers=expected_workers(config.ray.without_gpus()),
         code=code_version(ExportWorker.__module__),
         items=head_items(config.source, config.ids, config.where),
         mode=MODES.get(config.existing, "auto"),
@@ -71,7 +71,7 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
 
 def export_heads(plan: Plan, config: ExportConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    run = run_units(plan, partial(ExportWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(ExportWorker, config), config.ray.without_gpus(), on_progress)
     check_rows(plan, run.rows, "heads")
     return run
 

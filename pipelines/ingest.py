@@ -23,6 +23,7 @@ from pipelines.stages import (
     stored_config,
     stored_plan,
 )
+from schemas.engine import RayConfig
 from schemas.faces import FacesVersion
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.ledger import Item
@@ -118,7 +119,7 @@ def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
             weights=weights,
             source_config=config.inputs,
             units=config.units,
-            workers=expected_workers(config.ray),
+            workers=expected_workers(ray_of(config)),
             code=code_version(AnnotateWorker.__module__),
             mode=MODES.get(config.existing, "auto"),
             upgrade=config.ray.upgrade,
@@ -155,9 +156,14 @@ def check_identities(plan: Plan, config: IngestConfig) -> None:
 
 def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    run = run_units(plan, partial(AnnotateWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(AnnotateWorker, config), ray_of(config), on_progress)
     check_rows(plan, run.rows, "images")
     return run
+
+
+def ray_of(config: IngestConfig) -> RayConfig:
+    """What runs the annotators: dlib's need no GPU."""
+    return config.ray if config.annotate.on_gpu else config.ray.without_gpus()
 
 
 def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:

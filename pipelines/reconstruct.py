@@ -6,11 +6,12 @@ import json
 import logging
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from deca_core.inference import Deviation
 from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
 from schemas.consensus import ConsensusRecord
-from schemas.reconstruct import COMPILE_FROM, FREEZE_FROM, ReconstructConfig, ReconstructSummary
+from schemas.reconstruct import FREEZE_FROM, ReconstructConfig, ReconstructSummary
 from schemas.tracks import TracksRecord
 from tasks.annotators import load_annotator
 from tasks.consensus import make_consensus
@@ -21,7 +22,7 @@ from tasks.estimate import Use
 from tasks.face_rows import face_items
 from tasks.models import bundle_at, bundle_for, is_trained, load_model, weights_hash
 from tasks.plan import PLAN, Plan, PlanError, load_plan
-from tasks.precision import fastest_precision
+from tasks.precision import Suited, what_suits
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
 from tasks.reconstruct import ReconstructWorker
@@ -62,27 +63,44 @@ def reconstruct(
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
-    """The settings that hold, with the checkpoint's bundle, and a precision: the plan's, or the fastest here."""
+    """The settings that hold, with the checkpoint's bundle, and precision and batch size: the plan's, or what suits."""
     config = settle(config, config.dest)
     config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
-    if config.precision != "auto":
+    if config.codes == "landmarks" and config.precision == "auto":  # no network, nothing to choose
+        config = config.model_copy(update={"precision": "fp32"})
+    if config.precision != "auto" and config.batch_size is not None:
         return config
-    if config.codes == "landmarks":  # no network, nothing to choose
-        return config.model_copy(update={"precision": "fp32"})
     store = Store(config.dest)
     if config.existing != "new" and store.exists(PLAN):  # another choice would be another plan
-        planned = load_plan(config.dest).record.config.get("precision", "fp32")
-        return config.model_copy(update={"precision": planned})
+        planned = load_plan(config.dest).record.config
+        found = {"precision": planned.get("precision", "fp32"), "batch_size": planned.get("batch_size", 8)}
+        return _settled(config, found)
     store.check_writable()  # before seconds of measuring
-    choice, remembered = fastest_precision(config)
+    suits = what_suits(config)
+    logger.info("workers compute on: %s, %d faces at once", suits.device, suits.batch_size)
+    if suits.choice is None:
+        return _settled(config, {"batch_size": suits.batch_size})
+    _note(store, suits)
+    return _settled(config, {"precision": suits.choice.precision, "batch_size": suits.batch_size})
+
+
+def _settled(config: ReconstructConfig, found: dict[str, Any]) -> ReconstructConfig:
+    """The config with what was found for settings that it leaves open."""
+    left = {name: value for name, value in found.items() if getattr(config, name) in (None, "auto")}
+    return config.model_copy(update=left)
+
+
+def _note(store: Store, suits: Suited) -> None:
+    """Say what was measured, in the log and beside the data."""
+    choice = suits.choice
+    assert choice is not None
     tried = "; ".join(
         f"{name} {milliseconds} ms a face"
         + (f", off by {_words(choice.deviations[name])}" if name in choice.deviations else "")
         for name, milliseconds in choice.milliseconds.items()
     )
-    logger.info("precision %s (%s%s)", choice.precision, "measured here before: " if remembered else "", tried)
+    logger.info("precision %s (%s%s)", choice.precision, "measured there before: " if suits.remembered else "", tried)
     store.write(PRECISION, json.dumps(asdict(choice), indent=2).encode())
-    return config.model_copy(update={"precision": choice.precision})
 
 
 def _words(off: Deviation) -> str:
@@ -150,9 +168,7 @@ def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProg
 
 def workers_of(plan: Plan, config: ReconstructConfig) -> Factory:
     """What builds the workers of a plan; whether they compile or freeze follows from it: all its runs decide alike."""
-    if config.compile is None:
-        config = config.model_copy(update={"compile": plan.inputs.items >= COMPILE_FROM})
-    return partial(ReconstructWorker, config, plan.inputs.items >= FREEZE_FROM)
+    return partial(ReconstructWorker, config, plan.inputs.items, plan.inputs.items >= FREEZE_FROM)
 
 
 def agree_on_identities(plan: Plan, config: ReconstructConfig) -> ConsensusRecord | None:
@@ -207,6 +223,8 @@ def summarise(
         checkpoint=plan.record.weights["checkpoint"],
         bundle=plan.record.weights["bundle"],
         precision=config.precision,
+        batch_size=config.batch_size,
+        workers=f"{run.workers} of {run.cores:g} CPU and {run.gpus:g} GPU" if run.units_run else None,
         fingerprint=now.fingerprint,
         code=now.code,
         bytes=now.bytes,

@@ -118,7 +118,8 @@ def _own_lines(
             ),
             ("took", _hours(Use(summary.core_seconds, summary.gpu_seconds), summary.price_per_hour)),
             ("checkpoint", summary.checkpoint),
-            ("precision", summary.precision),
+            ("precision", f"{summary.precision}, {summary.batch_size} faces at once"),
+            *([("workers", summary.workers)] if summary.workers else []),
             ("contact sheet", summary.contact_sheet or "none: no face, or no columns of codes and displacement"),
         ]
     from tasks.card import CARD

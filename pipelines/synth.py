@@ -38,7 +38,7 @@ def freeze_world(config: SynthConfig) -> Plan:
         weights=weights,
         units=config.units,
         # A tar file is a unit: its bytes must not depend on the machine.
-        workers=None if config.layout == "tar" else expected_workers(config.ray),
+        workers=None if config.layout == "tar" else expected_workers(config.ray.without_gpus()),
         code=code_version(SynthWorker.__module__),
         items=world_items(config),
         mode="new" if config.existing == "new" else "auto",
@@ -50,7 +50,7 @@ def freeze_world(config: SynthConfig) -> Plan:
 
 def take_photographs(plan: Plan, config: SynthConfig, on_progress: OnProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
-    run = run_units(plan, partial(SynthWorker, config), config.ray, on_progress)
+    run = run_units(plan, partial(SynthWorker, config), config.ray.without_gpus(), on_progress)
     check_rows(plan, run.rows, "photographs")
     return run
 

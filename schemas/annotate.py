@@ -187,6 +187,11 @@ class AnnotateConfig(BaseModel):
             return chosen
         return self.provider if step in OFFERS[self.provider] else "dlib"
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a step runs on a GPU where the worker has one; dlib's wheel and the sidecar's files do not."""
+        return self.device == "auto" and any(self.steps_of(name) for name in ("facexlib", "face_alignment"))
+
     def steps_of(self, provider: Provider) -> tuple[Step, ...]:
         """The steps that a provider does under this config."""
         return tuple(step for step in STEPS if self.provider_of(step) == provider)

@@ -95,8 +95,10 @@ class RayConfig(BaseModel):
     address: str | None = None
     # Worker processes; 0 runs the units in this process without Ray. Default None: as many as the cluster holds.
     workers: int | None = Field(default=None, ge=0)
-    # CPU cores a worker reserves. Default 1: it computes with one thread, see `threads`.
-    cpus_per_worker: float = Field(default=1.0, gt=0)
+    # CPU cores a worker reserves, which decode for it as well. Default None: 1 for a worker that computes on it, with
+    # one thread (see `threads`); for one that holds a GPU that GPU's share of its node's cores, since it computes
+    # faster than one core decodes.
+    cpus_per_worker: float | None = Field(default=None, gt=0)
     # GPUs a worker reserves; 0.5 puts two on one GPU, so that one computes while the other publishes.
     # Default None: 1 where the cluster has GPUs, else 0.
     gpus_per_worker: float | None = Field(default=None, ge=0)
@@ -117,3 +119,7 @@ class RayConfig(BaseModel):
     # Workers that may die in a row, without a unit finished between, before the run is stopped. Default 20: more than
     # a poisoned unit or a lost node costs, less than a machine without memory would go on for.
     max_deaths_in_a_row: int = Field(default=20, gt=0)
+
+    def without_gpus(self) -> RayConfig:
+        """The same for work that runs on the CPU alone: GPUs are only reserved where somebody asks for it."""
+        return self if self.gpus_per_worker is not None else self.model_copy(update={"gpus_per_worker": 0.0})

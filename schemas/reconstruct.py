@@ -18,8 +18,12 @@ from schemas.secrets import Uri
 from schemas.tracks import VideoConfig
 
 SCHEMA_VERSION = 1
-COMPILE_FROM = 2000  # pictures or faces of a plan: below, compiling takes longer than it saves
-FREEZE_FROM = 32  # the same for freezing the networks' graphs
+# By device: faces through the networks at once where nobody says otherwise, and the pictures or faces of a plan below
+# which compiling takes longer than it saves. A GPU is idle below some 64 faces, takes a minute to compile for, and is
+# through with thousands of faces a second: its threshold is an estimate, not measured.
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+COMPILE_FROM = {"cpu": 2000, "cuda": 500_000}
+FREEZE_FROM = 32  # pictures or faces of a plan: below, freezing the networks' graphs takes longer than it saves
 UNTRAINED = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
 LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
@@ -54,20 +58,20 @@ class ReconstructConfig(BaseModel):
     existing: Literal["refuse", "resume", "retry", "extend", "new"] = "refuse"
     # Seed of an untrained network's weights, so that even those runs can be repeated.
     seed: int = 0
-    # Faces that go through the networks at once. Part of the plan: the last bits of a result depend on it. 8 keeps two
-    # cores busy and needs 1 GB.
-    batch_size: int = Field(default=8, ge=1)
+    # Faces that go through the networks at once. Part of the plan: the last bits of a result depend on it. Default:
+    # by the workers' device when the plan is made: 8 on a CPU, which keeps two cores busy and needs 1 GB; 64 on a GPU.
+    batch_size: int | None = Field(default=None, ge=1)
     # What a row holds beside the face and where it lies (docs/reconstruct.md says what each costs). Part of the plan.
     outputs: tuple[Output, ...] = Field(default=("codes", "displacement"), min_length=1)
     # Where displacement maps lie: in a column, or as 16-bit PNG files below DEST/files/. Part of the plan. Default
     # columns: a hundredth of the objects, and readers get rows and maps together.
     layout: Layout = "columns"
-    # Arithmetic of the convolutions. auto: a micro-benchmark of some seconds on the machine that plans takes bf16 where
-    # it is faster and within the limits of deca_core/inference.py; the plan keeps what it took.
+    # Arithmetic of the convolutions. auto: a micro-benchmark of some seconds on a worker takes bf16 where it is faster
+    # and within the limits of deca_core/inference.py; the plan keeps what it took.
     precision: Precision = "auto"
     # Compile the networks for batches of batch_size: a third to a half less time a face, after up to half a minute on
     # a machine that has not done it before; takes a C++ compiler on the workers. Part of the plan. Default None: plans
-    # of COMPILE_FROM pictures or more, where there is a compiler.
+    # of COMPILE_FROM pictures or more by the worker's device, where there is a compiler.
     compile: bool | None = None
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
@@ -135,6 +139,8 @@ class ReconstructSummary(BaseModel):
     checkpoint: str  # as in the rows
     bundle: str  # hash
     precision: Precision
+    batch_size: int | None = None
+    workers: str | None = None  # of this run, with what each of them held; None: it ran no unit
     fingerprint: str
     code: str
     bytes: int  # of the committed parts

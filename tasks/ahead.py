@@ -5,6 +5,7 @@ For work that leaves the interpreter's lock alone: reading, decoding, resampling
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -16,7 +17,19 @@ from typing import Any, TypeVar
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")
 
+CORES = "DECA_WORKER_CORES"  # variable in a worker's environment: the CPU cores that it reserved
 LOOK = 0.1  # seconds between a blocked maker's looks at whether anybody still waits for its work
+
+
+def worker_cores(device: str) -> float:
+    """CPU cores that this worker may decode with: those it reserved, as the engine says; where no engine has started
+    this process, 1 for computing on the CPU itself and all of them beside a GPU.
+    """
+    if (reserved := os.environ.get(CORES)) is not None:
+        return float(reserved)
+    if device == "cpu":
+        return 1.0
+    return float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def ahead(source: Iterable[Thing], depth: int) -> Generator[Thing]:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from schemas.engine import RayConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, Unit
 from schemas.parquet import arrow_without_pandas
+from tasks.ahead import CORES
 from tasks.commit import Rows, UnitOutput, Withdrawn, WorkerFault, commit_rows, commit_unit, settled
 from tasks.commits import pending
 from tasks.compaction import Compactor
@@ -31,13 +32,14 @@ from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
 from tasks.plan import Plan
-from tasks.ray_cluster import EngineError, connect, move_to, resources_of
+from tasks.ray_cluster import EngineError, connect, move_to, node_resources, resources_of
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
 from tasks.upgrade import outdated, renewals
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
-events, logger = logging.getLogger(EVENTS), logging.getLogger("deca")
+events = logging.getLogger(EVENTS)
+logger = logging.getLogger("deca")
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
 
 
@@ -107,9 +109,10 @@ class _Failure:
 class _Runner:
     """Works and commits units; lives in an actor or in this process."""
 
-    def __init__(self, plan: Plan, factory: Factory, threads: int, folder: str) -> None:
+    def __init__(self, plan: Plan, factory: Factory, threads: int, folder: str, cores: float | None = None) -> None:
+        """cores: that its actor reserves."""
         self.plan, self.factory, self.threads = plan, factory, threads
-        self.folder = folder
+        self.folder, self.cores = folder, cores
         self.erased = NOBODY
 
     def start(self) -> None:
@@ -118,6 +121,8 @@ class _Runner:
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         self._hold_threads()
         arrow_without_pandas()
+        if self.cores is not None:
+            os.environ[CORES] = str(self.cores)
         self.worker = self.factory()
 
     def _hold_threads(self) -> None:
@@ -340,10 +345,11 @@ class _Crew:
         import ray
 
         self.ray, self.config, self.ledger = ray, config, ledger
-        cpus, gpus, self.size = resources_of(config, ray.cluster_resources())
+        cpus, gpus, self.size = resources_of(config, node_resources())
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
-        self.build = lambda: remote.remote(plan, factory, config.threads, os.getcwd())
+        self.build = lambda: remote.remote(plan, factory, config.threads, os.getcwd(), cpus)
+        logger.info("%d workers of %g CPU and %g GPU", min(self.size, ledger.todo), cpus, gpus)
         ledger.workers, ledger.cores, ledger.gpus = min(self.size, ledger.todo), cpus, gpus
         self.flights: dict[Any, _Flight] = {}
         self.deaths = 0  # in a row

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,20 +72,13 @@ def columns_of_head(
 
 def as_glbs(model: DECA, codes: Codes, head: Reconstruction, on_uv: Tensor) -> list[bytes]:
     """A GLB file of each head as `deca export` makes it, on_uv (B,3,256,256) being the pictures on the UV map."""
-    rig, codes, on_uv = rig_of(model.bundle), codes.to("cpu"), on_uv.cpu()
-    if model.faces.is_cuda:  # files are made by numpy
-        model = _on_cpu(model)
+    rig = rig_of(model.bundle)
     made = []
     for place in range(len(codes)):
         one = slice(place, place + 1)
-        out = Reconstruction(**{name: value[one].cpu() for name, value in vars(head).items()})
+        out = Reconstruction(**{name: value[one] for name, value in vars(head).items()})
         made.append(glb(rig, rigged_head(model, codes[one], out, picture=on_uv[one])))
     return made
-
-
-@lru_cache(maxsize=1)
-def _on_cpu(model: DECA) -> DECA:
-    return copy.deepcopy(model).cpu()
 
 
 def to_source(points: NDArray[np.float32], transforms: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -22,11 +23,41 @@ import torch
 
 from deca_core.assets.procedural import cache_root
 from deca_core.inference import Choice, Deviation, Precision, choose_precision
-from schemas.reconstruct import ReconstructConfig
+from schemas.reconstruct import BATCH_SIZE, ReconstructConfig
 from tasks.draft import code_version
 from tasks.models import bundle_at, load_model, weights_hash
+from tasks.ray_cluster import holds_gpus, on_worker
 
 VARIABLE, OFF = "DECA_PRECISION_CACHE", "off"
+
+
+@dataclass(frozen=True)
+class Suited:
+    """What suits the machine of a worker: its device, faces at once, and a precision where one was asked for."""
+
+    device: str
+    batch_size: int
+    choice: Choice | None = None
+    remembered: bool = False  # the choice, from an earlier run on that machine
+
+
+def what_suits(config: ReconstructConfig) -> Suited:
+    """The settings that follow the device, as a worker of the run finds them: the machine that plans may have another.
+
+    Raises EngineError where no worker answers.
+    """
+    if config.precision != "auto" and not holds_gpus(config.ray):  # nothing to measure, and the device is known
+        return Suited("cpu", config.batch_size or BATCH_SIZE["cpu"])
+    return on_worker(partial(suited_here, config), config.ray)
+
+
+def suited_here(config: ReconstructConfig) -> Suited:
+    """The settings that suit the device of this process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch_size = config.batch_size or BATCH_SIZE[device]
+    if config.precision != "auto":
+        return Suited(device, batch_size)
+    return Suited(device, batch_size, *fastest_precision(config))
 
 
 def fastest_precision(config: ReconstructConfig) -> tuple[Choice, bool]:

@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deca_core.errors import DecaError
 from schemas.engine import RayConfig
@@ -17,6 +17,8 @@ from schemas.engine import RayConfig
 CLUSTER_WORKERS = 64
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 HOME = Path(__file__).resolve().parents[1]  # the folder that these packages are imported from
+
+Answer = TypeVar("Answer")
 
 
 class EngineError(DecaError):
@@ -42,7 +44,7 @@ def connect(config: RayConfig) -> None:
                 return
             ray.init(
                 address="local",
-                num_cpus=math.ceil(config.workers * config.cpus_per_worker) if config.workers else None,
+                num_cpus=_cores_to_start(config),
                 include_dashboard=False,
                 object_store_memory=LOCAL_OBJECT_STORE,
                 log_to_driver=False,
@@ -52,30 +54,16 @@ def connect(config: RayConfig) -> None:
         raise _no_ray(address, error) from error
 
 
-def resources_of(config: RayConfig, cluster: dict[str, float]) -> tuple[float, float, int]:
-    """(CPUs a worker, GPUs a worker, workers)."""
-    cpus, gpus = config.cpus_per_worker, config.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if cluster.get("GPU") else 0.0
-    room = int(cluster.get("CPU", 1) // cpus)
-    if gpus:
-        room = min(room, int(cluster.get("GPU", 0) // gpus))
-    return cpus, gpus, config.workers or max(1, room)
+def _cores_to_start(config: RayConfig) -> int | None:
+    """CPUs of a cluster that is started for these workers; None: the machine's."""
+    if not config.workers:
+        return None
+    if config.cpus_per_worker is None:
+        import torch
 
-
-def expected_workers(config: RayConfig) -> int:
-    """How many workers a run will have, without asking Ray: what a plan is cut for.
-
-    A cluster is not joined only to count its machines: it counts as one of CLUSTER_WORKERS.
-    """
-    if config.workers is not None:
-        return max(1, config.workers)
-    if (os.environ.get("RAY_ADDRESS") or config.address or "local") != "local":
-        return CLUSTER_WORKERS
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch = sys.modules.get("torch")  # where it is not loaded, no worker will want a GPU
-    gpus = torch.cuda.device_count() if torch else 0
-    return resources_of(config, {"CPU": float(allowed), "GPU": float(gpus)})[2]
+        if torch.cuda.is_available() and config.gpus_per_worker != 0:
+            return None  # the GPU's share of all cores
+    return math.ceil(config.workers * (config.cpus_per_worker or 1.0))
 
 
 @contextlib.contextmanager
@@ -97,6 +85,98 @@ def move_to(folder: str) -> None:
     """Change a worker's process to the driver's working directory, where this node has it: paths may be relative."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
+
+
+# --- what a worker holds ----------------------------------------------------------------------------------------------
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Resources of every node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def holds_gpus(config: RayConfig) -> bool:
+    """Whether a worker might find a GPU: in this process, or on any node of the cluster, which is joined to ask."""
+    if config.workers == 0:
+        import torch
+
+        return torch.cuda.is_available()
+    connect(config)
+    return any(node.get("GPU") for node in node_resources())
+
+
+def resources_of(config: RayConfig, nodes: Sequence[dict[str, float]]) -> tuple[float, float, int]:
+    """(CPUs a worker, GPUs a worker, workers) on these nodes, by `node_resources`.
+
+    A worker with a GPU gets its share of the cores of the node that has the fewest of them to a GPU, so that all nodes
+    with GPUs hold as many workers as they have GPUs.
+    """
+    cluster = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    gpus = config.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster["GPU"] else 0.0
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        shares = [node.get("CPU", 0.0) * gpus / node["GPU"] for node in nodes if gpus and node.get("GPU")]
+        cpus = float(max(1, math.floor(min(shares, default=1.0))))
+    room = int(cluster["CPU"] // cpus)
+    if gpus:
+        room = min(room, int(cluster["GPU"] // gpus))
+    return cpus, gpus, config.workers or max(1, room)
+
+
+def expected_workers(config: RayConfig) -> int:
+    """How many workers a run will have, without asking Ray: what a plan is cut for.
+
+    A cluster is not joined only to count its machines: it counts as one of CLUSTER_WORKERS.
+    """
+    if config.workers is not None:
+        return max(1, config.workers)
+    if (os.environ.get("RAY_ADDRESS") or config.address or "local") != "local":
+        return CLUSTER_WORKERS
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch = sys.modules.get("torch")  # where it is not loaded, no worker will want a GPU
+    gpus = torch.cuda.device_count() if torch else 0
+    return resources_of(config, [{"CPU": float(allowed), "GPU": float(gpus)}])[2]
+
+
+def on_worker(work: Callable[[], Answer], config: RayConfig) -> Answer:
+    """What `work` (picklable) answers where a worker would run: in a task that holds what a worker holds, which may be
+    on another machine than this one; with workers=0 in this process.
+
+    Raises what `work` raises, and EngineError where no such task starts or its process dies.
+    """
+    if config.workers == 0:
+        return work()
+    connect(config)
+    import ray
+
+    cpus, gpus, _ = resources_of(config, node_resources())
+    call: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=config.attempts - 1)(_call)
+    task = call.remote(work, os.getcwd())
+    try:
+        answer: Answer = ray.get(task, timeout=config.start_timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(task, force=True)
+        raise EngineError(
+            f"no worker answered in {config.start_timeout_s:g} s (ray.start_timeout_s): {cpus:g} CPU and {gpus:g} GPU "
+            "a worker. Ask for less with ray.cpus_per_worker and ray.gpus_per_worker, or look at `ray status`"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise EngineError(
+            f"the process that should have measured died: {str(error).splitlines()[0]} Look at memory (dmesg) and `ray "
+            "logs`, then go on with the same command"
+        ) from error
+    return answer
+
+
+def _call(work: Callable[[], Answer], folder: str) -> Answer:
+    move_to(folder)
+    return work()
 
 
 class Pinboard:

@@ -28,8 +28,15 @@ from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.inference import Inference
 from deca_core.model import Reconstruction
 from schemas.ledger import Item, Quarantined, StoredFile
-from schemas.reconstruct import VERTEX_LIMIT, ReconstructConfig, quantise, reconstruction_schema
-from tasks.ahead import ahead, in_order
+from schemas.reconstruct import (
+    BATCH_SIZE,
+    COMPILE_FROM,
+    VERTEX_LIMIT,
+    ReconstructConfig,
+    quantise,
+    reconstruction_schema,
+)
+from tasks.ahead import ahead, in_order, worker_cores
 from tasks.annotators import load_annotator
 from tasks.commit import Rows, UnitOutput
 from tasks.face_rows import FaceRow, is_face_item, read_rows
@@ -78,17 +85,20 @@ class Encoded:
 class ReconstructWorker:
     """Holds annotator and model; turns units into rows. One lives in each Ray actor."""
 
-    def __init__(self, config: ReconstructConfig, freeze: bool = True) -> None:
-        """freeze: as of `Inference`."""
+    def __init__(self, config: ReconstructConfig, items: int = 0, freeze: bool = True) -> None:
+        """items: of the plan, which decide whether compiling pays where the config leaves it open; freeze: as of
+        `Inference`."""
         if config.precision == "auto":
             raise ValueError("precision: a plan has chosen one before a worker starts")
         self.config = config
-        self.threads = max(DECODERS, int(config.ray.cpus_per_worker))
         self.finder: FaceFinder | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.threads = max(DECODERS, int(config.ray.cpus_per_worker or worker_cores(self.device.type)))
+        self.batch_size = config.batch_size or BATCH_SIZE[self.device.type]
         self.model = load_model(config).to(self.device)
         network = config.codes == "network"
-        batch = config.batch_size if config.compile else 0
+        compiling = items >= COMPILE_FROM[self.device.type] if config.compile is None else config.compile
+        batch = self.batch_size if compiling else 0
         self.inference = Inference(self.model, config.precision, self.device, batch, freeze) if network else None
         self.landmark_head = None if network else LandmarkHead.of(self.model.flame)
         self.checkpoint = weights_hash(config)
@@ -121,7 +131,7 @@ class ReconstructWorker:
         for face in chain(self._cropped(items, quarantine), [None]):
             if face is not None:
                 waiting.append(face)
-            if waiting and (face is None or len(waiting) == self.config.batch_size):
+            if waiting and (face is None or len(waiting) == self.batch_size):
                 images = torch.from_numpy(np.stack([one.crop for one in waiting]))
                 yield waiting, images.pin_memory() if self.device.type == "cuda" else images
                 waiting = []

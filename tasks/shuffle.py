@@ -233,7 +233,7 @@ def _write_by_ray(
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised below
     # Without a limit Ray runs a task that always kills its worker for ever.
-    resources: dict[str, Any] = {"num_cpus": config.cpus_per_worker, "max_retries": config.attempts - 1}
+    resources: dict[str, Any] = {"num_cpus": config.cpus_per_worker or 1.0, "max_retries": config.attempts - 1}
     steps = range(0, len(pickups), SOURCES_A_TASK)
     try:
         with DataContext.current(context), warnings.catch_warnings():

@@ -79,13 +79,13 @@ def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
     plan = samples.plan
     images = torch.cat(
         [batch.images for batch in itertools.islice(samples, -(-START_PICTURES // (plan.subjects * plan.pictures)))]
-    )
+    ).to(model.mask.device)
     for encoder in (model.E_flame.encoder, model.E_detail.encoder):
         assert isinstance(encoder, DlibBackbone)
         encoder.start_from(trained, images)
     if samples.source.fitted:
         samples.seek(0, 0)
-        start_codes(model, samples, arithmetic(config.stage(stage).precision or config.precision, torch.device("cpu")))
+        start_codes(model, samples, arithmetic(config.stage(stage).precision or config.precision, model.mask.device))
 
 
 @torch.no_grad()
@@ -94,13 +94,14 @@ def start_codes(model: DECA, samples: Samples, precision: Literal["fp32", "bf16"
 
     What thousands of steps would have to find is the solution of one linear system. Training goes on from there.
     """
-    features, targets = list[Tensor](), list[Tensor]()
+    features, targets, device = list[Tensor](), list[Tensor](), model.mask.device
     count = -(-SOLVED_PICTURES // (samples.plan.subjects * samples.plan.pictures))
     for batch in itertools.islice(samples, count):
+        batch = batch.to(device)
         assert batch.fits is not None
         known = batch.fits.isfinite().all(1)
         fits, landmarks = batch.fits[known], batch.landmarks[known, :, :2]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             features.append(model.E_flame.encoder(batch.images[known]).float())
         head = model.flame(*fits.split([COARSE_LENGTHS[name] for name in FITTED], dim=1))
         targets.append(torch.cat([fits, fit_camera(head.landmarks2d, landmarks)], dim=1))

@@ -26,6 +26,15 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["fake", "cuda"],
+        default="fake",
+        help="where tests/device runs: a CUDA device that is not there, or a real one",
+    )
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden("flame.npz")`: the reference's answers on small inputs, or a skip where they are absent."""

@@ -97,11 +97,12 @@ def rigged_head(
     extras: dict[str, Any] | None = None,
 ) -> RiggedHead:
     """One decoded face with its maps; picture (1,3,256,256): the photograph on the UV map."""
+    shape, exp, pose = (value[0].cpu().numpy() for value in (codes.shape, codes.exp, codes.pose))
     return RiggedHead(
         name=name,
-        shape=codes.shape[0].numpy(),
-        exp=codes.exp[0].numpy(),
-        pose=codes.pose[0].numpy(),
+        shape=shape,
+        exp=exp,
+        pose=pose,
         base_colour=jpeg(texture(model, codes, out, picture)[0]),
         normals=png_of_normals(tangent_normals(model, out)),
         extras=extras or {},

@@ -73,7 +73,7 @@ def shown(model: DECA, codes: Codes, head: Reconstruction) -> Tensor:
     inside = _smooth((1 - grid.abs().amax(1, keepdim=True)) / EDGE)
     visible = (~hidden).float()
     visible = visible * (functional.avg_pool2d(visible, 5, 1, 2) * 2 - 1).clamp(min=0)
-    return facing * inside * visible * _soft_mask(model.bundle)
+    return facing * inside * visible * _soft_mask(model.bundle).to(facing.device)
 
 
 def _smooth(value: Tensor) -> Tensor:
@@ -105,18 +105,18 @@ def tangent_normals(model: DECA, head: Reconstruction, index: int = 0) -> Tensor
     vertices = head.vertices[index : index + 1].float()
     tangents = vertex_tangents(bundle, vertices, vertex_normals(vertices * MILLIMETRES, model.faces))
     grid, split = displaced_grid(bundle), split_of(bundle)
-    texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
+    place = np.searchsorted(model.atlas.texels.cpu().numpy(), grid.texels)  # of the grid's vertices, of covered texels
+    indices = (grid.texels, grid.faces, place, split.faces[texel_faces(bundle)[place]])
+    texels, faces, rows, corners = (torch.from_numpy(index).to(vertices.device) for index in indices)
     points, normal = surface_at(model, vertices, texels)
     normal = functional.normalize(normal, dim=-1)
     depth = (head.z[index, 0].float() * model.mask + model.fixed_displacement).flatten()[texels]
     tilted = functional.normalize(normal - surface_gradient(points, depth, faces), dim=-1)
 
-    place = np.searchsorted(model.atlas.texels.numpy(), grid.texels)  # of the grid's vertices among covered texels
-    corners = torch.from_numpy(split.faces[texel_faces(bundle)[place]])  # (N, 3)
-    tangent = (tangents[0, :, :3][corners] * model.atlas.bary[torch.from_numpy(place), :, None]).sum(1)
+    tangent = (tangents[0, :, :3][corners] * model.atlas.bary[rows, :, None]).sum(1)
     tangent = functional.normalize(tangent - normal * (tangent * normal).sum(-1, keepdim=True), dim=-1)
     frame = (tangent, torch.linalg.cross(normal, tangent) * tangents[0, corners[:, 0], 3:], normal)
-    flat = torch.tensor([0.0, 0.0, 1.0])[:, None].repeat(1, size**2)
+    flat = normal.new_tensor([0.0, 0.0, 1.0])[:, None].repeat(1, size**2)
     flat[:, texels] = torch.stack([(tilted * axis).sum(-1) for axis in frame])
     return flat.unflatten(1, (size, size))
 
@@ -146,15 +146,15 @@ def vertex_tangents(bundle: AssetBundle, vertices: Tensor, normals: Tensor) -> T
     atlas shows the surface mirrored.
     """
     split = split_of(bundle)
-    faces, vertex = torch.from_numpy(split.faces), torch.from_numpy(split.vertex)
-    uv = torch.from_numpy(bundle.uv)[torch.from_numpy(split.uv)]
+    arrays = (split.faces, split.vertex, bundle.uv[split.uv])
+    faces, vertex, uv = (torch.from_numpy(array).to(vertices.device) for array in arrays)
     a, b, c = (vertices[:, vertex[faces[:, corner]]] for corner in range(3))
     ua, ub, uc = (uv[faces[:, corner]] for corner in range(3))
     ab, ac = ub - ua, uc - ua
     area = ab[:, :1] * ac[:, 1:] - ab[:, 1:] * ac[:, :1]  # on the map, twice
     # dP/du of every face times that area, which stays finite however thin the face is on the map.
     along = (b - a) * ac[:, 1:] - (c - a) * ab[:, 1:]
-    total = torch.zeros(len(vertices), len(vertex), 4)
+    total = vertices.new_zeros(len(vertices), len(vertex), 4)
     both = torch.cat([along, area.expand(len(vertices), -1, -1)], dim=-1)
     for corner in range(3):
         total = total.index_add(1, faces[:, corner], both)
@@ -162,18 +162,16 @@ def vertex_tangents(bundle: AssetBundle, vertices: Tensor, normals: Tensor) -> T
     normal = normals[:, vertex]
     tangent = total[..., :3] * side
     tangent = tangent - normal * (tangent * normal).sum(-1, keepdim=True)
+    x_axis, y_axis = normal.new_tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     lost = tangent.norm(dim=-1, keepdim=True) < 1e-12  # no face, or none with an area on the map: any direction does
-    spare = torch.linalg.cross(normal, torch.where(normal[..., :1].abs() < 0.9, _axis(0), _axis(1)), dim=-1)
+    spare = torch.linalg.cross(normal, torch.where(normal[..., :1].abs() < 0.9, x_axis, y_axis), dim=-1)
     return torch.cat([functional.normalize(torch.where(lost, spare, tangent), dim=-1), side], dim=-1)
-
-
-def _axis(index: int) -> Tensor:
-    return torch.eye(3)[index]
 
 
 def _padded(bundle: AssetBundle, maps: Tensor) -> Tensor:
     """Empty texels take the colour of the nearest covered one."""
-    return maps.flatten(2)[:, :, torch.from_numpy(padding(bundle))].view_as(maps)
+    nearest = torch.from_numpy(padding(bundle)).to(maps.device)
+    return maps.flatten(2)[:, :, nearest].view_as(maps)
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -192,7 +190,7 @@ def png_of_normals(normals: Tensor) -> bytes:
 def png_of_displacement(displacement: Tensor, limit: float) -> bytes:
     """Metres (H,W) as a 16-bit grey PNG that spans [-limit, limit]: metres = value / 65535 * 2 limit - limit."""
     steps = (displacement.double() + limit) * (LEVELS / (2 * limit))
-    return _encoded(steps.round().clamp(0, LEVELS).numpy().astype(np.uint16), "PNG", compress_level=PNG_LEVEL)
+    return _encoded(steps.round().clamp(0, LEVELS).cpu().numpy().astype(np.uint16), "PNG", compress_level=PNG_LEVEL)
 
 
 def _bytes(picture: Tensor) -> NDArray[np.uint8]:

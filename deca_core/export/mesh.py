@@ -53,7 +53,7 @@ def dense_mesh(model: DECA, head: Reconstruction, index: int = 0) -> Mesh:
     DECA leaves out.
     """
     grid = dense_grid(model.bundle)
-    texels, faces = torch.from_numpy(grid.texels), torch.from_numpy(grid.faces)
+    texels, faces = (torch.from_numpy(index).to(head.vertices.device) for index in (grid.texels, grid.faces))
     coarse, normals = surface_at(model, head.vertices[index : index + 1].float(), texels)
     maps = (head.z[index, 0].float(), model.mask, model.fixed_displacement)
     z, mask, fixed = (values.flatten()[texels, None] for values in maps)

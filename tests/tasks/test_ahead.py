@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tasks.ahead import ahead, in_order
+from tasks.ahead import CORES, ahead, in_order, worker_cores
 
 
 def wait_until(true: object, seconds: float = 20) -> None:
@@ -16,6 +17,14 @@ def wait_until(true: object, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_cores_to_decode_with(monkeypatch):
+    monkeypatch.delenv(CORES, raising=False)
+    assert worker_cores("cpu") == 1
+    assert worker_cores("cuda") == len(os.sched_getaffinity(0))
+    monkeypatch.setenv(CORES, "7.5")  # as the engine says to a worker on Ray
+    assert worker_cores("cuda") == worker_cores("cpu") == 7.5
 
 
 def test_everything_comes_in_order_from_another_thread():

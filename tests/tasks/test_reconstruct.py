@@ -199,6 +199,26 @@ def test_outputs_that_make_no_sense_are_refused(changes, message):
         config("a", "b", **changes)
 
 
+def test_the_batch_size_of_a_plan_stays(faces, tmp_path):
+    """Without one in the config it is a CPU's when the plan is made, and the plan's from then on."""
+    assert prepare(config(faces, tmp_path / "out", batch_size=None)).batch_size == 8
+    first = reconstruct(config(faces, tmp_path / "out", batch_size=3))
+    assert first.batch_size == 3
+    again = reconstruct(config(faces, tmp_path / "out", batch_size=None))
+    assert (again.units_run, again.batch_size, again.workers) == (0, 3, None)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_precision_is_measured_on_a_worker(faces, tmp_path, monkeypatch):
+    """Not on the machine that plans, which may have another device."""
+    monkeypatch.setattr("tasks.precision.choose_precision", lambda *_: pytest.fail("measured in the driver"))
+    monkeypatch.setattr("tasks.precision._recall", lambda *_: pytest.fail("remembered by the driver"))
+    found = prepare(config(faces, tmp_path / "out", precision="auto", batch_size=None, ray={}))
+    assert found.precision in ("fp32", "mixed", "bf16")
+    assert found.batch_size == 8
+    assert (tmp_path / "out" / "_report" / "precision.json").is_file()
+
+
 def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     """A second run, on a machine that would choose otherwise, goes on with what the plan holds."""
     import pipelines.reconstruct as flow
@@ -208,7 +228,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
     summary = reconstruct(config(faces, tmp_path / "out", precision="bf16"))
     assert summary.precision == "bf16"
-    monkeypatch.setattr(flow, "fastest_precision", lambda *_: pytest.fail("the plan has chosen"))
+    monkeypatch.setattr(flow, "what_suits", lambda *_: pytest.fail("the plan has chosen"))
     again = reconstruct(config(faces, tmp_path / "out", precision="auto"))
     assert (again.units_run, again.precision) == (0, "bf16")
     with pytest.raises(PlanConflict, match='precision "bf16" -> "fp32"'):
