@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 PAGE = 1000  # keys in a page of S3's answer
@@ -45,6 +47,7 @@ def measure(objects: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as dest:
         plan = open_or_build(dest, "s3://bucket")
         assert plan.record.items == objects
+        size = sum(path.stat().st_size for path in Path(dest).rglob("*") if path.is_file())
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
@@ -54,12 +57,24 @@ def measure(objects: int) -> dict[str, float]:
         "objects_per_second": round(objects / seconds),
         "peak_mib": round(peak / 1024),
         "imports_mib": round(before / 1024),
+        "plan_bytes": size,
     }
+
+
+def extrapolate(small: dict[str, float], large: dict[str, float], objects: int) -> None:
+    """Say what the growth from one size to the next makes of `objects`."""
+    step, left = large["objects"] / small["objects"], objects / large["objects"]
+    for name in ("cpu_seconds", "peak_mib", "plan_bytes"):
+        exponent = math.log(large[name] / small[name]) / math.log(step)
+        print(f"{name}: exponent {exponent:.2f}, {large[name] * left**exponent:,.0f} at {objects:,} objects")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--to", type=int, default=100_000_000, help="objects that the last two sizes are extrapolated to"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,10 +85,13 @@ def main() -> None:
     for objects in options.objects:
         command = [sys.executable, "-m", "benchmarks.planning", "--here", "--objects", str(objects)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print("   objects   seconds  CPU s  objects/s  peak MiB  of it imports MiB")
+    print("   objects   seconds  CPU s  objects/s  peak MiB  of it imports MiB  plan MB")
     for row in rows:
         names = ("objects", "seconds", "cpu_seconds", "objects_per_second", "peak_mib", "imports_mib")
-        print("{:>10,} {:>9.1f} {:>6.1f} {:>10,} {:>9} {:>18}".format(*map(row.get, names)))
+        print("{:>10,} {:>9.1f} {:>6.1f} {:>10,} {:>9} {:>18}".format(*map(row.get, names)), end=" ")
+        print(f"{row['plan_bytes'] / 1e6:>8.1f}")
+    if len(rows) > 1:
+        extrapolate(*rows[-2:], options.to)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)

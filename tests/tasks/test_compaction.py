@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from tasks.commits import pending, publish_commit, read_commits, replace_commit,
 from tasks.compaction import Compactor, compact, merge, purge
 from tasks.engine import run_units
 from tasks.erase import Asked, erase
-from tasks.plan import Plan
+from tasks.migrate import migrate
+from tasks.plan import Plan, load_plan
 from tasks.rounds import drop_plan, plan_retry
 from tasks.snapshots import RECORD, list_commits, read_snapshot
 from tasks.storage import Store
@@ -188,6 +191,58 @@ def test_names_of_erased_files_do_not_stay_in_snapshots(tmp_path: Path) -> None:
     assert mentions() == 0
     assert not Path(plan.dest, name).exists()
     assert [one.unit for one in read_commits(plan.dest)] == [0, 1, 2, 3]
+
+
+# --- datasets of schema 2 ---------------------------------------------------------------------------------------------
+
+
+def as_of_schema_2(plan: Plan) -> Plan:
+    """The dataset as the last program without snapshots wrote it."""
+    for name in ("_plan.json", *plan.store.list("_commits")):
+        stored = json.loads(plan.store.read(name))
+        stored.pop("revision", None)
+        plan.store.write(name, json.dumps(stored | {"schema_version": 2}).encode())
+    return load_plan(plan.dest)
+
+
+def test_a_dataset_of_schema_2_goes_on_as_it_was_until_it_is_migrated(tmp_path: Path) -> None:
+    plan = as_of_schema_2(make_plan(str(tmp_path / "out"), 9))
+    run_units(plan, Rows, HERE, only=range(6))
+    plan = as_of_schema_2(plan)
+    assert [one.unit for one in read_commits(plan.dest)] == list(range(6))
+    run_units(plan, Rows, HERE)
+    image = next(plan.iter_units([2])).items[0].image_id
+    erase([plan.dest], Asked(images=frozenset({image})))
+    listing = list_commits(plan)
+    assert listing.snapshots == ()
+    assert [(one.unit, one.revision) for one in listing.records] == [(unit, 0) for unit in range(9)]
+    assert [one.rows for one in read_commits(plan.dest)] == [1, 1, 0, 1, 0, 1, 1, 1, 1]
+    before = told(plan.dest)
+
+    [done] = migrate(plan.dest)
+    assert (done.before, done.after, done.records, done.moved) == (2, 3, 1, 9)
+    listing = list_commits(load_plan(plan.dest))
+    assert (listing.records, len(listing.snapshots)) == ((), 1)
+    assert [{**one, "schema_version": 3} for one in before] == told(plan.dest)
+    assert (verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [])
+    assert [(one.records, one.moved) for one in migrate(plan.dest)] == [(0, 0)]
+
+
+def test_a_migration_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(8):
+        plan = make_plan(str(tmp_path / f"{step}"), 5)
+        run_units(as_of_schema_2(plan), Rows, HERE)
+        as_of_schema_2(plan)
+        before = [one.unit for one in read_commits(plan.dest)]
+        with monkeypatch.context() as patch:
+            dies_at(patch, step)
+            with suppress(Killed):
+                migrate(plan.dest)
+        assert [one.unit for one in read_commits(plan.dest)] == before
+        migrate(plan.dest)
+        assert [one.unit for one in read_commits(plan.dest)] == before
+        assert len(list_commits(plan).records) <= compaction.KEEP
+        assert (verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [])
 
 
 # --- several at once --------------------------------------------------------------------------------------------------
