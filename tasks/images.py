@@ -123,8 +123,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "") -
 def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """The values of a mask or label map as they are stored, (H, W), upright; bool, uint8, uint16, int32 or float32.
 
-    One channel counts as it is, three equal ones as one. A palette whose used colours are grey counts by its greys,
-    any other by its indices. Raises ImageError, also where a pixel has no one value: colours, transparency.
+    One channel counts as it is, three equal ones as one. A palette of greys, or one of which only black and white are
+    used, counts by its greys, any other by its indices. Raises ImageError, also where a pixel has no one value:
+    colours, transparency.
     """
     return _decoded(data, max_pixels, "", _one_channel)
 
@@ -321,8 +322,11 @@ def _one_channel(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
         return image
     red, green, blue = image.convert("RGB").split()
-    if red.tobytes() == green.tobytes() == blue.tobytes():
-        return red
+    grey = red.tobytes() == green.tobytes() == blue.tobytes()
     if image.mode == "P":
-        return Image.fromarray(np.asarray(image))
+        palette = np.array(image.getpalette()).reshape(-1, 3)
+        by_colour = grey and ((palette == palette[:, :1]).all() or np.isin(np.asarray(red), (0, 255)).all())
+        return red if by_colour else Image.fromarray(np.asarray(image))
+    if grey:
+        return red
     raise ImageError("unsupported", "coloured pixels have no one value: save it in grey, or with a palette")

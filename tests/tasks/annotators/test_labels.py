@@ -166,6 +166,7 @@ def palette(array, colours: list[int]) -> bytes:
         ("m.png", png(HALF.astype(np.uint16))),
         ("m.png", palette(HALF, [0, 0, 0, 255, 255, 255])),
         ("m.png", palette(1 - HALF, [255, 255, 255, 0, 0, 0])),  # black and white count, not their places
+        ("m.png", palette(HALF * 2, [0, 0, 0, 9, 9, 200, 255, 255, 255])),  # nor what is not used
         ("m.png", palette(HALF, [0, 0, 0, 0, 128, 0])),  # the first class of a coloured map
         ("m.npy", npy(HALF)),
         ("m.npy", npy(HALF.astype(bool))),
@@ -178,7 +179,7 @@ def palette(array, colours: list[int]) -> bytes:
         ("m.npy", npy(HALF * np.linspace(0.6, 15, 30, dtype=np.float16))),
         ("m.npy", npy(HALF * 1.04 - 0.02)),  # resampled with overshoot
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_masks_that_say_themselves_what_they_mean(name, data):
     mask = read_mask(data, name)
@@ -258,6 +259,7 @@ def test_an_empty_mask_is_a_mask():
         ("m.png", b"<html>", "HTML"),
         ("m.png", png(HALF)[:40], "m.png: "),
         ("m.npy", npy(HALF * 15), r"uint8 values 0, 15 do not say what is skin"),
+        ("m.png", palette(HALF * 2, [0, 0, 0, 128, 0, 0, 128, 128, 128]), "values 0, 2 do not"),  # a grey class
         ("m.npy", npy(HALF * 0 + 7), "values 7 do not"),
         ("m.npy", npy(HALF * 18.0), "values 0, 18 do not"),
         ("m.npy", npy(HALF * 12.0 - 4), "values -4, 8 do not"),  # scores of a network
@@ -267,7 +269,7 @@ def test_an_empty_mask_is_a_mask():
         ("m.png", png(np.stack([HALF * 255, HALF, HALF], axis=2)), "coloured pixels"),
         ("m.png", png(np.stack([HALF * 255] * 4, axis=2)), "transparent pixels"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_wrong_masks_say_what_is_wrong(name, data, message):
     with pytest.raises(LabelError, match=message):
