@@ -8,10 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deca_core.errors import DecaError
+
 # Order and length of the coarse code vector; `light` is 9 spherical-harmonics bands by 3 colours, flattened.
 COARSE_LENGTHS = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}
 NUM_COARSE = sum(COARSE_LENGTHS.values())  # 236
 NUM_DETAIL = 128
+SHAPES = {name: (9, 3) if name == "light" else (count,) for name, count in COARSE_LENGTHS.items()} | {
+    "detail": (NUM_DETAIL,)
+}
+
+
+class CodesError(DecaError, ValueError):
+    """Codes whose fields do not fit one another, or that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,29 @@ class Codes:
     cam: Tensor
     light: Tensor
     detail: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in self.items():
+            own, shape = SHAPES[name], getattr(value, "shape", None)
+            if not isinstance(value, Tensor) or shape is None or tuple(shape[1:]) != own or len(shape) != 1 + len(own):
+                found = type(value).__name__ if shape is None else f"{type(value).__name__} {tuple(shape)}"
+                expected = ", ".join(map(str, ("B", *own)))
+                raise CodesError(f"codes: {name} is {found}, expected a tensor ({expected}); one face is codes[:1]")
+        counts = {len(value) for _, value in self.items()}
+        if len(counts) > 1:
+            found = ", ".join(f"{name} {len(value)}" for name, value in self.items())
+            raise CodesError(f"codes: the fields are of different numbers of faces: {found}")
+
+    def check(self) -> None:
+        """Raise CodesError where a code is not finite, naming the field and the face."""
+        for name, value in self.items():
+            fine = value.detach().flatten(1).isfinite().all(1)
+            if not fine.all():
+                face = int((~fine).nonzero()[0, 0])
+                raise CodesError(
+                    f"codes: {name} of face {face} of {len(value)} is not finite. Leave the face out: codes[good], or "
+                    "look at the images and the checkpoint that it came from"
+                )
 
     @property
     def jaw(self) -> Tensor:

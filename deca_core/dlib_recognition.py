@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deca_core.camera import IMAGE_SIZE
 from deca_core.dlib_resnet import DlibResNet, Residual
+from deca_core.images import require_floats
 from deca_core.losses.precision import full_precision
 from deca_core.recognition import RecognitionError, require_file
 
@@ -47,12 +49,13 @@ class DlibRecognition(nn.Module):
         and column 114 +- 22, with sides of 173 +- 9. The square has their mean; across it is centred, as left is to
         right, and what varies there is the yaw. A picture and its rendering are thus cut alike.
         """
-        square = full_precision(images)[..., TOP : TOP + SIDE, LEFT : LEFT + SIDE]
+        images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
+        square = images[..., TOP : TOP + SIDE, LEFT : LEFT + SIDE]
         return self(functional.interpolate(square, (CHIP, CHIP), mode="bilinear", antialias=True))
 
     def forward(self, chips: Tensor) -> Tensor:
         """Upright faces (B,3,150,150) as dlib cuts them, RGB in [0, 1], to descriptors (B,128)."""
-        return self.last(self.resnet(full_precision(chips)).mean((2, 3)))
+        return self.last(self.resnet(full_precision(require_floats(chips, self.name, CHIP))).mean((2, 3)))
 
 
 def load_dlib(path: str | Path | None = None) -> DlibRecognition:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deca_core.appearance import SH_CONSTANTS
@@ -34,6 +36,7 @@ SETTLING = 4
 KINK_FIRST, KINK_LAST, KINK_SHRINK = 5e-2, 1e-3, 0.8
 DAMPING, DAMPING_LEAST = 1e-3, 1e-9
 NO_SLOPE = 1e-12  # curvature that even a direction without effect is given
+FARTHEST = 10.0  # from the middle of a crop, in halves of it: beyond, landmarks are pixels
 NO_EXTENT = 1e-4  # known landmarks closer together than this (a hundredth of a pixel) have no scale
 
 
@@ -43,11 +46,12 @@ class FitError(DecaError, ValueError):
 
 def fittable(landmarks: Tensor) -> Tensor:
     """Whether `fit_landmarks` takes faces (B,68,2), all of whose landmarks are known: (B,) bool."""
-    return _has_extent(landmarks, torch.ones_like(landmarks[..., 0]))
+    near = (landmarks.abs() <= FARTHEST).flatten(1).all(1)
+    return near & _has_extent(landmarks, torch.ones_like(landmarks[..., 0]))
 
 
 @torch.no_grad()
-def fit_landmarks(head: LandmarkHead, landmarks: Tensor, weights: CoarseWeights | None = None) -> Codes:
+def fit_landmarks(head: LandmarkHead, landmarks: Tensor | NDArray[Any], weights: CoarseWeights | None = None) -> Codes:
     """Codes of faces from landmarks alone: (B,68,2) or (B,68,3), x, y in [-1, 1] of the crop and a weight.
 
     A landmark of weight 0 is not looked at. weights: of the losses, by default the paper's pretrain stage. There the
@@ -63,7 +67,7 @@ def fit_landmarks(head: LandmarkHead, landmarks: Tensor, weights: CoarseWeights 
 
     >>> codes = fit_landmarks(LandmarkHead.of(model.flame), landmarks)  # doctest: +SKIP
     """
-    goal = _goal(landmarks.to(torch.float64), weights or recipe("paper").pretrain)
+    goal = _goal(_landmarks(landmarks), weights or recipe("paper").pretrain)
     settling = replace(goal, force=goal.force.clone())
     settling.force[:, COORDINATES:] = 0
     state = _start(head, goal)
@@ -175,6 +179,22 @@ class _Goal:
     gaps: Tensor
     force: Tensor
     prior: Tensor
+
+
+def _landmarks(landmarks: Tensor | NDArray[Any]) -> Tensor:
+    """Landmarks in float64; FitError where they are not (B,68,2) or (B,68,3), or are pixels and not [-1, 1]."""
+    points = torch.as_tensor(landmarks)
+    if points.ndim != 3 or points.shape[1] != 68 or points.shape[2] not in (2, 3):
+        raise FitError(f"landmarks have shape {tuple(points.shape)}, expected (B, 68, 2), or (B, 68, 3) with weights")
+    points = points.to(torch.float64)
+    known = points[..., :2] if points.shape[2] == 2 else points[..., :2][points[..., 2] > 0]
+    farthest = float(known.abs().max()) if known.numel() else 0.0
+    if farthest > FARTHEST:
+        raise FitError(
+            f"a landmark lies at {farthest:.4g}, expected [-1, 1] over the crop. Pixels of it become that by "
+            "from_pixels of deca_core.camera"
+        )
+    return points
 
 
 def _goal(landmarks: Tensor, weights: CoarseWeights) -> _Goal:

@@ -160,14 +160,21 @@ class FLAME(nn.Module):
         rotations = rotation_matrix(full_pose.unflatten(1, (-1, 3)))  # (B, 5, 3, 3)
 
         # 1. Identity and expression offsets; joints follow the shaped head.
-        shaped = blend_shapes(self.v_template, self.shape_basis, shape)
-        shaped = shaped + torch.einsum("vck,bk->bvc", self.exp_basis, exp)
+        shaped = self._shaped(shape, exp)
         joints = torch.einsum("jv,bvc->bjc", self.joint_regressor, shaped)
         # 2. Pose correctives.
         corrected = shaped + torch.einsum("vck,bk->bvc", self.pose_basis, pose_features(rotations))
         # 3. Skinning.
         vertices = skin(corrected, self.skin_weights, joint_transforms(rotations, joints))
         return Head(vertices, self._landmarks2d(vertices, rotations), self._landmarks3d(vertices))
+
+    def joints(self, shape: Tensor, exp: Tensor) -> Tensor:
+        """Where the joints of heads at rest lie, (B,5,3) metres: shape (B,100), exp (B,50)."""
+        return torch.einsum("jv,bvc->bjc", self.joint_regressor, self._shaped(shape, exp))
+
+    def _shaped(self, shape: Tensor, exp: Tensor) -> Tensor:
+        shaped = blend_shapes(self.v_template, self.shape_basis, shape)
+        return shaped + torch.einsum("vck,bk->bvc", self.exp_basis, exp)
 
     def _landmarks2d(self, vertices: Tensor, rotations: Tensor) -> Tensor:
         row = contour_bin(rotations)

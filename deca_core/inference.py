@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from deca_core.camera import IMAGE_SIZE
 from deca_core.codes import Codes
 from deca_core.detail import NUM_CONDITION
 from deca_core.frozen import FrozenDecoder, FrozenEncoder, Network, compiled, logger, traced
+from deca_core.images import as_batch
 from deca_core.model import DECA
 
 Precision = Literal["fp32", "mixed", "bf16", "fp16"]
@@ -137,10 +138,13 @@ class Inference:
         return torch.cat(parts)
 
     @torch.inference_mode()
-    def codes(self, images: Tensor) -> Codes:
-        """As `DECA.encode`: (B,3,224,224) float RGB in [0, 1], on any device, to codes in float32 on this one's."""
-        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(f"codes: images have shape {tuple(images.shape)}, expected (B, 3, 224, 224)")
+    def codes(self, images: Any, *, validate: bool = True) -> Codes:
+        """As `DECA.encode`: (B,3,224,224) RGB in [0, 1], on any device, to codes in float32 on this one's.
+
+        validate=False: float32 images that the caller made itself are not looked at. Raises ImageError.
+        """
+        if validate:
+            images = as_batch(images, like=torch.empty(0, device=self.device), name="codes")
         return Codes.from_vectors(*(self._run(network, images, self.batch) for network in (self._coarse, self._detail)))
 
     @torch.inference_mode()

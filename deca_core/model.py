@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from deca_core.appearance import SH_CONSTANTS, albedo, shading
 from deca_core.assets.bundle import AssetBundle
 from deca_core.camera import IMAGE_SIZE, project
-from deca_core.codes import NUM_COARSE, NUM_DETAIL, Codes
+from deca_core.codes import NUM_COARSE, NUM_DETAIL, Codes, CodesError
 from deca_core.crop import INFERENCE_SCALE, LANDMARK_MARGIN
 from deca_core.detail import DetailDecoder, detail_normals
 from deca_core.encoder import Encoder
 from deca_core.flame import FLAME
+from deca_core.images import as_batch
 from deca_core.raster import Backend, rasterize
 from deca_core.render import Rendering, fragments, render_surface, sample_uv, studio_shading, vertex_normals
 from deca_core.uv import UVAtlas, uv_to_grid
@@ -79,14 +81,24 @@ class DECA(nn.Module):
         self.E_flame.start_at(self._mean_face())
         self.eval()
 
-    def encode(self, images: Tensor) -> Codes:
-        """Pictures (B,3,224,224), float RGB in [0, 1], to codes: E_c and E_d."""
-        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(f"encode: images have shape {tuple(images.shape)}, expected (B, 3, 224, 224)")
+    def encode(self, images: Any, *, validate: bool = True) -> Codes:
+        """Images (B,3,224,224), RGB in [0, 1], to codes: E_c and E_d.
+
+        uint8 is divided by 255; arrays, lists of images, (H,W,3) and other float types are taken as well: see
+        `deca_core.images.as_batch`. Raises ImageError for what is not finite, out of range, or of another size.
+        validate=False takes a float tensor of the model's own type as it is, unseen: for loops that made it themselves.
+        """
+        if validate:
+            images = as_batch(images, like=next(self.E_flame.parameters()))
         return Codes.from_vectors(self.E_flame(images), self.E_detail(images))
 
-    def decode(self, codes: Codes) -> Reconstruction:
-        """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9)."""
+    def decode(self, codes: Codes, *, validate: bool = True) -> Reconstruction:
+        """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9).
+
+        Raises CodesError for codes that are not finite, which validate=False does not look for.
+        """
+        if validate:
+            codes.check()
         z = self.detail(codes)
         with _float32(codes.cam):
             head = self.flame(codes.shape, codes.exp, codes.pose)
@@ -122,7 +134,9 @@ class DECA(nn.Module):
         return detail_normals(surface[:, :3], surface[:, 3:], out.z, self.mask, self.fixed_displacement)
 
     def render(self, codes: Codes, out: Reconstruction, size: int = IMAGE_SIZE, backend: Backend = "auto") -> Rendering:
-        """Pictures of the heads, size x size, seen as in the crop that the codes came from."""
+        """Images of the heads, size x size, seen as in the crop that the codes came from. Raises CodesError."""
+        if len(codes) != len(out.vertices):
+            raise CodesError(f"render: {len(codes)} codes and {len(out.vertices)} heads. Give what decode made of them")
         with _float32(codes.cam):
             visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
             normals = vertex_normals(out.vertices, self.faces)

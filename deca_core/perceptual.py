@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deca_core.downloads import AGAIN, check_download, read_tensors
 from deca_core.errors import DecaError
+from deca_core.images import require_floats
 from deca_core.losses.precision import full_precision
 
 # Convolutions of each stage, and their channels (Simonyan & Zisserman 2015, configuration E).
@@ -59,7 +60,7 @@ class VGG19(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Pictures (B,3,H,W), RGB in [0, 1], to features by layer; stage n has 1 / 2^(n-1) of the resolution."""
-        images = full_precision(images)
+        images = full_precision(require_floats(images, self.name))
         x = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(DEVIATION)[:, None, None]
         wanted = {self._place[layer]: layer for layer in self.layers}
         found = {}

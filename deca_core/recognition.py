@@ -17,6 +17,7 @@ from deca_core.camera import IMAGE_SIZE
 from deca_core.downloads import check_download, read_tensors
 from deca_core.encoder import ResNet50
 from deca_core.errors import DecaError
+from deca_core.images import require_floats
 from deca_core.losses.precision import full_precision
 
 # Mean colour of VGGFace2, blue, green, red, 0 to 255.
@@ -61,7 +62,7 @@ class VGGFace2(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Numerics of the release: BGR * 255 minus the mean colour, margins off, twice minus one, back to 224."""
-        images = full_precision(images)
+        images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
         mean = images.new_tensor(MEAN_BGR)[:, None, None]
         inner = (images.flip(1) * 255 - mean)[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
         size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -78,7 +79,8 @@ class ArcFace(nn.Module):
         self.requires_grad_(False).eval()
 
     def features(self, images: Tensor) -> Tensor:
-        inner = full_precision(images).flip(1)[..., MARGIN:-MARGIN, MARGIN:-MARGIN] * 2 - 1
+        images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
+        inner = images.flip(1)[..., MARGIN:-MARGIN, MARGIN:-MARGIN] * 2 - 1
         small = functional.interpolate(inner, (ARCFACE_SIZE, ARCFACE_SIZE), mode="bilinear", antialias=True)
         return self.network(small.contiguous())  # it flattens by view, which channels_last does not allow
 

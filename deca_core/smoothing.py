@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deca_core.codes import Codes
+from deca_core.crop import CropError
 from deca_core.flame import FLAME
 
 Floats = NDArray[np.float64]
@@ -144,8 +145,11 @@ def smooth_codes(times: Floats, codes: Codes, transforms: Floats, lids: Eyelids,
     """Codes of one person's consecutive frames with expression, pose, camera and light smoothed.
 
     times (T,) seconds, increasing; transforms (T,2,3) of the crops. Shape, albedo and detail stay as they are: a track
-    has one of each. Pose is smoothed as axis-angle, which a head turned by less than 180 degrees allows.
+    has one of each. Pose is smoothed as axis-angle, carried on beyond 180 degrees where a head turns through them.
+    Raises CropError for turned crops: `reframed` of deca_core.roll says their codes in upright ones.
     """
+    if (transforms[:, 0, 1] != 0).any() or (transforms[:, 1, 0] != 0).any():
+        raise CropError("smooth_codes: a crop is turned in its image. Say its codes in an upright one: reframed")
 
     def array(value: Tensor) -> Floats:
         return np.asarray(value.flatten(1).double().cpu().numpy())
@@ -154,8 +158,20 @@ def smooth_codes(times: Floats, codes: Codes, transforms: Floats, lids: Eyelids,
     camera = crop_camera(local_fit(times, source_camera(array(codes.cam), transforms), window), transforms)
     found = {
         "exp": lids.smooth(times, array(codes.exp), window),
-        "pose": local_fit(times, array(codes.pose), window),
+        "pose": local_fit(times, _carried_on(array(codes.pose)), window),
         "cam": camera,
         "light": light,
     }
     return codes.replace(**{name: torch.from_numpy(value).to(codes.exp) for name, value in found.items()})
+
+
+def _carried_on(pose: Floats) -> Floats:
+    """Poses (T,6) whose head rotations do not jump: axis-angle v and v - 2 pi v / |v| are one rotation."""
+    out = pose.copy()
+    for now in range(1, len(out)):
+        head, before = out[now, :3], out[now - 1, :3]
+        angle = float(np.linalg.norm(head))
+        if angle > 1e-9:
+            turns = round((float(before @ head) / angle - angle) / (2 * np.pi))  # whole ones along the same axis
+            out[now, :3] += head * (2 * np.pi * turns / angle)
+    return out

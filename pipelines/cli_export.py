@@ -46,6 +46,12 @@ def export_command(
         int | None,
         typer.Option(help="glb: morph targets for the first N expression components. Default 10, at most 50."),
     ] = None,
+    sparse: Annotated[
+        bool | None,
+        typer.Option(
+            "--sparse/--dense-morphs", help="glb: smaller morph targets, which some importers refuse. Default dense."
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Where the checkpoint of the rows lies now. Default: where it lay then.")
     ] = None,
@@ -82,6 +88,7 @@ def export_command(
         "where": where,
         "dense": dense or None,
         "expressions": expressions,
+        "sparse": sparse,
         "checkpoint": checkpoint,
         "bundle": bundle,
         "ray.workers": workers,

@@ -9,7 +9,7 @@ from functools import partial
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, fill_in, settle, store_config, stored_plan
 from schemas.export import ExportConfig, ExportSummary
 from tasks.commits import commit_table, read_parts
 from tasks.draft import code_version
@@ -34,11 +34,16 @@ def export(config: ExportConfig, on_progress: OnProgress | None = None, stage: S
 
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(settle)(config, config.dest)
+    config = stage(prepare)(config)
     weights = stage(check_model)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(export_heads)(plan, config, on_progress)
     return stage(summarise)(plan, config, run)
+
+
+def prepare(config: ExportConfig) -> ExportConfig:
+    """The settings that hold: those of the plan in DEST where a run goes on with it."""
+    return fill_in(settle(config, config.dest), config.dest, "sparse", False)
 
 
 def check_model(config: ExportConfig) -> dict[str, str]:

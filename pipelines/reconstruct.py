@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from deca_core.inference import Deviation
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, find_faces, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, OnProgress, Stage, direct, fill_in, find_faces, settle, store_config, stored_plan
 from schemas.consensus import ConsensusRecord
 from schemas.reconstruct import FREEZE_FROM, ReconstructConfig, ReconstructSummary
 from schemas.tracks import TracksRecord
@@ -63,8 +63,10 @@ def reconstruct(
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
-    """The settings that hold, with the checkpoint's bundle, and precision and batch size: the plan's, or what suits."""
-    config = settle(config, config.dest)
+    """The settings that hold, with the checkpoint's bundle, and what was left open as the plan has it or as suits."""
+    from deca_core.roll import UPRIGHT_FROM
+
+    config = fill_in(settle(config, config.dest), config.dest, "upright_from", UPRIGHT_FROM)
     config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
     if config.codes == "landmarks" and config.precision == "auto":  # no network, nothing to choose
         config = config.model_copy(update={"precision": "fp32"})

@@ -13,6 +13,7 @@ from schemas.export import ExportConfig
 from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
+from schemas.results import LATER_SETTINGS
 from schemas.world import SynthConfig
 from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan
 from tasks.storage import Store
@@ -78,6 +79,18 @@ def settle(config: Config, dest: str) -> Config:
         return config
     stored = stored_config(dest, type(config))
     return stored.model_copy(update={name: getattr(config, name) for name in OF_A_RUN if hasattr(config, name)})
+
+
+def fill_in(config: Config, dest: str, name: str, new: Any) -> Config:
+    """A setting that is left open (None) as the plan in DEST has it, or `new` where there is none to go on with.
+
+    A plan that was made before there was the setting goes on as LATER_SETTINGS says.
+    """
+    if getattr(config, name) is not None:
+        return config
+    goes_on = config.existing != "new" and Store(dest).exists(PLAN)
+    planned = load_plan(dest).record.config.get(name, LATER_SETTINGS[name]) if goes_on else new
+    return config.model_copy(update={name: planned})
 
 
 def stored_plan(dest: str, existing: str, weights: dict[str, str], upgrade: bool = False) -> Plan:

@@ -34,11 +34,15 @@ class ExportConfig(BaseModel):
     # A filter over the columns, such as "det_score > 0.9" (tasks/filters.py). None: all.
     where: str | None = None
     # glb: expression components with a morph target of their own, the first ones of 50; what the others do to the face
-    # as it was pictured is one more target. Default 10: 260 kB a head. Part of the plan.
+    # as it was pictured is one more target. Default 10: 0.7 MB a head. Part of the plan.
     expressions: int = Field(default=10, ge=0, le=50)
     # glb: joints whose pose correctives become morph targets. Default jaw: DECA moves no other below the root. A joint
     # costs one small target over the procedural head, up to nine full ones over FLAME. Part of the plan.
     correctives: tuple[Joint, ...] = ("jaw",)
+    # glb: morph targets name only the vertices that they move, which takes 0.4 MB a head less at 10 targets and which
+    # some importers refuse (docs/export.md). Part of the plan. Default None: that of the plan in DEST; in a new one
+    # false, so that every importer reads the files.
+    sparse: bool | None = None
     # Where checkpoint and bundle of the rows lie now. None: where they lay when the rows were made.
     checkpoint: Uri | None = None
     bundle: Uri | None = None
@@ -62,10 +66,8 @@ class ExportConfig(BaseModel):
 
     def plan_config(self) -> dict[str, Any]:
         """The settings that influence results, beside `units`. The rows and models enter a plan by hash."""
-        return {
-            "flow": "export",
-            **self.model_dump(mode="json", include={"formats", "dense", "expressions", "correctives"}),
-        }
+        parts = {"formats", "dense", "expressions", "correctives", "sparse"}
+        return {"flow": "export", **self.model_dump(mode="json", include=parts)}
 
 
 def exports_schema() -> pa.Schema:

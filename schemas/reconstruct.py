@@ -73,6 +73,10 @@ class ReconstructConfig(BaseModel):
     # a machine that has not done it before; takes a C++ compiler on the workers. Part of the plan. Default None: plans
     # of COMPILE_FROM pictures or more by the worker's device, where there is a compiler.
     compile: bool | None = None
+    # Degrees of roll from which the networks see a face turned upright; its codes are said in the upright crop all the
+    # same (docs/conventions.md). 180: never, as the release does. Part of the plan. Default None: that of the plan in
+    # DEST; in a new one 20, where the shipped weights begin to lose what they see.
+    upright_from: float | None = Field(default=None, ge=0, le=180)
     # Faces shown on the contact sheet.
     contact_sheet_rows: int = Field(default=8, ge=0, le=64)
     # After the rows: what the pictures of one person share, in DEST/consensus. identity: one shape a person, the
@@ -113,6 +117,8 @@ class ReconstructConfig(BaseModel):
         Models and the seed enter a plan by hash.
         """
         parts = {"annotate", "batch_size", "codes", "outputs", "layout", "precision", "compile"}
+        if self.codes == "network":  # nothing else looks at a crop
+            parts.add("upright_from")
         return {"flow": "reconstruct", **self.model_dump(mode="json", include=parts)}
 
 

@@ -23,7 +23,12 @@ RESULT_VERSIONS = {
 # What each raise changed, by flow and the version it led to: an error says it to whoever holds rows of before.
 RESULT_CHANGES: dict[tuple[str, int], str] = {}
 # Settings that came later than some plans, by dotted name, with the value that plans without them have.
-LATER_SETTINGS: dict[str, Any] = {"annotate.sidecar.mask_values": None, "source.zip_encoding": "cp437"}
+LATER_SETTINGS: dict[str, Any] = {
+    "annotate.sidecar.mask_values": None,
+    "source.zip_encoding": "cp437",
+    "upright_from": 180.0,  # no face was turned for the networks
+    "sparse": True,  # morph targets of a GLB file named only the vertices that they move
+}
 
 
 def result_version(config: Mapping[str, Any]) -> int:

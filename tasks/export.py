@@ -200,7 +200,8 @@ class ExportWorker:
 
     def _glb(self, face_id: str, codes: Codes, painted: bytes, bumps: bytes) -> bytes:
         shape, exp, pose = (value[0].numpy() for value in (codes.shape, codes.exp, codes.pose))
-        return glb(self.rig, RiggedHead(face_id, shape, exp, pose, painted, bumps, {"face_id": face_id}))
+        head = RiggedHead(face_id, shape, exp, pose, painted, bumps, {"face_id": face_id})
+        return glb(self.rig, head, sparse=bool(self.config.sparse))
 
     def _obj(self, face_id: str, mesh: Mesh, dense: Mesh | None, out: Reconstruction) -> Files:
         files = {

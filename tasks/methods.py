@@ -70,7 +70,7 @@ class Network:
         parts = []
         for start in range(0, len(crops), self.batch_size):
             images = np.stack([crop.image for crop in crops[start : start + self.batch_size]])
-            parts.append(self.model.encode(torch.from_numpy(images).to(self.device)).to("cpu"))
+            parts.append(self.model.encode(torch.from_numpy(images).to(self.device), validate=False).to("cpu"))
         return Codes.cat(parts)
 
     @torch.inference_mode()

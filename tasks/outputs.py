@@ -21,6 +21,7 @@ from schemas.reconstruct import VERTEX_LIMIT, Output, quantise
 
 JPEG_QUALITY = 90  # of textures and previews
 PNG_LEVEL = 1  # zlib's: higher ones take several times as long for a few per cent (docs/reconstruct.md)
+NEED_IMAGES: frozenset[Output] = frozenset({"texture", "mesh"})
 NEED_HEAD: frozenset[Output] = frozenset({"vertices", "landmarks", "normals", "texture", "mesh", "preview"})
 
 
@@ -59,7 +60,7 @@ def columns_of_head(
     if "normals" in outputs:
         normals = (model.detail_normals(head) + 1) * 127.5
         columns["normals"] = normals.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    if {"texture", "mesh"} & set(outputs):
+    if NEED_IMAGES & set(outputs):
         on_uv = picture_on_uv(model.atlas, head.projected, images)
     if "texture" in outputs:
         columns["texture"] = as_jpegs(on_uv)

@@ -8,8 +8,9 @@ bytes do not depend on which thread was faster.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ from deca_core.errors import DecaError
 from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.inference import Inference
 from deca_core.model import Reconstruction
+from deca_core.roll import NEVER, UPRIGHT_FROM, reframed, upright_transform
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.reconstruct import (
     BATCH_SIZE,
@@ -43,7 +45,7 @@ from tasks.face_rows import FaceRow, is_face_item, read_rows
 from tasks.faces import Face, FaceFinder, Picture, columns_of, record_batch
 from tasks.images import decode_image
 from tasks.models import load_model, weights_hash
-from tasks.outputs import NEED_HEAD, columns_of_head, encode_map, head_of
+from tasks.outputs import NEED_HEAD, NEED_IMAGES, columns_of_head, encode_map, head_of
 from tasks.plan import FILES
 from tasks.storage import Store
 from tasks.videos import frame_of
@@ -63,8 +65,10 @@ class CroppedFace:
 
     item: Item
     columns: dict[str, Any]  # of its row that are known before
-    transform: NDArray[np.float64]  # (2, 3) source to crop pixels
-    crop: NDArray[np.float32]  # (3, 224, 224)
+    transform: NDArray[np.float64]  # (2, 3) source to pixels of the crop that the row is about
+    seen: NDArray[np.float64]  # (2, 3) source to pixels of the crop that the networks see, turned where the face rolls
+    crop: NDArray[np.float32]  # (3, 224, 224), by `seen`
+    upright: NDArray[np.float32] | None  # the same by `transform`, where that is another one and an output needs it
 
     @property
     def index(self) -> int:
@@ -101,6 +105,8 @@ class ReconstructWorker:
         batch = self.batch_size if compiling else 0
         self.inference = Inference(self.model, config.precision, self.device, batch, freeze) if network else None
         self.landmark_head = None if network else LandmarkHead.of(self.model.flame)
+        turned = UPRIGHT_FROM if config.upright_from is None else config.upright_from
+        self.upright_from = turned if network else NEVER
         self.checkpoint = weights_hash(config)
         self.limit = MAX_DISPLACEMENT + float(self.model.fixed_displacement.abs().max())
         self.schema = reconstruction_schema(
@@ -158,12 +164,10 @@ class ReconstructWorker:
     def _crop_found(self, found: tuple[Picture, Face]) -> CroppedFace | Quarantined:
         picture, face = found
         try:
-            transform = crop_transform(square_from_landmarks(face.landmarks))
-            crop = warp(picture.image, transform)
+            known = {name: values[0] for name, values in columns_of([face]).items()} | {"identity_id": None}
+            return self._cut(face.item, known, face.landmarks, partial(warp, picture.image))
         except Exception as error:  # whatever a face does to a library, it costs that face only
             return Quarantined.of(face.item, "crop", error, face_index=face.index)
-        known = {name: values[0] for name, values in columns_of([face]).items()}
-        return CroppedFace(face.item, known | {"identity_id": None}, transform, crop)
 
     def _crop_row(self, read: tuple[Item, FaceRow | Exception]) -> CroppedFace | Quarantined:
         item, row = read
@@ -174,11 +178,22 @@ class ReconstructWorker:
         except Exception as error:
             return Quarantined.of(item, "decode", error)
         try:
-            transform = crop_transform(square_from_landmarks(row.landmarks))
-            crop = row.warped(picture, transform)
+            return self._cut(item, row.columns, row.landmarks, partial(row.warped, picture))
         except Exception as error:
             return Quarantined.of(item, "crop", error)
-        return CroppedFace(item, row.columns, transform, crop)
+
+    def _cut(
+        self,
+        item: Item,
+        known: dict[str, Any],
+        landmarks: NDArray[np.float32],
+        sample: Callable[[NDArray[np.float64]], NDArray[np.float32]],
+    ) -> CroppedFace:
+        """The crops of a face; sample: source to crop pixels (2,3) -> crop (3,224,224)."""
+        transform = crop_transform(square_from_landmarks(landmarks))
+        seen = upright_transform(landmarks, self.upright_from)
+        other = (seen != transform).any() and NEED_IMAGES & set(self.config.outputs)
+        return CroppedFace(item, known, transform, seen, sample(seen), sample(transform) if other else None)
 
     # --- the networks -------------------------------------------------------------------------------------------------
 
@@ -197,14 +212,18 @@ class ReconstructWorker:
         if head is not None and kept:
             codes_kept, head = codes[good], _only(head, good)
             transforms = np.array([one.transform for one in kept])
+            for place, one in enumerate(faces):
+                if one.upright is not None:  # codes are said in this one
+                    images[place] = torch.from_numpy(one.upright)
             extra = columns_of_head(self.model, self.config.outputs, codes_kept, head, images[good], transforms)
         return Encoded(kept, codes[good].to("cpu"), displacement[good].cpu().numpy(), extra)
 
     def _answers(self, faces: list[CroppedFace], images: Tensor) -> tuple[Codes, Tensor]:
         """Codes, and the displacement (B,256,256), of the crops or of the landmarks on them."""
         if self.inference is not None:
-            codes = self.inference.codes(images)
-            return codes, self.inference.displacement(codes)
+            codes = self.inference.codes(images, validate=False)
+            seen, asked = (np.stack([getattr(one, name) for one in faces]) for name in ("seen", "transform"))
+            return reframed(codes, self.model.flame, seen, asked), self.inference.displacement(codes)
         assert self.landmark_head is not None
         points = [one.columns["landmarks"] @ one.transform[:, :2].T + one.transform[:, 2] for one in faces]
         codes = fit_landmarks(self.landmark_head, from_pixels(torch.from_numpy(np.stack(points)).to(self.device)))

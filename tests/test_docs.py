@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import shlex
 import sys
@@ -105,17 +104,6 @@ def test_modules_and_targets_exist(page):
             assert option in source.read_text(), f"{relative(page)}: {line[0]} has no {option}"
     for target in re.findall(r"`make ([a-z-]+)", text) + re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, f"{relative(page)}: make {target}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_python_blocks_compile_and_import_what_exists(page):
-    for indent, block in PYTHON.findall(page.read_text()):
-        code = "\n".join(line.removeprefix(indent) for line in block.splitlines())
-        for node in ast.walk(ast.parse(code, relative(page))):
-            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in {"deca_core", "schemas", "tasks"}:
-                module = importlib.import_module(node.module)
-                for alias in node.names:
-                    assert hasattr(module, alias.name), f"{relative(page)}: {node.module} has no {alias.name}"
 
 
 def anchors(page: Path) -> set[str]:

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from deca_core.assets.bundle import NUM_EXP, PARENTS
-from deca_core.codes import Codes
+from deca_core.codes import SHAPES, Codes
 from deca_core.export.maps import jpeg, png_of_normals, tangent_normals, texture, vertex_tangents
-from deca_core.export.mesh import MILLIMETRES
+from deca_core.export.mesh import MILLIMETRES, ExportError, only_head, require_finite
 from deca_core.export.rig import CORRECTIVE_WEIGHTS, JOINTS, REST, STILL, Float, Joint, Rig, quaternions, rig_of
+from deca_core.images import as_batch
 from deca_core.model import DECA, Reconstruction
 from deca_core.render import vertex_normals
 from deca_core.uv import picture_on_uv
@@ -54,6 +55,15 @@ class RiggedHead:
     normals: bytes | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        codes = {"shape": self.shape, "exp": self.exp, "pose": self.pose}
+        for name, value in codes.items():
+            if value.shape != SHAPES[name]:
+                raise ExportError(
+                    f"{self.name}: {name} has the shape {value.shape}, expected {SHAPES[name]} of one head"
+                )
+        require_finite(self.name, **codes)
+
 
 @dataclass(frozen=True, eq=False)
 class Animation:
@@ -72,20 +82,27 @@ def head_glb(
     model: DECA,
     codes: Codes,
     name: str = "head",
-    picture: torch.Tensor | None = None,
+    picture: Any = None,
     expressions: int = 10,
     animation: Animation | None = None,
+    sparse: bool = False,
 ) -> bytes:
     """A GLB file of one face (codes of length 1). picture (1,3,224,224): the crop that its colours come from.
 
+    picture: as `DECA.encode` takes images. sparse: see `glb`. Raises ExportError for codes of several faces.
+
     >>> Path("head.glb").write_bytes(head_glb(model, codes[:1], picture=images[:1]))  # doctest: +SKIP
     """
+    only_head(len(codes), None, "head_glb")
+    if picture is not None:
+        picture = as_batch(picture, like=model.flame.v_template, name="head_glb")
+        only_head(len(picture), None, "head_glb, picture")
     with torch.inference_mode():
         out = model.decode(codes)
         on_uv = None if picture is None else picture_on_uv(model.atlas, out.projected, picture)
     if animation is not None:
         expressions = max(expressions, animation.weights.shape[1])
-    return glb(rig_of(model.bundle, expressions), rigged_head(model, codes, out, name, on_uv), animation)
+    return glb(rig_of(model.bundle, expressions), rigged_head(model, codes, out, name, on_uv), animation, sparse)
 
 
 def rigged_head(
@@ -96,8 +113,12 @@ def rigged_head(
     picture: torch.Tensor | None = None,
     extras: dict[str, Any] | None = None,
 ) -> RiggedHead:
-    """One decoded face with its maps; picture (1,3,256,256): the photograph on the UV map."""
-    shape, exp, pose = (value[0].cpu().numpy() for value in (codes.shape, codes.exp, codes.pose))
+    """One decoded face with its maps; picture (1,3,256,256): the photograph on the UV map.
+
+    Codes and maps are copied off the graph and the device that they lie on. Raises ExportError for several faces.
+    """
+    only_head(len(codes), None, "rigged_head")
+    shape, exp, pose = (value[0].detach().cpu().numpy() for value in (codes.shape, codes.exp, codes.pose))
     return RiggedHead(
         name=name,
         shape=shape,
@@ -109,18 +130,21 @@ def rigged_head(
     )
 
 
-def write_glb(path: str | Path, rig: Rig, head: RiggedHead, animation: Animation | None = None) -> None:
+def write_glb(
+    path: str | Path, rig: Rig, head: RiggedHead, animation: Animation | None = None, sparse: bool = False
+) -> None:
     """`glb` as a file."""
-    Path(path).write_bytes(glb(rig, head, animation))
+    Path(path).write_bytes(glb(rig, head, animation, sparse))
 
 
-def glb(rig: Rig, head: RiggedHead, animation: Animation | None = None) -> bytes:
+def glb(rig: Rig, head: RiggedHead, animation: Animation | None = None, sparse: bool = False) -> bytes:
     """The bytes of a GLB file: the head as its picture has it, on a skeleton whose rest pose is the neutral head.
 
-    Raises ValueError for an animation that the rig cannot play.
+    sparse: morph targets name only the vertices that they move, which is smaller and which some importers refuse
+    (docs/export.md). Raises ExportError for an animation that the rig cannot play.
     """
-    shared = _shared(rig)
-    file = _Buffers(bytearray(shared.data), list(shared.views), list(shared.accessors))
+    shared = _shared(rig, sparse)
+    file = _Buffers(bytearray(shared.data), list(shared.views), list(shared.accessors), shared.zeros)
     rest = rig.rest(head.shape)
     pivots = rig.pivots(rest)
     attributes = _surface(file, rig, rest)
@@ -175,6 +199,8 @@ class _Buffers:
     data: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
+    # Where the zeros lie that sparse morph targets change; None: targets name every vertex.
+    zeros: int | None = None
 
     def view(self, data: bytes, target: int | None = None) -> int:
         """Index of a new buffer view."""
@@ -192,19 +218,21 @@ class _Buffers:
         return len(self.accessors) - 1
 
     def offsets(self, values: Float) -> int:
-        """As `accessor` for offsets (S,3) of a morph target: only those that are not zero, where that saves bytes."""
+        """As `accessor` for offsets (S,3) of a morph target; where targets are sparse and that saves bytes, only those
+        that are not zero.
+        """
         moved = np.flatnonzero(np.abs(values).max(axis=1) > STILL)
         rows = np.zeros_like(values)
         rows[moved] = values[moved]
         index = moved.astype(np.uint16 if len(values) <= 2**16 else np.uint32)
-        if not len(moved) or len(moved) * (index.itemsize + 12) >= len(values) * 12:
+        if self.zeros is None or not len(moved) or len(moved) * (index.itemsize + 12) >= len(values) * 12:
             return self.accessor(rows, ARRAY_BUFFER, bounds=True)
         sparse = {
             "count": len(moved),
             "indices": {"bufferView": self.view(index.tobytes()), "componentType": COMPONENTS[index.dtype.str[1:]]},
             "values": {"bufferView": self.view(rows[moved].tobytes())},
         }
-        self.accessors.append(self._described(rows, bounds=True) | {"sparse": sparse})
+        self.accessors.append(self._described(rows, bounds=True) | {"bufferView": self.zeros, "sparse": sparse})
         return len(self.accessors) - 1
 
     @staticmethod
@@ -231,11 +259,15 @@ class _Shared:
     attributes: dict[str, int]
     indices: int
     targets: list[int]
+    zeros: int | None
 
 
 @lru_cache(maxsize=4)
-def _shared(rig: Rig) -> _Shared:
+def _shared(rig: Rig, sparse: bool) -> _Shared:
     file, split = _Buffers(), rig.split
+    if sparse:  # one base for all targets: with none, which glTF allows, more importers stumble
+        file.zeros = file.view(bytes(12 * len(split.vertex)), ARRAY_BUFFER)
+        file.views[file.zeros]["byteStride"] = 12  # asked for where several accessors lie in one view
     uv = rig.bundle.uv[split.uv]
     small = len(split.vertex) < 2**16 - 1  # the largest index has a meaning of its own
     indices = file.accessor(split.faces.astype(np.uint16 if small else np.uint32).ravel(), ELEMENT_ARRAY_BUFFER)
@@ -245,7 +277,7 @@ def _shared(rig: Rig) -> _Shared:
         "WEIGHTS_0": file.accessor(rig.weights, ARRAY_BUFFER),
     }
     targets = [file.offsets(offsets[split.vertex]) for offsets in rig.offsets]
-    return _Shared(bytes(file.data), file.views, file.accessors, attributes, indices, targets)
+    return _Shared(bytes(file.data), file.views, file.accessors, attributes, indices, targets, file.zeros)
 
 
 def _surface(file: _Buffers, rig: Rig, rest: Float) -> dict[str, int]:
@@ -348,14 +380,15 @@ def _clip(file: _Buffers, rig: Rig, head: RiggedHead, clip: Animation, targets: 
 
 
 def _check(clip: Animation, own: int) -> None:
-    """ValueError where a clip does not fit together, or not to the rig."""
+    """ExportError where a clip does not fit together, or not to the rig."""
     frames, count = clip.weights.shape
     if not frames or any(len(part) != frames for part in (clip.times, clip.jaw, clip.head) if part is not None):
-        raise ValueError(f"animation: {len(clip.times)} times, {frames} rows of weights and {len(clip.jaw)} of jaws")
+        raise ExportError(f"animation: {len(clip.times)} times, {frames} rows of weights and {len(clip.jaw)} of jaws")
+    require_finite("animation", times=clip.times, weights=clip.weights, jaw=clip.jaw, head=clip.head)
     if np.diff(clip.times).min(initial=1) <= 0 or clip.times[0] < 0:
-        raise ValueError("animation: times must grow from 0 on")
+        raise ExportError("animation: times must grow from 0 on")
     if count > own:
-        raise ValueError(
+        raise ExportError(
             f"animation: {count} expression components, the rig has targets for {own}. Export with expressions={count}"
         )
 

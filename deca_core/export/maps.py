@@ -15,7 +15,7 @@ from deca_core.appearance import shading
 from deca_core.assets.bundle import AssetBundle
 from deca_core.codes import Codes
 from deca_core.export.grid import displaced_grid, padding, split_of, texel_faces
-from deca_core.export.mesh import MILLIMETRES, surface_at
+from deca_core.export.mesh import MILLIMETRES, ExportError, only_head, require_finite, surface_at
 from deca_core.model import DECA, Reconstruction
 from deca_core.raster import rasterize
 from deca_core.render import fragments, sample_uv, vertex_normals
@@ -40,6 +40,9 @@ def texture(model: DECA, codes: Codes, head: Reconstruction, picture: Tensor | N
     The light of the photograph stays in its colours. What it does not show is the albedo A(alpha) under the light of
     the codes (eq. 3), brought to the mean colour of what it shows, so that the two meet without a step.
     """
+    if not len(codes) == len(head.vertices) == (len(codes) if picture is None else len(picture)):
+        images = "no" if picture is None else len(picture)
+        raise ExportError(f"texture: {len(codes)} codes, {len(head.vertices)} heads and {images} images")
     plain = model.albedo(codes)
     if picture is None:
         return _padded(model.bundle, plain.clamp(0, 1))
@@ -93,14 +96,17 @@ def _soft_mask(bundle: AssetBundle) -> Tensor:
 
 
 @torch.inference_mode()
-def tangent_normals(model: DECA, head: Reconstruction, index: int = 0) -> Tensor:
+def tangent_normals(model: DECA, head: Reconstruction, index: int | None = None) -> Tensor:
     """Normals of the detailed surface M' of one head in the tangent frame of the coarse one, (3,256,256) unit.
+
+    index: which head of a batch of several.
 
     x along growing u, y along growing v (up in the picture), z out of the surface: the frame of glTF. Flat (0, 0, 1)
     where nothing is displaced or the atlas is empty. The same map holds for any pose and expression of the head.
     The smooth normal is tilted by the gradient of the displacement d of eq. 10, n = N - grad d, and not taken from the
     triangles of M': those would bring the facets of the coarse mesh along.
     """
+    index = only_head(len(head.vertices), index, "tangent_normals")
     bundle, size = model.bundle, model.atlas.size
     vertices = head.vertices[index : index + 1].float()
     tangents = vertex_tangents(bundle, vertices, vertex_normals(vertices * MILLIMETRES, model.faces))
@@ -188,13 +194,24 @@ def png_of_normals(normals: Tensor) -> bytes:
 
 
 def png_of_displacement(displacement: Tensor, limit: float) -> bytes:
-    """Metres (H,W) as a 16-bit grey PNG that spans [-limit, limit]: metres = value / 65535 * 2 limit - limit."""
-    steps = (displacement.double() + limit) * (LEVELS / (2 * limit))
+    """Metres (H,W) as a 16-bit grey PNG that spans [-limit, limit]: metres = value / 65535 * 2 limit - limit.
+
+    Raises ExportError for what is not finite or further out than `limit` (by more than half a step).
+    """
+    require_finite("png_of_displacement", displacement=displacement)
+    if (farthest := float(displacement.abs().max())) > limit * (1 + 1 / LEVELS):
+        raise ExportError(f"png_of_displacement: {farthest:.4g} m lies outside the limit of {limit:.4g} m")
+    steps = (displacement.detach().double() + limit) * (LEVELS / (2 * limit))
     return _encoded(steps.round().clamp(0, LEVELS).cpu().numpy().astype(np.uint16), "PNG", compress_level=PNG_LEVEL)
 
 
 def _bytes(picture: Tensor) -> NDArray[np.uint8]:
-    return np.ascontiguousarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    if picture.ndim != 3 or picture.shape[0] != 3:
+        raise ExportError(f"an image of the shape {tuple(picture.shape)}, expected one image (3, H, W)")
+    require_finite("image", values=picture)
+    return np.ascontiguousarray(
+        (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    )
 
 
 def _encoded(pixels: NDArray, kind: str, **options: int) -> bytes:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deca_core.detail import detail_surface
+from deca_core.errors import DecaError
 from deca_core.export.grid import dense_grid
 from deca_core.model import DECA, Reconstruction
 from deca_core.render import vertex_normals
@@ -19,6 +20,29 @@ MILLIMETRES = 1000  # in a metre; areas of the smallest triangles in square metr
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+
+
+class ExportError(DecaError, ValueError):
+    """What no file is made of: several heads where one is meant, or values that are not finite."""
+
+
+def only_head(count: int, index: int | None, name: str) -> int:
+    """Which of `count` heads is meant: `index`, or the only one. Raises ExportError."""
+    if index is None and count != 1:
+        raise ExportError(
+            f"{name}: {count} heads, a file holds one. Give codes[:1] and what decode makes of them, or where the "
+            "function takes one, index="
+        )
+    if index is not None and not 0 <= index < count:
+        raise ExportError(f"{name}: there is no head {index} among {count}")
+    return index or 0
+
+
+def require_finite(name: str, **values: NDArray | Tensor | None) -> None:
+    """Raise ExportError naming the first array that holds NaN or infinity."""
+    for what, value in values.items():
+        if value is not None and not torch.as_tensor(value).isfinite().all():
+            raise ExportError(f"{name}: {what} is not finite. Leave the head out, or look at where its codes come from")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +59,14 @@ class Mesh:
     uv: Float
     uv_faces: Int
 
+    def __post_init__(self) -> None:
+        require_finite("mesh", vertices=self.vertices, normals=self.normals, uv=self.uv)
+
 
 @torch.inference_mode()
-def coarse_mesh(model: DECA, head: Reconstruction, index: int = 0) -> Mesh:
-    """Head `index` of a batch as eq. 1 gives it, posed as in its picture."""
+def coarse_mesh(model: DECA, head: Reconstruction, index: int | None = None) -> Mesh:
+    """The head as eq. 1 gives it, posed as in its image; index: which one of a batch of several. Raises ExportError."""
+    index = only_head(len(head.vertices), index, "coarse_mesh")
     vertices = head.vertices[index : index + 1].float()
     normals = vertex_normals(vertices, model.faces)
     bundle = model.bundle
@@ -46,12 +74,13 @@ def coarse_mesh(model: DECA, head: Reconstruction, index: int = 0) -> Mesh:
 
 
 @torch.inference_mode()
-def dense_mesh(model: DECA, head: Reconstruction, index: int = 0) -> Mesh:
+def dense_mesh(model: DECA, head: Reconstruction, index: int | None = None) -> Mesh:
     """M' = M + (z mask + fixed) N of eq. 10 at the resolution of the UV map, posed as in the picture.
 
     One vertex a texel, at its centre. The surface ends half a texel before each seam of the atlas, and at the rim that
-    DECA leaves out.
+    DECA leaves out. index as in `coarse_mesh`.
     """
+    index = only_head(len(head.vertices), index, "dense_mesh")
     grid = dense_grid(model.bundle)
     texels, faces = (torch.from_numpy(index).to(head.vertices.device) for index in (grid.texels, grid.faces))
     coarse, normals = surface_at(model, head.vertices[index : index + 1].float(), texels)
@@ -73,4 +102,4 @@ def surface_at(model: DECA, vertices: Tensor, texels: Tensor) -> tuple[Tensor, T
 
 
 def _numpy(values: Tensor) -> Float:
-    return np.ascontiguousarray(values.cpu().numpy(), np.float32)
+    return np.ascontiguousarray(values.detach().cpu().numpy(), np.float32)

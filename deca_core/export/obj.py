@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deca_core.export.mesh import Float, Mesh
+from deca_core.export.mesh import ExportError, Float, Mesh, require_finite
 
 MATERIAL = "skin"
 
@@ -55,7 +55,11 @@ disp -mm {-limit:.9g} {2 * limit:.9g} {displacement}
 
 
 def ply(mesh: Mesh, colours: NDArray[np.uint8] | None = None) -> bytes:
-    """A binary PLY file with normals, and colours (N,3) of the vertices where given."""
+    """A binary PLY file with normals, and colours (N,3) uint8 of the vertices where given. Raises ExportError."""
+    if colours is not None and (colours.shape != mesh.vertices.shape or colours.dtype != np.uint8):
+        raise ExportError(
+            f"ply: colours are {colours.dtype} {colours.shape}, expected uint8 {mesh.vertices.shape}: one a vertex"
+        )
     fields = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     if colours is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
@@ -101,7 +105,11 @@ def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def npz_arrays(mesh: Mesh, dense: Mesh | None, displacement: Float, codes: Mapping[str, Float]) -> dict[str, Any]:
-    """What an NPZ file of a head holds: coarse mesh, dense mesh where asked for, displacement (256,256), codes."""
+    """What an NPZ file of a head holds: coarse mesh, dense mesh where asked for, displacement (256,256), codes.
+
+    Raises ExportError for what is not finite.
+    """
+    require_finite("npz", displacement=displacement, **codes)
     meshes = {"": mesh} | ({} if dense is None else {"dense_": dense})
     arrays = {f"{begin}{name}": value for begin, one in meshes.items() for name, value in vars(one).items()}
     return arrays | {"displacement": displacement} | dict(codes)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deca_core.crop import CropError
+from deca_core.crop import CropError, face_direction
 
 # Groups of the 68 landmarks.
 RIGHT_EYE, LEFT_EYE, NOSE_TIP, RIGHT_MOUTH, LEFT_MOUTH = slice(36, 42), slice(42, 48), 30, 48, 54
@@ -52,8 +52,7 @@ def portrait_transform(landmarks: NDArray[np.float32], size: int) -> NDArray[np.
     """
     right, left, _, *mouth = five_points(landmarks)
     eyes, to_mouth = (right + left) / 2, (mouth[0] + mouth[1]) / 2 - (right + left) / 2
-    across = left - right
-    x = across + np.array([to_mouth[1], -to_mouth[0]])  # the mean of both directions: steady under yaw and pitch
+    across, x = left - right, face_direction(landmarks)
     length = float(np.hypot(*x))
     if not np.isfinite(length) or length < 1e-9:
         raise CropError("the landmarks have no extent: no square can be laid round them")

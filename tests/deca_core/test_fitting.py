@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deca_core import Codes, losses
 from deca_core.assets import procedural_head
-from deca_core.camera import project
+from deca_core.camera import project, to_pixels
 from deca_core.fitting import FitError, LandmarkHead, fit_landmarks
 from deca_core.flame import FLAME, rotation_matrix
 from deca_core.losses import CoarseWeights, recipe
@@ -185,11 +185,24 @@ def test_points_that_tell_nothing_are_refused(flame, head):
             fit_landmarks(head, points)
 
 
+def test_points_of_another_shape_or_in_pixels_are_refused(flame, head):
+    points = sampled(flame, 0, count=2)[1]
+    with pytest.raises(FitError, match=r"from_pixels of deca_core\.camera"):
+        fit_landmarks(head, to_pixels(points))
+    unknown = with_weight(points)
+    unknown[1, 3] = torch.tensor([1e4, 1e4, 0])  # nobody looks there
+    assert fit_landmarks(head, unknown).cam.isfinite().all()
+    for wrong in (points[0], points[:, :51], torch.zeros(2, 68, 4)):
+        with pytest.raises(FitError, match="expected \\(B, 68, 2\\)"):
+            fit_landmarks(head, wrong)
+    assert torch.equal(fit_landmarks(head, points.numpy()).exp, fit_landmarks(head, points).exp)
+
+
 def test_poor_points_give_finite_codes(flame, head):
     points = with_weight(sampled(flame, 0, count=5)[1])
     points[0, :, 1] = 0  # all on a line
     points[1, 2:, 2] = 0  # two known
-    points[2, :, :2] *= 1e3
+    points[2, :, :2] *= 5
     points[3, :, :2] = torch.rand(68, 2, generator=torch.Generator().manual_seed(1))
     points[4, :, 0] *= -1  # mirrored
     found = fit_landmarks(head, points)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from deca_core import DECA, Codes
-from deca_core.codes import NUM_COARSE, NUM_DETAIL
+from deca_core.codes import NUM_COARSE, NUM_DETAIL, CodesError
+from deca_core.images import ImageError
+from deca_core.inference import Inference
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,39 @@ def test_bundle_stays_out_of_the_state(model):
 def test_wrong_picture_size_is_named(model):
     with pytest.raises(ValueError, match=r"\(1, 3, 100, 100\), expected \(B, 3, 224, 224\)"):
         model.encode(torch.zeros(1, 3, 100, 100))
+
+
+@torch.no_grad()
+def test_encode_takes_what_has_one_meaning_and_no_more(model, codes):
+    """uint8 used to move vertices by 21 mm, 0-255 floats by 338, and nothing said so."""
+    crops = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    expected = model.encode(crops.float() / 255)
+    for same in (crops, crops.permute(0, 2, 3, 1).numpy(), list(crops.numpy()), (crops.double() / 255)):
+        torch.testing.assert_close(model.encode(same).pose, expected.pose, atol=1e-6, rtol=1e-5)
+    for wrong in (crops.float(), crops.float() / 127.5 - 1, torch.full((1, 3, 224, 224), torch.nan)):
+        with pytest.raises(ImageError, match="encode: "):
+            model.encode(wrong)
+        model.encode(wrong, validate=False)  # the hot path looks at nothing
+    with pytest.raises(ImageError, match=r"codes: .*divide by 255"):
+        Inference(model).codes(crops.float())
+
+
+@torch.no_grad()
+def test_codes_that_are_none_are_named(model, codes):
+    with pytest.raises(
+        CodesError, match="shape is Tensor \\(100,\\), expected a tensor \\(B, 100\\); one face is codes"
+    ):
+        codes[0]
+    with pytest.raises(CodesError, match="exp is ndarray"):
+        codes.replace(exp=codes.exp.numpy())
+    with pytest.raises(CodesError, match=r"different numbers of faces: .*exp 1"):
+        codes.replace(exp=codes.exp[:1])
+    spoilt = codes.replace(light=codes.light.clone())
+    spoilt.light[1, 2, 0] = torch.inf
+    with pytest.raises(CodesError, match="light of face 1 of 2 is not finite"):
+        model.decode(spoilt)
+    with pytest.raises(CodesError, match="render: 1 codes and 2 heads"):
+        model.render(codes[:1], model.decode(codes))
 
 
 def test_gradient_reaches_every_network(mini):

@@ -8,7 +8,7 @@ import torch
 
 from deca_core.assets import procedural_head
 from deca_core.codes import Codes
-from deca_core.crop import crop_transform, square_from_landmarks
+from deca_core.crop import CropError, crop_transform, square_from_landmarks
 from deca_core.flame import FLAME
 from deca_core.smoothing import (
     LIDS,
@@ -137,3 +137,18 @@ def test_a_still_head_in_a_jumping_crop_stays_still(lids):
     assert np.allclose(source_camera(smooth.cam.double().numpy(), transforms), seen, atol=1e-2)
     assert torch.equal(smooth.shape, codes.shape)
     assert smooth.exp.dtype == torch.float32
+
+
+def test_a_head_that_is_carried_upside_down_turns_on(lids):
+    """From 150 to 210 degrees of roll: axis-angle jumps to -150, and the mean of both would be a head held up."""
+    roll = np.radians(np.linspace(150, 210, 50))
+    wrapped = (roll + np.pi) % (2 * np.pi) - np.pi
+    pose = np.zeros((50, 6))
+    pose[:, 2] = wrapped
+    codes = Codes.zeros(50).replace(pose=torch.from_numpy(pose).float(), cam=torch.tensor([[7.0, 0, 0]]).repeat(50, 1))
+    upright = np.tile([[1.0, 0, 0], [0, 1, 0]], (50, 1, 1))
+    smooth = smooth_codes(TIMES[:50], codes, upright, lids).pose.double().numpy()
+    assert np.allclose(smooth[:, 2], roll, atol=1e-3)
+    turned = upright @ np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    with pytest.raises(CropError, match="turned in its image"):
+        smooth_codes(TIMES[:50], codes, turned, lids)

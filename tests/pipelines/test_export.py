@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import pygltflib
 import pytest
 
 from pipelines.export import check_model, freeze_plan
@@ -75,6 +77,33 @@ def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):
         part.unlink()
     code, said = deca("export", source, out, "--workers", 0, "--resume")
     assert (code, "nothing came of 1 head: 1 x read" in said) == (1, True)
+
+
+def sparse_targets(folder: Path) -> set[bool]:
+    """Whether the smallest morph target of each GLB file below names only what it moves."""
+    files = [pygltflib.GLTF2().load_binary(str(path)) for path in folder.rglob("*.glb")]
+    return {any(one.sparse is not None for one in gltf.accessors) for gltf in files}
+
+
+def test_targets_are_whole_in_new_plans_and_sparse_in_those_of_before(deca, heads, tmp_path):
+    def said(*options: object) -> str:
+        code, words = deca("export", heads, tmp_path / "out", "--workers", 0, *options)
+        return f"{code} {words}"
+
+    assert said().startswith("0")
+    assert sparse_targets(tmp_path / "out") == {False}
+    assert "config sparse false -> true" in said("--sparse")
+    assert said("--sparse", "--new").startswith("0")
+    assert sparse_targets(tmp_path / "out") == {True}
+    for name, inside in (("_plan.json", "config"), ("_config.json", None)):  # as they were written before
+        record = json.loads((tmp_path / "out" / name).read_text())
+        del (record[inside] if inside else record)["sparse"]
+        (tmp_path / "out" / name).write_text(json.dumps(record))
+    for again in ([], ["--extend"]):
+        assert said(*again).startswith("0")
+    shutil.rmtree(tmp_path / "out" / "_commits")
+    assert said("--resume").startswith("0")
+    assert sparse_targets(tmp_path / "out") == {True}
 
 
 def test_a_place_without_heads_is_named(deca, tmp_path):

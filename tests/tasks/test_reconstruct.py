@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deca_core import Codes
+from deca_core.assets import procedural_head
+from deca_core.crop import crop_transform, square_from_landmarks, warp
+from deca_core.flame import rotation_matrix
+from deca_core.roll import NEVER, UPRIGHT_FROM
+from deca_core.world import Limits, World
 from pipelines.reconstruct import prepare, reconstruct
 from schemas.parquet import field_shape, fixed_values
 from schemas.reconstruct import ReconstructConfig
@@ -24,6 +31,7 @@ from tasks.models import load_model
 from tasks.plan import PlanConflict, PlanError, load_plan
 from tasks.reconstruct import ReconstructWorker
 from tasks.verify import verify
+from tests.deca_core.test_roll import moved, turned
 from tests.tasks.stored_faces import publish
 
 PEOPLE = [2, 3, 2]
@@ -171,8 +179,8 @@ def test_a_head_that_is_not_finite_is_quarantined_alone(faces, tmp_path, monkeyp
     assert worker.inference is not None
     original = worker.inference.codes
 
-    def broken(images: torch.Tensor) -> Codes:
-        codes = original(images)
+    def broken(images: torch.Tensor, validate: bool) -> Codes:
+        codes = original(images, validate=validate)
         cam, shape = codes.cam.clone(), codes.shape.clone()
         cam[0] = torch.nan
         shape[1] = 1e6  # finite, and no head
@@ -233,3 +241,89 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     assert (again.units_run, again.precision) == (0, "bf16")
     with pytest.raises(PlanConflict, match='precision "bf16" -> "fp32"'):
         reconstruct(config(faces, tmp_path / "out", precision="fp32"))
+
+
+# --- rolled photographs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph as it was taken, turned by 45 degrees and upside down, with its landmarks beside each."""
+    folder = tmp_path_factory.mktemp("rolled")
+    world = World(procedural_head())
+    someone = world.person(2**20, 1)
+    taken = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0, 20), occluders=False)), 384)
+    (folder / "photos").mkdir()
+    for degrees in TURNS:
+        spin = turned(degrees)
+        image = (warp(taken.image, spin, 384) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(image).save(folder / "photos" / f"{degrees:03d}.png")
+        np.save(folder / "photos" / f"{degrees:03d}.npy", moved(taken.landmarks, spin).astype(np.float32))
+    return folder
+
+
+TURNS = (0, 45, 180)
+
+
+def of_photographs(folder: Path, dest: str, **changes: Any) -> ReconstructConfig:
+    outputs = ("codes", "displacement", "vertices", "landmarks", "texture")
+    return config(folder / "photos", folder / dest, outputs=outputs, annotate={"provider": "sidecar"}, **changes)
+
+
+def test_a_rolled_photograph_keeps_its_roll(rolled):
+    """Recorded pose, landmarks in source pixels, vertices and texture are those of the photograph as it lies."""
+    reconstruct(of_photographs(rolled, "out"))
+    assert load_plan(str(rolled / "out")).record.config["upright_from"] == UPRIGHT_FROM
+    table = rows(rolled / "out").sort_by("source_uri")
+    level, *others = (table.slice(index, 1) for index in range(3))
+    for degrees, row in zip(TURNS[1:], others, strict=True):
+        turn = rotation_matrix(torch.tensor([0.0, 0.0, np.radians(degrees)])).numpy()
+        heads = [rotation_matrix(torch.from_numpy(fixed_values(one, "pose")[0, :3].copy())) for one in (level, row)]
+        cosine = (float(np.trace(turn @ heads[0].numpy() @ heads[1].numpy().T)) - 1) / 2
+        assert np.degrees(np.arccos(min(cosine, 1.0))) < 3
+        release = crop_transform(square_from_landmarks(fixed_values(row, "landmarks")[0]))
+        assert np.array_equal(fixed_values(row, "crop_transform")[0], release.astype(np.float32))
+        points = [fixed_values(one, "landmarks2d")[0] for one in (level, row)]
+        assert np.linalg.norm(moved(points[0], turned(degrees)) - points[1], axis=1).mean() < 2
+        vertices = [fixed_values(one, "vertices")[0] for one in (level, row)]
+        centred = [one - one.mean(0) for one in vertices]
+        assert np.linalg.norm(centred[0] @ turn.T - centred[1], axis=1).mean() < 0.004
+        skin = [np.asarray(Image.open(io.BytesIO(one["texture"][0].as_py()["bytes"]))) / 255 for one in (level, row)]
+        assert np.abs(skin[0] - skin[1])[96:160, 96:160].mean() < 0.05  # about the nose
+
+
+def test_faces_that_nobody_turned_are_the_same_bytes(rolled):
+    """The setting off is the release; where a face does not roll, on and off are the same."""
+    reconstruct(of_photographs(rolled, "release", upright_from=180))
+    assert load_plan(str(rolled / "release")).record.config["upright_from"] == NEVER
+    on, off = (rows(rolled / name).sort_by("source_uri") for name in ("out", "release"))
+    assert on.slice(0, 1).equals(off.slice(0, 1))
+    lost = fixed_values(off.slice(1, 1), "landmarks2d")[0] - fixed_values(on.slice(1, 1), "landmarks2d")[0]
+    assert np.linalg.norm(lost, axis=1).mean() > 8
+
+
+def test_a_plan_older_than_the_setting_turns_nothing(rolled, tmp_path):
+    """It goes on as it began: run again, extended by a rolled photograph, and resumed."""
+    (tmp_path / "photos").mkdir()
+
+    def add(degrees: int) -> None:
+        for suffix in ("png", "npy"):
+            shutil.copy(rolled / "photos" / f"{degrees:03d}.{suffix}", tmp_path / "photos")
+
+    add(0)
+    reconstruct(of_photographs(tmp_path, "older", upright_from=180))
+    for name, inside in (("_plan.json", "config"), ("_config.json", None)):
+        record = json.loads((tmp_path / "older" / name).read_text())
+        del (record[inside] if inside else record)["upright_from"]
+        (tmp_path / "older" / name).write_text(json.dumps(record))
+    assert reconstruct(of_photographs(tmp_path, "older")).units_run == 0  # no conflict
+    add(45)
+    assert reconstruct(of_photographs(tmp_path, "older", existing="extend")).units_run == 1
+    off, added = (
+        rows(place / name).sort_by("source_uri") for place, name in ((rolled, "release"), (tmp_path, "older"))
+    )
+    assert np.array_equal(fixed_values(added.slice(1, 1), "pose"), fixed_values(off.slice(1, 1), "pose"))
+    for existing, expected in (("resume", NEVER), ("extend", NEVER), ("new", UPRIGHT_FROM)):
+        assert prepare(of_photographs(tmp_path, "older", existing=existing)).upright_from == expected
+    with pytest.raises(PlanConflict, match=r"config upright_from 180\.0 -> 30\.0"):
+        reconstruct(of_photographs(tmp_path, "older", upright_from=30))

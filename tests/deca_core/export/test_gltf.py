@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from deca_core import DECA, Codes
-from deca_core.export import Animation, glb, head_glb, rig_of, rigged_head
+from deca_core.codes import CodesError
+from deca_core.export import Animation, RiggedHead, glb, head_glb, rig_of, rigged_head
+from deca_core.export.mesh import ExportError
 from deca_core.export.rig import CORRECTIVE_WEIGHTS, JOINTS, corrective_weight, quaternions
 from deca_core.flame import rotation_matrix
+from deca_core.images import ImageError
 
 HERE = Path(__file__).parent
 VALIDATOR = HERE.parents[1] / "node_modules" / "gltf-validator"
@@ -35,7 +38,7 @@ CLIP = Animation(
 
 @pytest.fixture(scope="module")
 def files(model, codes, heads, tmp_path_factory) -> list[Path]:
-    """Three heads with ten targets, one with all and a clip."""
+    """Three heads with ten targets, one with all and a clip, the first one with sparse targets."""
     folder = tmp_path_factory.mktemp("glb")
     rig = rig_of(model.bundle)
     made = []
@@ -48,6 +51,8 @@ def files(model, codes, heads, tmp_path_factory) -> list[Path]:
         made[-1].write_bytes(glb(rig, head))
     made.append(folder / "clip.glb")
     made[-1].write_bytes(head_glb(model, codes[:1], expressions=50, animation=CLIP))
+    made.append(folder / "sparse.glb")
+    made[-1].write_bytes(head_glb(model, codes[:1], sparse=True))
     return made
 
 
@@ -163,13 +168,21 @@ def test_as_it_opens_it_is_the_reconstruction(model, codes, files):
         assert read.gltf.scenes[0].extras == {"face": index}
 
 
-def test_shared_parts_are_sparse_where_that_saves(files):
-    read = Read(files[0])
-    targets = [read.gltf.accessors[target["POSITION"]] for target in read.mesh.primitives[0].targets]
-    lids = targets[read.names.index("lids_close")]
-    assert lids.bufferView is None
+def test_targets_are_whole_unless_sparse_ones_are_asked_for(files):
+    """Importers that know no sparse accessors, or none without a buffer view, read what nobody asked to be smaller."""
+    whole, sparse = Read(files[0]), Read(files[4])
+    assert all(one.sparse is None and one.bufferView is not None for one in whole.gltf.accessors)
+    found = [read.mesh.primitives[0].targets for read in (whole, sparse)]
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(whole.accessor(one["POSITION"]), sparse.accessor(other["POSITION"]))
+    lids = sparse.gltf.accessors[found[1][sparse.names.index("lids_close")]["POSITION"]]
     assert lids.sparse.count < 300
-    assert files[0].stat().st_size < 900_000
+    assert all(one.bufferView is not None for one in sparse.gltf.accessors)
+    zeros = {accessor.bufferView for accessor in sparse.gltf.accessors if accessor.sparse}
+    assert len(zeros) == 1
+    view = sparse.gltf.bufferViews[zeros.pop()]
+    assert not any(sparse.blob[view.byteOffset : view.byteOffset + view.byteLength])
+    assert files[4].stat().st_size < files[0].stat().st_size - 300_000
 
 
 def test_joints_bring_the_correctives_that_the_bundle_has(model):
@@ -233,6 +246,40 @@ def test_a_clip_plays_the_frames(model, codes, files):
         assert ((stored[1:] * stored[:-1]).sum(1) > 0).all()
 
 
+def test_several_heads_in_one_file_are_refused(model, codes, heads):
+    out = model.decode(codes)
+    for several in (
+        lambda: head_glb(model, codes),
+        lambda: head_glb(model, codes[:0]),
+        lambda: head_glb(model, codes[:1], picture=torch.rand(2, 3, 224, 224)),
+        lambda: rigged_head(model, codes, out),
+    ):
+        with pytest.raises(ExportError, match=r"[0-9] heads, a file holds one"):
+            several()
+
+
+def test_codes_straight_from_the_networks_and_images_of_any_kind(model):
+    """As a notebook has them: with gradient, and the crop as uint8."""
+    crop = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
+    codes = model.encode(crop)
+    assert codes.exp.requires_grad
+    made = head_glb(model, codes, picture=crop)
+    assert made == head_glb(model, codes, picture=crop.float() / 255)
+    with pytest.raises(ImageError, match="divide by 255"):
+        head_glb(model, codes, picture=crop.float())
+
+
+def test_what_is_not_finite_is_refused(model, codes):
+    spoilt = codes[:1].replace(exp=codes.exp[:1] * float("nan"))
+    with pytest.raises(CodesError, match="exp of face 0 of 1 is not finite"):
+        head_glb(model, spoilt)
+    own = {name: getattr(codes, name)[0].numpy() for name in ("shape", "exp", "pose")}
+    with pytest.raises(ExportError, match="head: pose is not finite"):
+        RiggedHead("head", **own | {"pose": own["pose"] * np.inf})
+    with pytest.raises(ExportError, match=r"head: exp has the shape \(3, 50\)"):
+        RiggedHead("head", **own | {"exp": codes.exp.numpy()})
+
+
 def test_clips_that_do_not_fit_are_refused(model, codes):
     def play(**changes: Any) -> None:
         clip = Animation(**{**vars(CLIP), **changes})
@@ -245,6 +292,8 @@ def test_clips_that_do_not_fit_are_refused(model, codes):
         play(jaw=CLIP.jaw[:2])
     with pytest.raises(ValueError, match="times must grow"):
         play(times=CLIP.times[::-1].copy())
+    with pytest.raises(ExportError, match="animation: times is not finite"):
+        play(times=CLIP.times * np.float32("nan"))
     with pytest.raises(ValueError, match="51 of the 50 components"):
         rig_of(model.bundle, 51)
 
@@ -277,9 +326,10 @@ def in_blender(path: Path, folder: Path, **request: Any) -> dict[str, Any]:
     return json.loads((folder / "answer.json").read_text())
 
 
-def test_blender_poses_it_as_our_layer_does(model, codes, files, tmp_path):
+@pytest.mark.parametrize("file", [0, 4], ids=["dense", "sparse"])
+def test_blender_poses_it_as_our_layer_does(model, codes, files, file, tmp_path):
     keys = {"smile": 1.0, "pose_jaw_x": float(np.sin(ANGLE))}
-    found = in_blender(files[0], tmp_path, pose={"jaw": [ANGLE, 0, 0]}, keys=keys)
+    found = in_blender(files[file], tmp_path, pose={"jaw": [ANGLE, 0, 0]}, keys=keys)
     assert found["bones"] == list(JOINTS)
     assert found["keys"] == ["Basis", *rig_of(model.bundle).names, "expression_rest"]
     assert found["images"] == ["base_colour", "normals"]

@@ -59,7 +59,7 @@ def test_tangents_follow_u_and_v(model, heads):
 
 def test_without_displacement_the_map_is_flat(model, heads):
     flat = dataclasses.replace(heads, z=torch.zeros_like(heads.z))
-    found = tangent_normals(model, flat)
+    found = tangent_normals(model, flat, 0)
     assert torch.allclose(found[2], torch.ones(()), atol=1e-4)
     assert found[:2].abs().max() < 2e-3
 
@@ -75,7 +75,7 @@ def test_a_slope_tilts_the_normal_downhill(model, heads):
     )
     step = ramp[1] - ramp[0]
     for axis, slope in enumerate((ramp.expand(3, 1, 256, 256), ramp.flip(0)[:, None].expand(3, 1, 256, 256))):
-        found = tangent_normals(model, dataclasses.replace(heads, z=slope))
+        found = tangent_normals(model, dataclasses.replace(heads, z=slope), 0)
         expected = -step / (steps[axis].norm(dim=-1) / 2)
         assert (found[axis][inside] / expected).median() == pytest.approx(1, abs=0.1)
         assert found[1 - axis][inside].abs().median() < 0.5 * expected.abs().median()  # u and v are not square
@@ -99,7 +99,7 @@ def test_the_map_turns_smooth_normals_into_those_of_m_prime(model, heads):
 
 
 def test_bytes_read_back(model, heads):
-    normals = tangent_normals(model, heads)
+    normals = tangent_normals(model, heads, 0)
     read = np.asarray(Image.open(io.BytesIO(png_of_normals(normals)))).transpose(2, 0, 1) / 255 * 2 - 1
     assert np.abs(read - normals.numpy()).max() <= 1 / 255 + 1e-6
     picture = functional.interpolate(torch.rand(1, 3, 8, 8), (64, 64), mode="bilinear")[0]

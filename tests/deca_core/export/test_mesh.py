@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from PIL import Image
 
 from deca_core.detail import RIM_BOTTOM, RIM_LEFT, RIM_RIGHT, RIM_TOP
 from deca_core.export.grid import charts, dense_grid, texel_faces
-from deca_core.export.maps import png_of_displacement
-from deca_core.export.mesh import coarse_mesh, dense_mesh
+from deca_core.export.maps import jpeg, png_of_displacement, tangent_normals, texture
+from deca_core.export.mesh import ExportError, coarse_mesh, dense_mesh
 from deca_core.export.obj import mtl, npz, npz_arrays, obj, ply, vertex_colours
 
 HEAD = 1  # of the batch
@@ -132,6 +133,33 @@ def test_npz_holds_everything_and_is_the_same_twice(model, heads, codes, dense):
         assert np.array_equal(read["vertices"], heads.vertices[HEAD].numpy())
         assert np.array_equal(read["dense_faces"], dense.faces)
         assert np.array_equal(read["exp"], values["exp"])
+
+
+def test_several_heads_and_what_is_not_finite_make_no_file(model, heads, codes):
+    for make in (coarse_mesh, dense_mesh, tangent_normals):
+        with pytest.raises(ExportError, match=f"{make.__name__}: 3 heads, a file holds one"):
+            make(model, heads)
+        with pytest.raises(ExportError, match="no head 3 among 3"):
+            make(model, heads, 3)
+    spoilt = dataclasses.replace(heads, vertices=heads.vertices * torch.tensor(float("nan")))
+    with pytest.raises(ExportError, match="mesh: vertices is not finite"):
+        coarse_mesh(model, spoilt, HEAD)
+    mesh = coarse_mesh(model, heads, HEAD)
+    values = {name: value[HEAD].numpy() for name, value in codes.items()}
+    with pytest.raises(ExportError, match="npz: displacement is not finite"):
+        npz_arrays(mesh, None, heads.displacement[HEAD, 0].numpy() * np.nan, values)
+    with pytest.raises(ExportError, match="npz: light is not finite"):
+        npz_arrays(mesh, None, heads.displacement[HEAD, 0].numpy(), values | {"light": np.full((9, 3), np.inf)})
+    with pytest.raises(ExportError, match="expected uint8"):
+        ply(mesh, np.ones_like(mesh.vertices))
+    with pytest.raises(ExportError, match="lies outside the limit"):
+        png_of_displacement(torch.full((4, 4), 0.011), 0.01)
+    with pytest.raises(ExportError, match="expected one image"):
+        jpeg(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ExportError, match="not finite"):
+        jpeg(torch.full((3, 8, 8), float("nan")))
+    with pytest.raises(ExportError, match="3 codes, 3 heads and 2 images"):
+        texture(model, codes, heads, torch.zeros(2, 3, 256, 256))
 
 
 def test_displacement_pngs_are_metres_by_the_words_of_the_material(heads):
