@@ -47,6 +47,7 @@ from tasks.verify import status
 SIZES = (1_000, 40_000)  # units, before those that are asked for
 PAGE = 1000  # names in an answer of S3
 REQUESTS = ("ls", "info", "cat_file", "put_file", "pipe_file", "rm_file", "rm", "open")
+FLIGHTS = 64  # units that the worker has at once
 MEMORY = "/dev/shm"
 LIMITS = {"ms a commit": 1.0, "ratio": 1.5, "MiB": 400, "requests": 200}
 
@@ -148,7 +149,7 @@ def work(dest: str) -> None:
 
 
 def drive(dest: str) -> dict[str, float]:
-    """The driver: one unit in flight at a time, booked as the engine books it."""
+    """The driver, which books FLIGHTS units at a time as the engine books them."""
     plan = load_plan(dest)
     worker = subprocess.Popen(again("work", dest), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None
@@ -158,11 +159,12 @@ def drive(dest: str) -> dict[str, float]:
     with Compactor(plan) as compactor:
         ledger = _Ledger(plan, compactor, 3, shown, None)
         opened = usage()["cpu_seconds"] - before
-        while (unit := ledger.next_unit()) is not None:
+        while flights := [unit for unit in (ledger.next_unit() for _ in range(FLIGHTS)) if unit is not None]:
             began = time.monotonic()
-            worker.stdin.write(b"%d %d\n" % (unit.index, len(unit.items)))
+            worker.stdin.write(b"".join(b"%d %d\n" % (unit.index, len(unit.items)) for unit in flights))
             worker.stdin.flush()
-            ledger.take(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
+            for unit in flights:
+                ledger.take(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
     cpu = usage()["cpu_seconds"] - before
     worker.stdin.close()
     worker.wait()

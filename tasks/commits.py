@@ -182,12 +182,15 @@ def standing_rows(plan: Plan) -> Iterator[tuple[int, Quarantined]]:
                         yield unit, row
 
 
-def count_standing(plan: Plan) -> dict[str, int]:
-    """Quarantined rows that stand, by stage. Rows are read only where some of them may have been taken over."""
+def count_standing(plan: Plan, stages: pa.ChunkedArray) -> dict[str, int]:
+    """Quarantined rows that stand, by stage. Rows are read only where some of them may have been taken over.
+
+    stages: the column of that name of all commit records.
+    """
     if plan.retries or plan.replaced:
         return dict(sorted(Counter(row.stage for _, row in standing_rows(plan)).items()))
-    stages = commit_table(plan, ["stages"])["stages"].combine_chunks()
-    counts = pa.table({"stage": stages.keys, "rows": stages.items}).group_by("stage").aggregate([("rows", "sum")])
+    pairs = stages.combine_chunks()
+    counts = pa.table({"stage": pairs.keys, "rows": pairs.items}).group_by("stage").aggregate([("rows", "sum")])
     return dict(sorted(zip(counts["stage"].to_pylist(), counts["rows_sum"].to_pylist(), strict=True)))
 
 

@@ -51,8 +51,8 @@ class Status:
 def status(dest: str) -> Status:
     """Counts of a dataset, from its plan, commits and quarantine."""
     plan = load_plan(dest)
-    ledger = commit_table(plan, ["rows", "bytes", "files_bytes"])
-    total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ledger.column_names}
+    ledger = commit_table(plan, ["rows", "bytes", "files_bytes", "stages"])
+    total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ("rows", "bytes", "files_bytes")}
     return Status(
         dest=plan.dest,
         source=plan.record.source,
@@ -64,7 +64,7 @@ def status(dest: str) -> Status:
         pending=plan.units - len(ledger),
         rows=total["rows"],
         bytes=total["bytes"] + total["files_bytes"],
-        quarantined=count_standing(plan),
+        quarantined=count_standing(plan, ledger["stages"]),
         retries=len(plan.retries),
         images_left_out=plan.record.images_left_out,
         outdated=len(outdated(plan)),
