@@ -19,7 +19,6 @@ from PIL import Image
 
 from schemas.annotate import AnnotateConfig, Step
 from tasks.annotators.base import AnnotatorError, Detection, check_picture, largest_first
-from tasks.annotators.skin import skin_mask
 from tasks.annotators.weights import WeightFile, versions
 
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
@@ -105,6 +104,8 @@ class DlibAnnotator:
 
     def segment(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
         check_picture(image)
+        from tasks.annotators.skin import skin_mask  # scipy, for who segments only
+
         return skin_mask(image, landmarks)
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -103,7 +103,7 @@ def test_a_failure_while_saving_leaves_the_earlier_checkpoint(model, saved, tmp_
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    for target in ("safetensors.torch.save", "deca_core.checkpoint._sha256"):
+    for target in ("safetensors.torch.save", "deca_core.checkpoint.file_sha256"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
             with pytest.raises(OSError, match="no space"):
