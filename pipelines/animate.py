@@ -19,6 +19,7 @@ from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
+from tasks.shared_paths import prove_paths
 from tasks.storage import Store
 from tasks.verify import status
 
@@ -30,6 +31,7 @@ logger = logging.getLogger("deca")
 def animate(config: AnimateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> AnimateSummary:
     """Every head with every motion; calling it again goes on where it stopped."""
     config = stage(prepare)(config)
+    stage(prove_paths)(config)
     plan = stage(freeze_plan)(config)
     run = stage(animate_heads)(plan, config, on_progress)
     return stage(summarise)(plan, config, run)

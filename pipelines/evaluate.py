@@ -23,6 +23,7 @@ from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
+from tasks.shared_paths import prove_paths
 from tasks.verify import status
 from tasks.world_truth import EvaluateError, WorldTruth
 
@@ -35,6 +36,7 @@ def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None, stag
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
     config = stage(prepare)(config)
+    stage(prove_paths)(config)
     weights = stage(check_inputs)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(measure_pictures)(plan, config, on_progress)

@@ -21,6 +21,7 @@ from tasks.ranges import open_checked
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
 from tasks.rounds import Mode, open_or_build
+from tasks.shared_paths import prove_paths
 from tasks.verify import status
 
 MODES: dict[str, Mode] = {"new": "new", "extend": "extend"}
@@ -35,6 +36,7 @@ def export(config: ExportConfig, on_progress: OnProgress | None = None, stage: S
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
     config = stage(prepare)(config)
+    stage(prove_paths)(config)
     weights = stage(check_model)(config)
     plan = stage(freeze_plan)(config, weights)
     run = stage(export_heads)(plan, config, on_progress)

@@ -41,6 +41,7 @@ from tasks.ray_cluster import expected_workers
 from tasks.reasons import NoRowsError, by_number, check_rows, counted, quarantine_reasons, where_to_look
 from tasks.rounds import Mode, open_or_build
 from tasks.shard import publish
+from tasks.shared_paths import prove_paths
 from tasks.storage import Store
 from tasks.verify import status
 from tasks.versions import current, read_assignments
@@ -59,6 +60,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress | None = None, stage: S
     seconds: dict[str, float] = {}
     step = partial(_timed, seconds, stage)
     config = step(settle)(config)
+    step(prove_paths)(config)
     weights = step(check_annotators)(config)
     plan = step(freeze_plan)(config, weights)
     step(check_identities)(plan, config)

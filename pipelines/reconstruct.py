@@ -28,6 +28,7 @@ from tasks.reasons import check_rows
 from tasks.reconstruct import ReconstructWorker
 from tasks.report import CONTACT_SHEET, contact_sheet
 from tasks.rounds import Mode, open_or_build
+from tasks.shared_paths import prove_paths
 from tasks.storage import Store, normalise
 from tasks.tracks import has_frames, make_tracks
 from tasks.verify import status
@@ -67,6 +68,7 @@ def prepare(config: ReconstructConfig) -> ReconstructConfig:
     from deca_core.roll import UPRIGHT_FROM
 
     config = fill_in(settle(config, config.dest), config.dest, "upright_from", UPRIGHT_FROM)
+    prove_paths(config)
     config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
     if config.codes == "landmarks" and config.precision == "auto":  # no network, nothing to choose
         config = config.model_copy(update={"precision": "fp32"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tasks.archives import is_archive
 from tasks.commits import standing_quarantine
 from tasks.listings import is_list
 from tasks.reasons import NoRowsError
+from tasks.scratch import temp_folder
 from tasks.storage import Store, normalise
 from tasks.tables import is_table
 from tasks.videos import is_video
@@ -35,7 +35,7 @@ def show_picture(options: dict[str, Any], config: Path | None, settings: list[st
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if options["dest"] is not None:
         return _show(resolve(ReconstructConfig, config, settings, options), prefect)
-    with tempfile.TemporaryDirectory(prefix="deca-show-") as folder:
+    with temp_folder("show") as folder:
         quick = {"dest": f"{folder}/heads", "precision": options["precision"] or "fp32"}
         quick["ray.workers"] = options["ray.workers"] or 0
         return _show(resolve(ReconstructConfig, config, settings, options | quick), prefect, kept=False)

@@ -13,6 +13,7 @@ from tasks.plan import Plan
 from tasks.ray_cluster import expected_workers
 from tasks.reasons import check_rows
 from tasks.rounds import open_or_build
+from tasks.shared_paths import prove_paths
 from tasks.storage import Store
 from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
 from tasks.verify import status
@@ -21,6 +22,7 @@ from tasks.verify import status
 def synth(config: SynthConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> SynthSummary:
     """An archive of photographs as a person would find one, with truth.parquet/ beside it."""
     config = stage(settle)(config, truth_dest(config))
+    stage(prove_paths)(config)
     plan = stage(freeze_world)(config)
     run = stage(take_photographs)(plan, config, on_progress)
     return stage(summarise)(plan, config, run)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -18,7 +16,8 @@ from tasks.draft import code_version, flat_settings
 from tasks.exporter import watched
 from tasks.models import bundle_for
 from tasks.plan import CONFIG, PlanError
-from tasks.ranks import train_stage
+from tasks.ranks import prove_rank_paths, train_stage
+from tasks.scratch import temp_folder
 from tasks.storage import Store
 from tasks.train import FAILED, METRICS, StageJob
 from tasks.train_board import BOARD
@@ -49,6 +48,7 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, stage: Sta
     stage: wraps each stage, for an engine that watches them (Prefect).
     """
     config = stage(settle)(config)
+    stage(prove_rank_paths)(config)
     plan = stage(freeze_run)(config)
     timings: dict[StageName, Timing] = {}
     for name, function in zip(STAGES, (pretrain, coarse, detail), strict=True):
@@ -165,8 +165,8 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
         "run": plan.fingerprint,
         **judges,
     }
-    with tempfile.TemporaryDirectory(prefix="deca-model-") as folder:
-        saved = save_checkpoint(model, Path(folder) / MODEL)
+    with temp_folder(MODEL) as folder:
+        saved = save_checkpoint(model, folder / MODEL)
         for name in (WEIGHTS_FILE, META_FILE):  # the record of the weights' hash last
             store.write(name, (saved / name).read_bytes())
     return store.uri

@@ -11,7 +11,7 @@ from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.parquet import fixed_field
 from schemas.reconstruct import LEVELS
-from schemas.secrets import Uri
+from schemas.secrets import DriverUri, Uri
 
 SCHEMA_VERSION = 1
 CAST_FOLDER = "_cast"  # who is animated and how, frozen with the plan
@@ -28,13 +28,13 @@ class AnimateConfig(BaseModel):
     # Folder or bucket prefix that the dataset is written to; any fsspec URI.
     dest: Uri
     # Whose heads: HEADS#ID, picture, video, .npz or .json of codes. Each gives one.
-    identity: tuple[Uri, ...] = ()
+    identity: tuple[DriverUri, ...] = ()
     # How they move: the same, or a preset such as smile. Each gives one.
-    expression: tuple[Uri, ...] = ()
+    expression: tuple[DriverUri, ...] = ()
     # Tables of both: a list (.txt, .csv, .tsv, .parquet) with one of the above a line, or a reconstructions/ dataset,
     # which gives all of its tracks, or all of its faces where it has none.
-    identities: Uri | None = None
-    expressions: Uri | None = None
+    identities: DriverUri | None = None
+    expressions: DriverUri | None = None
     # Filters over the rows of such a dataset, as `deca export --where` has them.
     identities_where: str | None = None
     expressions_where: str | None = None

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from schemas.annotate import AnnotateConfig
 from schemas.engine import RayConfig, SourceConfig, UnitsConfig
-from schemas.secrets import Uri
+from schemas.secrets import DriverUri, Uri
 
 SCHEMA_VERSION = 1
 
@@ -47,7 +47,7 @@ class IdentityConfig(BaseModel):
     # within one folder, {any} for anything.
     pattern: str | None = None
     # CSV, TSV or Parquet with columns path (or uri) and identity_id (or identity, label), any fsspec URI.
-    table: Uri | None = None
+    table: DriverUri | None = None
     # Which faces of a labelled picture carry its label: a label names one person, and the largest face is most likely
     # that person. The others are left out.
     labelled_faces: Literal["largest", "all"] = "largest"

@@ -68,6 +68,9 @@ def refusal(uri: str, found: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(without_credentials)]
+# One that no worker reads: on a cluster it may lie on the driver's machine alone.
+DRIVERS = "read by the driver alone"
+DriverUri = Annotated[Uri, DRIVERS]
 
 
 def shown(text: str) -> str:

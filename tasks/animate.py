@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from tasks.commit import Rows, UnitOutput
 from tasks.faces import record_batch
 from tasks.models import load_model, weights_hash
 from tasks.plan import FILES
+from tasks.scratch import temp_folder
 from tasks.storage import Store
 
 SOURCE = "animate://cast"  # a plan's source where nothing is listed
@@ -154,8 +153,8 @@ class AnimateWorker:
         return names
 
     def _clip(self, motion: Motion, codes: Codes) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="deca-clip-") as folder:
-            path = Path(folder) / "clip.mp4"
+        with temp_folder("clip") as folder:
+            path = folder / "clip.mp4"
             write_clip(path, self._pictures(codes), motion.times.tolist(), 1 / self.config.fps)
             return path.read_bytes()
 

@@ -11,7 +11,6 @@ animations. In a table a name that gives nothing keeps its place with the reason
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +38,7 @@ from tasks.models import weights_hash
 from tasks.plan import PLAN
 from tasks.reconstruct import ReconstructWorker
 from tasks.rounds import open_or_build
+from tasks.scratch import temp_folder
 from tasks.storage import Store, hash_file, normalise
 from tasks.tables import is_table
 from tasks.track_records import TracksError, read_track, read_tracks, tracks_record
@@ -150,7 +150,8 @@ def _track(table: pa.Table, name: str) -> Take:
 
 def _of_media(uri: str, spec: str, casting: Casting) -> Take:
     """The largest face of a picture, or the longest track of a video, reconstructed here and now."""
-    with tempfile.TemporaryDirectory(prefix="deca-cast-") as folder:
+    with temp_folder("cast") as own:
+        folder = str(own)
         config = casting.model.model_copy(update={"source": uri, "dest": folder, "outputs": ("codes",)})
         plan = open_or_build(
             folder,

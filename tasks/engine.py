@@ -31,8 +31,10 @@ from tasks.compaction import Compactor
 from tasks.draft import code_version
 from tasks.exporter import exporter
 from tasks.logs import EVENTS
+from tasks.node_cache import sweep_node
 from tasks.plan import Plan
-from tasks.ray_cluster import EngineError, connect, move_to, node_resources, resources_of
+from tasks.ray_cluster import EngineError, connect, everywhere, node_resources, resources_of, working_nodes
+from tasks.shared_paths import SharedPaths, paths_of_run
 from tasks.storage import StorageError
 from tasks.tombstones import NOBODY, read_erased
 from tasks.upgrade import outdated, renewals
@@ -41,6 +43,7 @@ POLL_SECONDS = 1.0  # how late a deadline may be noticed
 events = logging.getLogger(EVENTS)
 logger = logging.getLogger("deca")
 LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
+EXIT_SECONDS = 10.0  # that workers have to begin to end by themselves: then they clean up, whatever the driver does
 
 
 class Worker(Protocol):
@@ -109,15 +112,18 @@ class _Failure:
 class _Runner:
     """Works and commits units; lives in an actor or in this process."""
 
-    def __init__(self, plan: Plan, factory: Factory, threads: int, folder: str, cores: float | None = None) -> None:
+    def __init__(
+        self, plan: Plan, factory: Factory, threads: int, paths: SharedPaths, cores: float | None = None
+    ) -> None:
         """cores: that its actor reserves."""
         self.plan, self.factory, self.threads = plan, factory, threads
-        self.folder, self.cores = folder, cores
+        self.paths, self.cores = paths, cores
         self.erased = NOBODY
 
     def start(self) -> None:
         """Build the worker; whatever the factory raises is raised."""
-        move_to(self.folder)
+        self.paths.check_here()
+        sweep_node()
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         self._hold_threads()
         arrow_without_pandas()
@@ -301,7 +307,8 @@ def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> N
             if config.workers == 0:
                 _run_here(plan, factory, config, ledger)
             else:
-                _Crew(plan, factory, config, ledger).run()
+                with paths_of_run(plan, factory, config) as paths:
+                    _Crew(plan, factory, config, ledger, paths).run()
     except KeyboardInterrupt as error:
         done = ledger.skipped + ledger.units
         raise RunInterrupted(
@@ -311,7 +318,7 @@ def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> N
 
 
 def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
-    runner = _Runner(plan, factory, config.threads, os.getcwd())
+    runner = _Runner(plan, factory, config.threads, SharedPaths(os.getcwd()))
     with _restored_threads():
         try:
             runner.start()
@@ -341,18 +348,20 @@ class _Flight:
 class _Crew:
     """The actors of one run."""
 
-    def __init__(self, plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
+    def __init__(self, plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger, paths: SharedPaths) -> None:
         import ray
 
         self.ray, self.config, self.ledger = ray, config, ledger
         cpus, gpus, self.size = resources_of(config, node_resources())
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
-        self.build = lambda: remote.remote(plan, factory, config.threads, os.getcwd(), cpus)
+        self.build = lambda: remote.remote(plan, factory, config.threads, paths.renewed(), cpus)
         logger.info("%d workers of %g CPU and %g GPU", min(self.size, ledger.todo), cpus, gpus)
         ledger.workers, ledger.cores, ledger.gpus = min(self.size, ledger.todo), cpus, gpus
         self.flights: dict[Any, _Flight] = {}
+        self.leaving: dict[Any, Any] = {}  # actors that were asked to end, by what tells that they have
         self.deaths = 0  # in a row
+        self.killed = False  # whether any worker may have left something behind
         self.seen = time.monotonic()  # last sign of life of the cluster
 
     def run(self) -> None:
@@ -373,8 +382,18 @@ class _Crew:
                 for ref in late:
                     self.expire(self.flights.pop(ref))
         finally:
-            for flight in self.flights.values():
-                self.dismiss(flight)
+            self.close()
+
+    def close(self) -> None:
+        """End every actor, and take away on each node what those left that were killed."""
+        for flight in self.flights.values():
+            self.kill(flight)
+        if self.leaving and working_nodes():
+            _, late = self.ray.wait(list(self.leaving), num_returns=len(self.leaving), timeout=EXIT_SECONDS)
+            for ref in late:
+                self.ray.kill(self.leaving[ref], no_restart=True)
+        if self.killed:
+            everywhere(_sweep, self.ledger.plan)
 
     def look(self) -> None:
         """Raise EngineError where Ray's nodes are gone: it would wait for their workers' results for ever."""
@@ -388,8 +407,14 @@ class _Crew:
         actor = self.build()
         self.flights[actor.start.remote()] = _Flight(actor, None, time.monotonic() + self.config.start_timeout_s)
 
-    def dismiss(self, flight: _Flight) -> None:
+    def kill(self, flight: _Flight) -> None:
+        self.killed = True
         self.ray.kill(flight.actor, no_restart=True)
+        self.dismiss(flight)  # tells when it is gone
+
+    def dismiss(self, flight: _Flight) -> None:
+        """Let an idle actor end by itself, so that it cleans up."""
+        self.leaving[flight.actor.__ray_terminate__.remote()] = flight.actor
 
     def employ(self, flight: _Flight) -> None:
         """The next unit for a free actor, or its dismissal."""
@@ -423,7 +448,7 @@ class _Crew:
     def died(self, flight: _Flight, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
             raise _start_error(error) from error
-        self.dismiss(flight)  # Ray may only have lost sight of it
+        self.kill(flight)  # Ray may only have lost sight of it
         self.deaths += 1
         if self.deaths >= self.config.max_deaths_in_a_row:
             raise EngineError(
@@ -437,7 +462,7 @@ class _Crew:
 
     def expire(self, flight: _Flight) -> None:
         """Kill an actor that is over its time."""
-        self.dismiss(flight)
+        self.kill(flight)
         if flight.unit is not None:
             message = f"no result after {self.config.unit_timeout_s:g} s (ray.unit_timeout_s)"
             self.ledger.take(flight.unit, _Failure("UnitTimeout", message), flight.began)
@@ -454,6 +479,11 @@ class _Crew:
         starting = len(self.flights) - in_flight
         if self.ledger.todo - self.ledger.units - self.ledger.kept - in_flight > starting:
             self.hire()
+
+
+def _sweep(plan: Plan) -> None:
+    sweep_node()
+    plan.store.sweep()
 
 
 def _start_error(error: BaseException) -> WorkerStartError:

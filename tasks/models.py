@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +16,8 @@ from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
 from deca_core.checkpoint_meta import head_of
 from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
-from tasks.storage import StorageError, Store, is_local
+from tasks.node_cache import copied_file, copied_folder
+from tasks.storage import Store, is_local, normalise
 
 logger = logging.getLogger("deca")
 
@@ -39,7 +37,7 @@ def bundle_at(uri: str | None) -> AssetBundle:
     """The bundle of a folder, or the procedural head. Raises BundleError or StorageError."""
     if uri is None:
         return _embedded_head()
-    return load_bundle(_local_folder(uri, (bundles.META_FILE, bundles.ARRAYS_FILE)))
+    return load_bundle(_bundle_folder(uri))
 
 
 def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
@@ -111,28 +109,23 @@ def _weights_folder(config: ReconstructConfig) -> Path | None:
     return checkpoints.SHIPPED if config.bundle is None else None
 
 
+@cache
 def checkpoint_folder(uri: str) -> Path:
-    """A checkpoint's folder on this machine."""
-    return _local_folder(uri, (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE))
-
-
-def local_file(uri: str) -> Path:
-    """A single file on this machine, under its own name."""
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    return _local_folder(folder or ".", (name,)) / name
+    """A checkpoint's folder on this machine. Raises CheckpointError or StorageError."""
+    place = normalise(uri)
+    if is_local(place):
+        return Path(place)
+    return copied_folder(place, checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.checkpoint_hash)
 
 
 @cache
-def _local_folder(uri: str, names: tuple[str, ...]) -> Path:
-    """The folder itself where it is local, else a copy of the named files that lives as long as this process."""
-    if is_local(uri):
-        return Path(uri.removeprefix("file://"))
-    folder = Path(tempfile.mkdtemp(prefix="deca-models-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    store = Store(uri)
-    for name in names:
-        try:
-            (folder / name).write_bytes(store.read(name))
-        except FileNotFoundError as error:
-            raise StorageError(f"{store.join(name)}: no such file; {uri} should hold {' and '.join(names)}") from error
-    return folder
+def _bundle_folder(uri: str) -> Path:
+    place = normalise(uri)
+    return Path(place) if is_local(place) else copied_folder(place, bundles.META_FILE, bundles.ARRAYS_FILE, load_bundle)
+
+
+@cache
+def local_file(uri: str) -> Path:
+    """A single file on this machine, under its own name. Raises StorageError."""
+    place = normalise(uri)
+    return Path(place) if is_local(place) else copied_file(place)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from schemas.reconstruct import BATCH_SIZE, ReconstructConfig
 from tasks.draft import code_version
 from tasks.models import bundle_at, load_model, weights_hash
 from tasks.ray_cluster import holds_gpus, on_worker
+from tasks.scratch import scratch_name
 
 VARIABLE, OFF = "DECA_PRECISION_CACHE", "off"
 
@@ -118,7 +118,6 @@ def _remember(key: dict[str, str], choice: Choice) -> None:
     file = _file(key)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with open(descriptor, "w") as scratch:
-            json.dump({"key": key, "found": asdict(choice)}, scratch, indent=2)
-        os.replace(name, file)
+        scratch = file.with_name(scratch_name(file.name))
+        scratch.write_text(json.dumps({"key": key, "found": asdict(choice)}, indent=2))
+        scratch.replace(file)

@@ -18,8 +18,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemas.engine import RayConfig
-from schemas.train import TrainRayConfig
-from tasks.ray_cluster import Pinboard, connect, move_to
+from schemas.places import places
+from schemas.train import TrainConfig, TrainRayConfig
+from tasks.node_cache import sweep_node
+from tasks.ray_cluster import Pinboard, connect, everywhere
+from tasks.shared_paths import SharedPathError, SharedPaths, paths_by_setting, prove_paths
 from tasks.storage import StorageError, Store, open_uri
 from tasks.train import StageJob, StageRun, TrainError
 from tasks.train_progress import OnProgress, Timing, TrainProgress
@@ -45,7 +48,7 @@ class _Task:
     job: StageJob
     board: Any
     threads: int
-    folder: str  # the driver's working directory
+    paths: SharedPaths
 
 
 def train_stage(
@@ -68,6 +71,13 @@ def train_stage(
     else:
         _on_ray(job, ray_config, ranks, note)
     return seen[-1] if seen else None
+
+
+def prove_rank_paths(config: TrainConfig) -> None:
+    """As `prove_paths`, where a run trains on Ray."""
+    if _ranks(config.ray):
+        _connect(config.ray)
+        prove_paths(config)
 
 
 def _ranks(config: TrainRayConfig) -> int:
@@ -106,10 +116,10 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
     folder = Store(f"{job.dest.rstrip('/')}/{RAY_FOLDER}")
     file_system, path = open_uri(folder.uri)
     file_system.makedirs(path, exist_ok=True)
-    with _own_signals():
+    with _own_signals(), paths_by_setting(places(job.config), config.address) as paths:
         trainer = TorchTrainer(
             _rank,
-            train_loop_config={"task": _Task(job, board, config.cpus_per_worker, os.getcwd())},
+            train_loop_config={"task": _Task(job, board, config.cpus_per_worker, paths)},
             scaling_config=ScalingConfig(
                 num_workers=ranks, use_gpu=gpus, resources_per_worker={"CPU": config.cpus_per_worker, "GPU": int(gpus)}
             ),
@@ -127,13 +137,14 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnProgress)
                 raise _explain(error, job) from error
             finally:
                 folder.delete_folder("")
+                everywhere(sweep_node)
 
 
 def _explain(error: Any, job: StageJob) -> Exception:
     """The first rank's own error where it is one of ours, else what Ray says in a line."""
     for cause in getattr(error, "worker_failures", {}).values():
         inner = getattr(cause, "cause", cause)
-        if isinstance(inner, TrainError | StorageError):
+        if isinstance(inner, TrainError | StorageError | SharedPathError):
             return type(inner)(str(inner))
     return TrainError(
         f"{job.stage}: the ranks failed: {str(error).strip().splitlines()[-1]}. What was checkpointed in {job.dest} "
@@ -147,7 +158,7 @@ def _rank(config: dict[str, Any]) -> None:
     import torch
 
     task: _Task = config["task"]
-    move_to(task.folder)
+    task.paths.check_here()
     context = ray.train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     if not torch.cuda.is_available():

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +19,25 @@ from schemas.engine import RayConfig
 CLUSTER_WORKERS = 64
 LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
 HOME = Path(__file__).resolve().parents[1]  # the folder that these packages are imported from
+NODE_SECONDS = 120.0  # that a node has to answer: a process starts there first
 
 Answer = TypeVar("Answer")
 
 
 class EngineError(DecaError):
     """A run that cannot go on; what is committed stays."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine, or container, of the cluster."""
+
+    id: str
+    host: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"node {self.host} ({self.address}, Ray's {self.id[:12]})"
 
 
 def connect(config: RayConfig) -> None:
@@ -36,7 +51,7 @@ def connect(config: RayConfig) -> None:
         return
     for name in ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ.setdefault(name, "0")
-    address = os.environ.get("RAY_ADDRESS") or config.address or "local"
+    address = _address(config.address)
     try:
         with _at_home():
             if address != "local":
@@ -87,6 +102,69 @@ def move_to(folder: str) -> None:
         os.chdir(folder)
 
 
+def is_joined(address: str | None) -> bool:
+    """Whether a run with this address in its settings joins a cluster, which may have, or come to have, many nodes."""
+    return _address(address) != "local"
+
+
+def _address(given: str | None) -> str:
+    return os.environ.get("RAY_ADDRESS") or given or "local"
+
+
+def working_nodes() -> list[Node]:
+    """The nodes of the connected cluster that are alive and take work."""
+    import ray
+
+    return [
+        Node(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and any(node["Resources"].get(kind) for kind in ("CPU", "GPU"))
+    ]
+
+
+def this_node() -> Node:
+    """The node that this process belongs to, a driver or a worker."""
+    import ray
+
+    return Node(ray.get_runtime_context().get_node_id(), socket.gethostname(), ray.util.get_node_ip_address())
+
+
+def on_nodes(nodes: Sequence[Node], function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `function(*args)` returns on each node, or the exception that it ends with there, TimeoutError after long.
+
+    It takes no CPU, so a cluster that is full answers, too.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(_call)
+    places = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
+    asked = [remote.options(scheduling_strategy=place).remote(function, *args) for place in places]
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=NODE_SECONDS)
+    answers: list[Any] = []
+    for reference in asked:
+        try:
+            answers.append(ray.get(reference) if reference in ready else TimeoutError(f"silent for {NODE_SECONDS:g} s"))
+        except ray.exceptions.RayTaskError as error:
+            answers.append(error.cause)
+        except ray.exceptions.RayError as error:
+            answers.append(error)
+    return answers
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def everywhere(function: Callable[..., Any], *args: Any) -> None:
+    """Call `function(*args)` on every node, or here where this is the only one. For tidying up: no error is raised."""
+    nodes = working_nodes()
+    if [node.id for node in nodes] == [this_node().id]:
+        function(*args)
+    elif nodes:
+        on_nodes(nodes, function, *args)
+
+
 # --- what a worker holds ----------------------------------------------------------------------------------------------
 
 
@@ -134,7 +212,7 @@ def expected_workers(config: RayConfig) -> int:
     """
     if config.workers is not None:
         return max(1, config.workers)
-    if (os.environ.get("RAY_ADDRESS") or config.address or "local") != "local":
+    if is_joined(config.address):
         return CLUSTER_WORKERS
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch = sys.modules.get("torch")  # where it is not loaded, no worker will want a GPU
@@ -154,7 +232,7 @@ def on_worker(work: Callable[[], Answer], config: RayConfig) -> Answer:
     import ray
 
     cpus, gpus, _ = resources_of(config, node_resources())
-    call: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=config.attempts - 1)(_call)
+    call: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=config.attempts - 1)(_call_in)
     task = call.remote(work, os.getcwd())
     try:
         answer: Answer = ray.get(task, timeout=config.start_timeout_s)
@@ -174,7 +252,7 @@ def on_worker(work: Callable[[], Answer], config: RayConfig) -> Answer:
     return answer
 
 
-def _call(work: Callable[[], Answer], folder: str) -> Answer:
+def _call_in(work: Callable[[], Answer], folder: str) -> Answer:
     move_to(folder)
     return work()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from tasks.plan import (
     round_name,
 )
 from tasks.rewrite import drop_rows
+from tasks.scratch import temp_folder
 from tasks.storage import Store
 from tasks.upgrade import outdated
 
@@ -85,8 +84,7 @@ def open_or_build(
     if source is None:
         raise PlanError(f"a plan for {store.uri} needs a source; name one, or go on with --resume")
     store.check_writable()
-    folder = Path(tempfile.mkdtemp(prefix="deca-plan-"))
-    try:
+    with temp_folder("plan") as folder:
         draft = make_draft(
             folder,
             source,
@@ -110,8 +108,6 @@ def open_or_build(
             stored = _note_left_out(stored, draft)
             return begin_upgrade(stored) if upgrade else stored
         _publish_draft(store, draft, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return load_plan(dest)
 
 
@@ -141,8 +137,8 @@ def begin_upgrade(plan: Plan) -> Plan:
     now = result_version(plan.record.config)
     if plan.result_version == now:
         return plan
-    with tempfile.TemporaryDirectory(prefix="deca-plan-") as folder:
-        return _publish_round(plan, [], Path(folder), kind="upgrade", result_version=now)
+    with temp_folder("plan") as folder:
+        return _publish_round(plan, [], folder, kind="upgrade", result_version=now)
 
 
 def drop_plan(dest: str) -> None:
@@ -198,8 +194,8 @@ def plan_retry(dest: str) -> Plan:
     units: list[Unit] = []
     for size, items in sorted(sizes.items(), reverse=True):
         units += cut_units(items, size, plan.units + len(units))
-    with tempfile.TemporaryDirectory(prefix="deca-plan-") as name:
-        return _publish_round(plan, units, Path(name), kind="retry")
+    with temp_folder("plan") as folder:
+        return _publish_round(plan, units, folder, kind="retry")
 
 
 def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) -> list[Item]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +35,7 @@ from schemas.ledger import PlanRecord, StoredFile
 from schemas.parquet import write_table
 from tasks.layout import FaceIndex, Layout, index_faces, lay_out, row_digests
 from tasks.plan import load_plan
+from tasks.scratch import temp_folder
 from tasks.shuffle import make_pickups, write_shards
 from tasks.storage import Store
 from tasks.versions import (
@@ -166,8 +165,8 @@ def to_json(version: FacesVersion) -> bytes:
 
 def index_file(name: str, table: pa.Table) -> tuple[StoredFile, bytes]:
     """An index file as it is to be published: known whole before anything is written, for it may exist already."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
+    with temp_folder("index") as folder:
+        path = folder / name
         write_table(table, path, row_group=INDEX_ROW_GROUP)
         data = path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()

@@ -26,6 +26,7 @@ from schemas.parquet import ROW_GROUP, open_writer
 from tasks.layout import ShardPlace
 from tasks.ranges import open_checked
 from tasks.ray_cluster import connect
+from tasks.shared_paths import DEST, SharedPathError, paths_by_setting
 from tasks.storage import StorageError, Store, hash_file, storage_errors
 from tasks.versions import FacesError
 
@@ -221,6 +222,7 @@ def _write_by_ray(
         yield from read_rows(pickups, schema)
 
     def write(rows: pa.Table) -> pa.Table:
+        paths.check_here()
         number = rows["shard"][0].as_py()
         file = write_shard(store, shards[number], rows, schema)
         return pa.table({"shard": [number], "file": [file.model_dump_json()]})
@@ -236,7 +238,11 @@ def _write_by_ray(
     resources: dict[str, Any] = {"num_cpus": config.cpus_per_worker or 1.0, "max_retries": config.attempts - 1}
     steps = range(0, len(pickups), SOURCES_A_TASK)
     try:
-        with DataContext.current(context), warnings.catch_warnings():
+        with (
+            paths_by_setting({DEST: store.uri}, config.address) as paths,
+            DataContext.current(context),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # max_retries has no other way in
             sources = ray.data.from_arrow([pickups.slice(first, SOURCES_A_TASK) for first in steps])
             rows = sources.map_batches(read, batch_size=None, batch_format="pyarrow", **resources)
@@ -252,7 +258,7 @@ def _cause(error: BaseException) -> Exception:
     """What a task raised, as this process would have raised it; else what Ray says, with what to do."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (StorageError, FacesError)):
+        if isinstance(cause, (StorageError, FacesError, SharedPathError)):
             return type(cause)(str(cause))
         cause = getattr(cause, "cause", None) or cause.__cause__
     return FacesError(

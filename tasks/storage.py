@@ -11,10 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
-import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -27,6 +24,7 @@ import fsspec
 
 from deca_core.errors import DecaError
 from schemas.secrets import credential_in, redact, refusal
+from tasks.scratch import SCRATCH_PREFIX, SCRATCH_SUFFIX, scratch_name, sweep
 
 # The default mode gives up after few tries; 403 is not retried in either.
 S3_RETRIES: dict[str, Any] = {"config_kwargs": {"retries": {"max_attempts": 10, "mode": "standard"}}}
@@ -34,10 +32,8 @@ ALLOWED_ROOTS = "DECA_ALLOWED_ROOTS"  # environment: folders or prefixes, with c
 S3, AZURE, GOOGLE = {"s3", "s3a"}, {"abfs", "abfss", "az"}, {"gs", "gcs"}
 ALIASES = {"s3a": "s3", "gcs": "gs"}
 OBJECT_STORES = {*S3, *AZURE, *GOOGLE, "memory"}  # no folders to make
-SCRATCH_PREFIX = ".deca-"
 DELETE_THREADS = 16
 MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")  # of S3, Azure, Google, local files, memory
-STALE_SECONDS = 24 * 3600  # a leftover of another host is taken for dead after a day
 
 
 class StorageError(DecaError):
@@ -295,8 +291,7 @@ class Store:
         uri = self.join(name)
         check_allowed(uri)
         folder = Path(uri).parent if self.local else Path(tempfile.gettempdir())
-        mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-        path = folder / f"{_scratch_prefix()}{mark}-{Path(name).name}.tmp"
+        path = folder / scratch_name(Path(name).name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             yield path
@@ -349,22 +344,16 @@ class Store:
         Its name is always the same: a run that dies in between leaves it to the next one, also on a bucket, where
         `sweep` does not look.
         """
-        name = f"{SCRATCH_PREFIX}write-test.tmp"
+        name = f"{SCRATCH_PREFIX}write-test{SCRATCH_SUFFIX}"
         self.write(name, b"")
         self.delete(name)
 
     def sweep(self) -> int:
-        """Delete temp files that dead processes left; returns how many."""
+        """Delete temp files that dead processes left, here and where temp files belong; returns how many."""
         folders = [tempfile.gettempdir()]
         if self.local:
             folders += [folder for folder, _, _ in os.walk(self.uri)]
-        leftovers = [path for folder in folders for path in Path(folder).glob(f"{SCRATCH_PREFIX}*.tmp")]
-        swept = 0
-        for path in filter(_is_abandoned, leftovers):
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # another run's sweep, another user's file
-                path.unlink()
-                swept += 1
-        return swept
+        return sweep(folders)
 
     def _target(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = open_uri(uri)
@@ -404,20 +393,3 @@ def _link(path: Path, target: Path) -> bool:
         os.replace(path, target)
     _sync(target.parent)
     return True
-
-
-def _scratch_prefix() -> str:
-    return f"{SCRATCH_PREFIX}{socket.gethostname()}-"
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether the writer of a scratch file is gone: its process on this host, a day without change elsewhere."""
-    try:
-        if path.name.startswith(_scratch_prefix()):
-            os.kill(int(path.name.removeprefix(_scratch_prefix()).partition("-")[0]), 0)
-            return False
-        return time.time() - path.stat().st_mtime > STALE_SECONDS
-    except ProcessLookupError:
-        return True
-    except (FileNotFoundError, PermissionError, ValueError):  # just gone, or alive under another user, or not ours
-        return False

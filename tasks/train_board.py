@@ -5,14 +5,13 @@ tensorboard --logdir DEST/tensorboard
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.train import StageName
+from tasks.scratch import temp_folder
 from tasks.storage import Store
 
 BOARD = "tensorboard"
@@ -27,8 +26,8 @@ def publish_events(
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    with tempfile.TemporaryDirectory(prefix="deca-events-") as folder:
-        with SummaryWriter(folder) as writer:
+    with temp_folder("events") as folder:
+        with SummaryWriter(str(folder)) as writer:
             for row in rows:
                 groups = {"train": row, "validation": row.get("validation", {})}
                 for group, values in groups.items():
@@ -37,5 +36,5 @@ def publish_events(
                             writer.add_scalar(f"{group}/{name}", value, row["step"])
             if picture is not None:
                 writer.add_image("faces", picture, step, dataformats="HWC")
-        (written,) = Path(folder).iterdir()
+        (written,) = folder.iterdir()
         store.write(f"{BOARD}/{stage}/events.out.tfevents.{step:08d}", written.read_bytes())

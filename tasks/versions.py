@@ -32,7 +32,8 @@ from schemas.faces import (
 )
 from schemas.ledger import StoredFile
 from tasks.records import read_record
-from tasks.storage import STALE_SECONDS, Store, open_uri, storage_errors
+from tasks.scratch import STALE_SECONDS
+from tasks.storage import Store, open_uri, storage_errors
 from tasks.verify import Verification
 
 RECORD = re.compile(rf"{VERSIONS}/(\d+)\.json")

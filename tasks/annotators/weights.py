@@ -6,22 +6,21 @@ All files that a config needs are located at once and before any work; whatever 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deca_core.assets.procedural import cache_root
 from deca_core.downloads import check_download, read_tensors, wrong_content
 from deca_core.errors import DecaError
 from tasks.annotators.base import AnnotatorError
+from tasks.node_cache import DOWNLOADS, copied_file, locked
+from tasks.scratch import scratch_name
 from tasks.storage import StorageError, normalise, open_uri
-
-WEIGHTS_CACHE = Path.home() / ".cache" / "deca" / "weights"
 
 # Seconds without an answer after which a download is given up: machines without a way out should learn it soon.
 DOWNLOAD_TIMEOUT = 10
@@ -108,7 +107,7 @@ def pick_device(device: str) -> str:
 
 
 def _mirrored(files: Sequence[WeightFile], weights_uri: str) -> dict[str, Path]:
-    """The files that the mirror holds. A URI is named by its hash in the cache: two mirrors may differ."""
+    """The files that the mirror holds, on this machine."""
     try:
         root = normalise(weights_uri)
         filesystem, folder = open_uri(root)
@@ -117,15 +116,14 @@ def _mirrored(files: Sequence[WeightFile], weights_uri: str) -> dict[str, Path]:
         raise AnnotatorError(f"annotate.weights_uri = {weights_uri} cannot be read: {error}") from error
     if "file" in filesystem.protocol:
         return {name: Path(folder) / name for name in held}
-    cache = WEIGHTS_CACHE / hashlib.sha256(root.encode()).hexdigest()[:12]
-    for name in held:
-        if not (cache / name).is_file():
-            _keep(cache / name, partial(filesystem.get_file, f"{folder.rstrip('/')}/{name}"))
-    return {name: cache / name for name in held}
+    try:
+        return {name: copied_file(f"{root}/{name}") for name in held}
+    except StorageError as error:
+        raise AnnotatorError(f"annotate.weights_uri = {weights_uri} cannot be read: {error}") from error
 
 
 def _installed(file: WeightFile) -> Path | None:
-    for folder in (file.folder(), WEIGHTS_CACHE / file.package):
+    for folder in (file.folder(), _downloads(file)):
         if (folder / file.name).is_file():
             return folder / file.name
     return None
@@ -134,7 +132,7 @@ def _installed(file: WeightFile) -> Path | None:
 def _download(file: WeightFile) -> Path:
     """Fetch a file from its library's address. A hash in its name, as torch.hub has it, is checked."""
     assert file.url is not None
-    url, target = file.url(), WEIGHTS_CACHE / file.package / file.name
+    url, target = file.url(), _downloads(file) / file.name
 
     def fetch(path: str) -> None:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, open(path, "wb") as out:
@@ -152,15 +150,22 @@ def _download(file: WeightFile) -> Path:
     return target
 
 
+def _downloads(file: WeightFile) -> Path:
+    return cache_root() / DOWNLOADS / file.package
+
+
 def _keep(target: Path, write: Callable[[str], Any]) -> None:
-    """Write a file beside its place and move it there: several workers may fetch at once, the last one wins."""
+    """Write a file beside its place and move it there: once a node, however many workers ask for it at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        write(str(scratch))
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with locked(target.with_name(f".{target.name}.lock")):
+        if target.is_file():
+            return
+        scratch = target.with_name(scratch_name(target.name))
+        try:
+            write(str(scratch))
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _explain(missing: Sequence[WeightFile], weights_uri: str | None, offline: str | None) -> str:

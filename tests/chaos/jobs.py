@@ -34,7 +34,8 @@ from schemas.train import STAGES
 from tasks.annotators import load_annotator
 from tasks.checkpoints import read_state
 from tasks.commits import committed_parts, standing_quarantine
-from tasks.storage import SCRATCH_PREFIX, Store, open_uri
+from tasks.scratch import SCRATCH_PREFIX
+from tasks.storage import Store, open_uri
 from tasks.train_records import TrainStateError, list_checkpoints
 from tasks.train_report import read_metrics
 from tasks.verify import status, verify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -237,6 +238,20 @@ class TestRay:
         killer.join()
         assert (summary.units_run, summary.units_failed, summary.rows) == (3, 0, 12)
         assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path, tmp_path / "calm")
+
+    def test_idle_workers_end_by_themselves(self, photos: Callable[..., Path], tmp_path: Path) -> None:
+        class Tidy(HashWorker):
+            def __init__(self) -> None:
+                super().__init__()
+                (tmp_path / f"{os.getpid()}.pid").touch()
+                atexit.register((tmp_path / f"{os.getpid()}.tidy").touch)
+
+        plan = open_or_build(tmp_path / "out", str(photos(12)), units=FOUR)
+        assert run_units(plan, Tidy, TWO).rows == 12
+        pids = list(tmp_path.glob("*.pid"))
+        assert pids
+        for pid in pids:
+            wait_for_file(pid.with_suffix(".tidy"))
 
     def test_a_unit_that_always_kills_is_given_up(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(12, {5: b"kill"})), units=FOUR)

@@ -19,7 +19,7 @@ SCRIPT = """
 from schemas.engine import RayConfig
 from schemas.train import TrainRayConfig
 from tasks.engine import run_units
-from tasks.plan import open_or_build
+from tasks.rounds import open_or_build
 from tasks.ranks import train_stage
 from tests.tasks.conftest import HashWorker
 from tests.tasks.training import job_of, small_config

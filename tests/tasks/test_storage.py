@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -121,23 +120,15 @@ def test_local_uris_are_absolute_paths(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    made = "from tasks.scratch import scratch_name; print(scratch_name('00001.json'))"
+    dead = subprocess.run([sys.executable, "-c", made], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     store = Store(tmp_path)
-    (tmp_path / "_commits").mkdir()
-    host = socket.gethostname()
-    names = {
-        f"_commits/.deca-{host}-{dead.pid}-0a1b2c3d-00001.json.tmp": False,
-        f".deca-{host}-{os.getpid()}-0a1b2c3d-part.parquet.tmp": True,
-        ".deca-elsewhere-1-0a1b2c3d-part.parquet.tmp": True,
-        ".deca-elsewhere-2-0a1b2c3d-part.parquet.tmp": False,
-        "notes.tmp": True,
-    }
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-    os.utime(tmp_path / ".deca-elsewhere-2-0a1b2c3d-part.parquet.tmp", (0, 0))
-    assert store.sweep() >= 2
-    assert {name: (tmp_path / name).exists() for name in names} == names
+    (tmp_path / "_commits" / dead).mkdir(parents=True)
+    with store.scratch("part.parquet") as path:
+        path.write_bytes(b"")
+        assert store.sweep() >= 1
+        assert path.exists()
+    assert [found.name for found in tmp_path.rglob("*")] == ["_commits"]
 
 
 def test_a_broken_connection_is_not_an_absent_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ import pytest
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
 from tasks import versions
+from tasks.scratch import STALE_SECONDS
 from tasks.shard import publish
-from tasks.storage import STALE_SECONDS, Store, hash_file
+from tasks.storage import Store, hash_file
 from tasks.versions import (
     FacesError,
     current,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from deca_core.world.lens import encode_jpeg
 from schemas.annotate import AnnotateConfig, DlibConfig
-from tasks.annotators import Annotator, AnnotatorError, Detection, base, load_annotator, weights
+from tasks.annotators import Annotator, AnnotatorError, Detection, base, load_annotator
 from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, DlibAnnotator, _distinct, _models_folder
 from tasks.images import decode_image
 
@@ -240,7 +240,7 @@ def test_a_missing_weight_is_named_before_any_work(tmp_path, monkeypatch):
 
 
 def test_weights_from_a_folder_and_from_a_bucket(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "WEIGHTS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("DECA_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "mirror"
     folder.mkdir()
     bucket = fsspec.filesystem("memory")
@@ -252,7 +252,7 @@ def test_weights_from_a_folder_and_from_a_bucket(tmp_path, monkeypatch):
     fetched = load_annotator(AnnotateConfig(weights_uri="memory://mirror"))
     assert fetched.versions == local.versions
     bucket.rm("/mirror", recursive=True)
-    files = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    files = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size)
     assert files == sorted([PREDICTOR, DESCRIPTOR])
 
 

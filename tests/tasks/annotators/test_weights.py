@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from schemas.annotate import AnnotateConfig
-from tasks.annotators import AnnotatorError, load_annotator, weights
+from tasks.annotators import AnnotatorError, load_annotator
 from tasks.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, _models_folder
 from tasks.annotators.facexlib_provider import weight_url
 from tasks.annotators.weights import WeightFile, load_state, locate, pick_device
@@ -29,7 +29,7 @@ def nowhere(tmp_path, monkeypatch):
         assert timeout <= 30
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(weights, "WEIGHTS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("DECA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tasks.annotators.facexlib_provider._weights_folder", lambda: tmp_path / "library")
     monkeypatch.setattr("tasks.annotators.face_alignment_provider._weights_folder", lambda: tmp_path / "library")
     monkeypatch.setattr("urllib.request.urlopen", refuse)
@@ -103,10 +103,14 @@ def test_a_bucket_is_fetched_once(nowhere, mirror, tmp_path):
     bucket.pipe_file("/mirror/parsing_bisenet.pth", (mirror / "parsing_bisenet.pth").read_bytes())
     config = AnnotateConfig(segment="facexlib", weights_uri="memory://mirror")
     first = load_annotator(config).versions
-    bucket.pipe_file("/mirror/parsing_bisenet.pth", b"changed")
+    fetched = [path for path in (tmp_path / "cache").rglob("*.pth")]
+    times = [path.stat().st_mtime_ns for path in fetched]
     assert load_annotator(config).versions == first
-    bucket.rm("/mirror", recursive=True)
-    assert [path.name for path in (tmp_path / "cache").rglob("*.*")] == ["parsing_bisenet.pth"]
+    assert [path.name for path in fetched] == ["parsing_bisenet.pth"]
+    assert [path.stat().st_mtime_ns for path in fetched] == times
+    bucket.pipe_file("/mirror/parsing_bisenet.pth", b"changed")
+    with pytest.raises(AnnotatorError, match="no PyTorch file"):  # what the mirror holds now, not what it held
+        load_annotator(config)
 
 
 def test_a_file_where_the_library_keeps_it(nowhere, mirror, tmp_path):

@@ -1,0 +1,74 @@
+"""Settings that name places, of every flow."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from schemas.ablate import AblateConfig
+from schemas.animate import AnimateConfig
+from schemas.evaluate import EvaluateConfig
+from schemas.export import ExportConfig
+from schemas.ingest import IngestConfig
+from schemas.places import places
+from schemas.reconstruct import ReconstructConfig
+from schemas.train import TrainConfig
+from schemas.world import SynthConfig
+
+FLOWS = (
+    AblateConfig,
+    AnimateConfig,
+    EvaluateConfig,
+    ExportConfig,
+    IngestConfig,
+    ReconstructConfig,
+    SynthConfig,
+    TrainConfig,
+)
+
+
+def test_places_are_found_at_any_depth():
+    config = EvaluateConfig.model_validate(
+        {
+            "source": "photos",
+            "dest": "s3://b/out",
+            "checkpoint": "/models/a",
+            "compare": {"older": "/models/b"},
+            "annotate": {"weights_uri": "/mirror"},
+        }
+    )
+    assert places(config) == {
+        "source": "photos",
+        "dest": "s3://b/out",
+        "checkpoint": "/models/a",
+        "compare.older": "/models/b",
+        "annotate.weights_uri": "/mirror",
+    }
+
+
+def test_what_only_the_driver_reads_is_left_out():
+    values = {"dest": "/out", "identity": ["/me.jpg"], "expressions": "/list.txt", "checkpoint": "/model"}
+    assert places(AnimateConfig.model_validate(values)) == {"dest": "/out", "checkpoint": "/model"}
+
+
+NAMED = re.compile(r"(^|_)(source|dest|checkpoint|bundle|start|uri|weights|table|faces)$")
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_every_setting_that_is_named_like_a_place_is_one(flow: type[BaseModel]):
+    """A path setting of type str would be left out of the checks of paths, and could hold a credential."""
+    models, seen = [flow], set[str]()
+    for model in models:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                models.append(kind)
+            elif NAMED.search(name) and kind in (str, str | None):
+                assert "without_credentials" in str(field.metadata), f"{model.__name__}.{name}"
+                seen.add(name)
+            elif NAMED.search(name) and "str" in str(kind) and "dict" not in str(kind):
+                assert "without_credentials" in str(kind), f"{model.__name__}.{name}"
+                seen.add(name)
+    assert "dest" in seen
