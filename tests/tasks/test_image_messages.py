@@ -41,6 +41,13 @@ def linked_to_libtiff() -> bool:
 needs_libtiff = pytest.mark.skipif(not linked_to_libtiff(), reason="Pillow hides its libtiff here")
 
 
+@pytest.fixture(autouse=True)
+def _log_reaches_the_test(monkeypatch):
+    """The command line keeps the log to its own handler, in a process where it ran before."""
+    monkeypatch.setattr(logging.getLogger("deca"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("deca"), "handlers", [])
+
+
 @needs_libtiff
 def test_libtiff_prints_nothing_and_its_words_explain_the_error(broken, capfd):
     with pytest.raises(ImageError, match=r"damaged: .*\(ZIPDecode: Decoding error at scanline 0"):
