@@ -160,7 +160,7 @@ def rounded(numbers: Iterable[float]) -> list[float]:
 def described_file(path: Path) -> Any:
     """Of an NPZ its arrays, of a GLB the names and sizes of what is in it."""
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return {name: described(arrays[name].tolist()) for name in sorted(arrays.files)}
     data = path.read_bytes()
     head = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
