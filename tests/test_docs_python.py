@@ -94,7 +94,7 @@ def small_head() -> AssetBundle:
     path = GOLDEN / "mini_head.npz"
     if not path.is_file():
         pytest.skip(f"{path} is not beside this checkout: no stand-in for FLAME")
-    with np.load(path) as head:
+    with np.load(path, allow_pickle=False) as head:
         return mini_bundle(dict(head))
 
 
