@@ -46,6 +46,7 @@ class Finding:
 
 def examine(places: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Everything that is worth knowing before a run. places: sources and destinations to look at as well."""
+    yield _system(platform.system())
     yield from _versions()
     yield _processors()
     yield _gpu()
@@ -58,6 +59,16 @@ def examine(places: Sequence[str] = (), environment: Mapping[str, str] = os.envi
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
+
+
+def _system(name: str) -> Finding:
+    """Linux is what is tested; macOS lacks nothing that is known; locks between processes need POSIX."""
+    detail = f"{name} {platform.release()}, {platform.machine()}"
+    if name == "Linux":
+        return Finding("system", "good", detail)
+    if name == "Darwin":
+        return Finding("system", "note", detail, "macOS is not tested. For work that counts use Linux")
+    return Finding("system", "bad", detail, "not supported: use Linux, on Windows in WSL 2")
 
 
 def _versions() -> Iterator[Finding]:

@@ -34,6 +34,12 @@ def test_this_machine_is_fit() -> None:
     assert all(one.fix for one in findings if one.state == "bad")
 
 
+@pytest.mark.parametrize(("name", "state"), [("Linux", "good"), ("Darwin", "note"), ("Windows", "bad")])
+def test_systems(name: str, state: str) -> None:
+    found = doctor._system(name)
+    assert (found.state, bool(found.fix)) == (state, state != "good")
+
+
 def test_servers_that_do_not_answer_come_with_a_fix(closed: str) -> None:
     environment = {"PREFECT_API_URL": f"http://{closed}/api", "RAY_ADDRESS": closed}
     prefect, ray = (find(examine(environment=environment), name) for name in ("prefect", "ray"))
