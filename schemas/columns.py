@@ -17,7 +17,7 @@ COMMON = {
     "colours": "where base colours come from: `picture`, or `albedo` where the photograph is gone",
     "count": "pictures of the person",
     "crop": "JPEG of the square at twice the size of the face",
-    "crop_transform": "source pixels to pixels of the 224 crop that the networks saw",
+    "crop_transform": "source pixels to pixels of the 224 crop that the codes are said in, along the axes of the image",
     "descriptor": "hash of the embedding that was clustered; null where none was",
     "det_score": "the detector's score; comparable within one detector only",
     "detail": "detail code δ of the person's wrinkles",

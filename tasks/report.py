@@ -103,7 +103,7 @@ def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
 
 
 def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | None:
-    """What the networks saw, (3,224,224); None where the picture has gone since."""
+    """The crop that the codes of a row are said in, (3,224,224); None where the picture has gone since."""
     if sample.item is None:
         return None
     transform = fixed_values(sample.row, "crop_transform")[0].astype(np.float64)
