@@ -129,7 +129,6 @@ PLACES: dict[str, dict[str, Make]] = {
     "docs/datasets/truth.md": {"world": linked(lambda: flows().world())},
     "docs/export.md": {"crop.png": crop},
     "docs/howto/bucket.md": {"bucket": in_bucket},
-    "docs/howto/flame.md": LICENSED,
     "docs/howto/look.md": {"heads": linked(lambda: flows().reconstruct())},
     "docs/ingest.md": {"out": linked(lambda: flows().people())},
     "docs/models.md": LICENSED,
