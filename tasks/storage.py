@@ -344,9 +344,12 @@ class Store:
         Its name is always the same: a run that dies in between leaves it to the next one, also on a bucket, where
         `sweep` does not look.
         """
-        name = f"{SCRATCH_PREFIX}write-test{SCRATCH_SUFFIX}"
+        name, made = f"{SCRATCH_PREFIX}write-test{SCRATCH_SUFFIX}", self.local and not os.path.isdir(self.uri)
         self.write(name, b"")
         self.delete(name)
+        if made:  # a command that is refused later leaves no empty folder
+            with contextlib.suppress(OSError):
+                os.rmdir(self.uri)
 
     def sweep(self) -> int:
         """Delete temp files that dead processes left, here and where temp files belong; returns how many."""
