@@ -91,7 +91,7 @@ class CountedStore(LocalFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return str(super()._strip_protocol(str(path).replace("counted://", "file://", 1)))
+        return str(path).removeprefix("counted://").rstrip("/")
 
 
 fsspec.register_implementation("counted", CountedStore, clobber=True)

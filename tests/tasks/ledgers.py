@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from schemas.engine import UnitsConfig
-from schemas.ledger import CommitRecord, Item, StoredFile
+from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile
 from tasks.commit import UnitOutput
 from tasks.commits import publish_commit
 from tasks.plan import Plan
@@ -20,8 +20,6 @@ class Rows:
     """A row an item; every fifth item is quarantined."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        from schemas.ledger import Quarantined
-
         good = [item for item in items if item.index % 5 != 4]
         table = pa.table(
             {"face_id": [f"{item.image_id}-00" for item in good], "source_uri": [item.uri for item in good]}, SCHEMA
