@@ -60,7 +60,7 @@ def test_migrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Non
     assert deca("status", tmp_path / "tiny", monkeypatch=monkeypatch) == 1
     assert "Run: deca migrate" in capsys.readouterr().err
     assert deca("migrate", tmp_path / "tiny", monkeypatch=monkeypatch) == 0
-    assert "schema 1 -> 2, 6 records" in capsys.readouterr().out
+    assert "schema 1 -> 3, 6 records, 0 into snapshots" in capsys.readouterr().out
     assert deca("status", tmp_path / "tiny", monkeypatch=monkeypatch) == 2  # one row is quarantined
     assert deca("migrate", tmp_path / "tiny", monkeypatch=monkeypatch) == 0
 
