@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
@@ -165,8 +166,8 @@ def units_to_table(units: Sequence[Unit]) -> pa.Table:
 
 def table_to_items(table: pa.Table, root: str) -> list[Item]:
     """The items of one unit's rows; inverse of `units_to_table`."""
-    rows = table.select(ITEM_SCHEMA.names[1:]).to_pylist()
-    return [Item(**row, root=root) for row in rows]
+    columns = [table[name].to_pylist() for name in ITEM_SCHEMA.names[1:]]  # named as an Item's fields are, in order
+    return list(map(partial(Item, root=root), *columns))
 
 
 def quarantine_to_table(rows: Sequence[Quarantined]) -> pa.Table:
