@@ -89,7 +89,7 @@ def _machine(device: str) -> str:
     """The model of the processor that computes, and on a CPU what it can do: a virtual one may lack instructions."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    told = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    told = {"model name": platform.machine(), "flags": ""}  # `platform.processor` starts a process
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         told |= {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
