@@ -99,19 +99,19 @@ def _finish(plan: Plan, waiting: Sequence[tuple[CommitRecord, float]], stones: i
     if len(left) + len(waiting) <= KEEP:
         return
     with suppress(FileNotFoundError):  # written anew, or moved by another driver, at this moment: the next run's work
-        rows = [*(commit_to_row(*one) for one in waiting), *read_records(plan, left)]
-        _fold(plan, sorted(rows, key=lambda row: row["unit"]), stones=stones)
+        _fold(plan, [*(commit_to_row(*one) for one in waiting), *read_records(plan, left)], stones=stones)
     merge(plan)
 
 
 def _move(plan: Plan, waiting: Sequence[tuple[CommitRecord, float]], stones: int) -> None:
-    _fold(plan, sorted((commit_to_row(*one) for one in waiting), key=lambda row: row["unit"]), stones=stones)
+    _fold(plan, [commit_to_row(*one) for one in waiting], stones=stones)
     merge(plan)
 
 
 def _fold(plan: Plan, rows: Sequence[Row], level: int = 0, stones: int = 0) -> None:
-    """Move records, which come by unit, into a snapshot. stones: the latest tombstone before they were made."""
-    write_snapshot(plan, level, rows)
+    """Move records into a snapshot. stones: the latest tombstone before they were made."""
+    latest = {row["unit"]: row for row in sorted(rows, key=lambda row: (row["unit"], row["revision"]))}
+    write_snapshot(plan, level, latest.values())
     there = {record.name for record in list_commits(plan).records}
     names = [plan.commit_name(row["unit"], row["revision"]) for row in rows]
     if not there.issuperset(names) or latest_tombstone(plan.store) != stones:

@@ -290,8 +290,8 @@ class World:
 
     def move(self) -> None:
         mine, self.memory = self.memory, []
-        rows = {one.unit: commit_to_row(one, 1.0) for one in mine}
-        compaction._fold(self.plan, [rows[unit] for unit in sorted(rows)])
+        if mine:
+            compaction._fold(self.plan, [commit_to_row(one, 1.0) for one in mine])
 
     def merge(self) -> None:
         merge(self.plan)
@@ -302,7 +302,8 @@ class World:
             rows = list(compaction.read_records(self.plan, listing.latest))
         except FileNotFoundError:  # moved at this moment
             return
-        compaction._fold(self.plan, rows)
+        if rows:
+            compaction._fold(self.plan, rows)
 
     def names(self) -> list[str]:
         """Names of files beside parts, wherever they stand in a snapshot."""
