@@ -34,6 +34,7 @@ from tasks.filters import Filter, parse_filter
 from tasks.models import bundle_at, bundle_for, load_model, weights_hash
 from tasks.plan import CONFIG, Plan, load_plan
 from tasks.ranges import open_checked
+from tasks.snapshots import Listing, list_commits
 from tasks.storage import Store
 
 IDS = ("face_id", "image_id", "identity_id")  # columns that an id is looked for in
@@ -187,10 +188,11 @@ def read_head_items(
 
     plan: of the reconstructions; columns: those of them that the rows have are read.
     """
+    parts = _parts(plan.dest, plan.fingerprint, list_commits(plan))
     for unit, run in groupby(items, unit_of):
         wanted = list(run)
         try:
-            with _open_part(plan, _planned_part(plan, unit, wanted[0])) as parquet:
+            with _open_part(plan, _planned_part(parts.get(unit), wanted[0])) as parquet:
                 ask = [name for name in columns if name in parquet.schema_arrow.names]
                 sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                 ends = np.cumsum(sizes)
@@ -203,13 +205,9 @@ def read_head_items(
             yield from [(item, error) for item in wanted]
 
 
-def _planned_part(plan: Plan, unit: int, item: Item) -> str:
-    """Name of a unit's part; HeadsError where it is not the one that the item was planned from."""
+def _planned_part(part: Part | None, item: Item) -> str:
+    """Name of the part of a unit; HeadsError where it is not the one that the item was planned from."""
     again = "were the reconstructions made anew? Go on with --extend, or plan them again with --new"
-    part = _parts(plan.dest, plan.fingerprint).get(unit)
-    if part is None or part.short != item.etag:  # as of when this process read the records
-        _parts.cache_clear()
-        part = _parts(plan.dest, plan.fingerprint).get(unit)
     if part is None:
         raise HeadsError(f"{item.uri} is gone; {again}")
     if part.short != item.etag:
@@ -218,8 +216,11 @@ def _planned_part(plan: Plan, unit: int, item: Item) -> str:
 
 
 @lru_cache(maxsize=2)
-def _parts(dest: str, fingerprint: str) -> dict[int, Part]:
-    """The parts of reconstructions by unit: one record is not found without looking at all."""
+def _parts(dest: str, fingerprint: str, listing: Listing) -> dict[int, Part]:
+    """The parts of reconstructions by unit: one record is not found without looking at all.
+
+    listing: of their commit records as they lie now, so that what was read is read again once a record has changed.
+    """
     return {part.unit: part for part in read_parts(load_plan(dest))}
 
 

@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_is_not_kept(cache: Path) -> None:
         "weights_sha256": "0" * 64,
     }
     memory.pipe_file(f"/broken/{META_FILE}", json.dumps(record).encode())
-    memory.pipe_file(f"/broken/{WEIGHTS_FILE}", b"cut short")
+    memory.pipe_file(f"/broken/{WEIGHTS_FILE}", bytes(8) + b"cut short")
     with pytest.raises(CheckpointError, match=r"^memory://broken: model.safetensors has SHA-256"):
         checkpoint_folder("memory://broken")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size]
