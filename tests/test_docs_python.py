@@ -117,6 +117,7 @@ PLACES: dict[str, dict[str, Make]] = {
     "docs/datasets/animations.md": {"moving": linked(lambda: flows().animate())},
     "docs/datasets/annotations.md": PEOPLE,
     "docs/datasets/assignments.md": PEOPLE,
+    "docs/datasets/commits.md": OUT,
     "docs/datasets/consensus.md": {"out": linked(agreed)},
     "docs/datasets/evaluations.md": {"figures": linked(lambda: flows().evaluate())},
     "docs/datasets/exports.md": {"exported": linked(lambda: flows().export())},
