@@ -7,18 +7,14 @@ this process, without Ray.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from types import FrameType
 from typing import Any, Protocol
 
 from schemas.engine import RayConfig
@@ -33,6 +29,7 @@ from tasks.exporter import exporter
 from tasks.logs import EVENTS
 from tasks.node_cache import sweep_node
 from tasks.plan import Plan
+from tasks.process_state import restored_threads, sigterm_interrupts
 from tasks.ray_cluster import EngineError, connect, everywhere, node_resources, resources_of, working_nodes
 from tasks.shared_paths import SharedPaths, paths_of_run
 from tasks.storage import StorageError
@@ -302,7 +299,7 @@ def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> N
     if config.workers != 0:
         connect(config)  # before the signal handler: ray.init sets its own
     try:
-        with _sigterm_interrupts():
+        with sigterm_interrupts():
             ledger.on_progress(ledger.progress())
             if config.workers == 0:
                 _run_here(plan, factory, config, ledger)
@@ -319,7 +316,7 @@ def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> N
 
 def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
     runner = _Runner(plan, factory, config.threads, SharedPaths(os.getcwd()))
-    with _restored_threads():
+    with restored_threads():
         try:
             runner.start()
         except Exception as error:
@@ -491,39 +488,3 @@ def _start_error(error: BaseException) -> WorkerStartError:
         f"the worker could not be built: {type(error).__name__}: {error}. No unit was tried; mend it, then go on with "
         "the same command"
     )
-
-
-# --- process state ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does; only the main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _restored_threads() -> Iterator[None]:
-    """Undo what a runner sets for its own process, where that is ours."""
-    variable, torch = os.environ.get("OMP_NUM_THREADS"), sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else None
-    try:
-        yield
-    finally:
-        if variable is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
-            os.environ["OMP_NUM_THREADS"] = variable
-        if torch and threads:
-            torch.set_num_threads(threads)
