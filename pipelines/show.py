@@ -14,6 +14,7 @@ from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from tasks.archives import is_archive
 from tasks.commits import standing_quarantine
+from tasks.endings import SHEET  # behind the whole name, so that a.jpg and a.png do not share one
 from tasks.listings import is_list
 from tasks.reasons import NoRowsError
 from tasks.scratch import temp_folder
@@ -21,8 +22,6 @@ from tasks.storage import Store, normalise
 from tasks.tables import is_table
 from tasks.videos import is_video
 from tasks.walk import SourceError, check_source, is_file, parse_glob
-
-ENDING = ".deca.png"  # behind the picture's whole name, so that a.jpg and a.png do not share one
 
 
 def show_picture(options: dict[str, Any], config: Path | None, settings: list[str], prefect: bool) -> int:
@@ -63,8 +62,8 @@ def _show(config: ReconstructConfig, prefect: bool, kept: bool = True) -> int:
             console.print(f"  left out  {shown(reason)}", markup=False, soft_wrap=True)
     folder, _, name = uri.rpartition("/")
     beside = Store(folder or "/")
-    beside.write(name + ENDING, store.read(CONTACT_SHEET))
-    console.print(f"\n  picture  {beside.join(name + ENDING)}", markup=False, soft_wrap=True)
+    beside.write(name + SHEET, store.read(CONTACT_SHEET))
+    console.print(f"\n  picture  {beside.join(name + SHEET)}", markup=False, soft_wrap=True)
     return code
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from schemas.engine import SourceConfig
 from schemas.ledger import Item
 from tasks.archives import DAMAGE, DOUBLE, archive_members, is_archive
-from tasks.endings import INSIDE, ending_of, left_out_words, unread_ending
+from tasks.endings import INSIDE, SHEET, ending_of, left_out_words, unread_ending
 from tasks.images import readable_endings
 from tasks.listings import URI_COLUMNS, is_list, listed_uris
 from tasks.ranges import S3
@@ -227,7 +227,7 @@ def _tell_others(column: str, others: str) -> None:
 
 
 def _wanted(place: str, config: SourceConfig, any_extension: bool = False) -> bool:
-    if not any_extension and not place.lower().endswith(_endings(config)):
+    if not any_extension and (place.endswith(SHEET) or not place.lower().endswith(_endings(config))):
         return False
     if config.include and not any(fnmatchcase(place, pattern) for pattern in config.include):
         return False

@@ -46,7 +46,7 @@ def make_tar(path: Path, names: list[str], mode: str = "w") -> None:
 
 
 def test_folder_names_hidden_files_and_order(tmp_path: Path) -> None:
-    fill(tmp_path, [*NAMES, ".hidden.jpg", "._a.jpg", ".cache/x.jpg", "notes.txt", "a.jpg.part"])
+    fill(tmp_path, [*NAMES, ".hidden.jpg", "._a.jpg", ".cache/x.jpg", "notes.txt", "a.jpg.part", "a.jpg.deca.png"])
     assert places(tmp_path) == sorted(NAMES)
 
 
