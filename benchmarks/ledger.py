@@ -155,6 +155,7 @@ def drive(dest: str) -> dict[str, float]:
     assert worker.stdin is not None
     assert worker.stdout is not None
     shown = TerminalProgress("nothing", io.StringIO())
+    pa.array([0])  # imports pandas, once a process: 0.3 s that planning, in the same process, has spent before a run
     before = usage()["cpu_seconds"]
     with Compactor(plan) as compactor:
         ledger = _Ledger(plan, compactor, 3, shown, None)

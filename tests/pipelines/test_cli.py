@@ -157,9 +157,11 @@ def test_a_fit_needs_no_network(deca, marked, tmp_path):
     step = float(table.schema.field("displacement").metadata[b"scale"])
     assert np.abs(fixed_values(table, "displacement") - expected).max() <= step
 
+    settings = (out / "_config.json").read_bytes()
     code, printed = deca(*command)
     assert code == 0
     assert "0 run, 1 done before" in printed
+    assert (out / "_config.json").read_bytes() == settings
     code, printed = deca("reconstruct", *command[1:3], "--workers", 0, "--set", "annotate.provider=sidecar")
     assert code == 1
     assert "codes" in printed

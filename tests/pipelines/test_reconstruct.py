@@ -91,9 +91,11 @@ def test_stored_displacement_is_the_models_to_half_a_step(done):
 
 def test_second_run_does_nothing(done):
     before = {path: path.stat().st_mtime_ns for path in done.rglob("part-*")}
+    settings = (done / "_config.json").read_bytes()
     again = reconstruct(config(done.parent / "photos", done))
     assert (again.units_run, again.units_skipped, again.faces) == (0, 2, 4)
     assert {path: path.stat().st_mtime_ns for path in done.rglob("part-*")} == before
+    assert (done / "_config.json").read_bytes() == settings
 
 
 def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
