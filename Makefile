@@ -32,8 +32,9 @@ demo: setup
 	$(BIN)/deca demo demo-output
 
 # Two halves at once, a core each: what starts Ray and Prefect, and what needs neither. The second one's words come last.
-ENGINES := tests/pipelines tests/hostile/test_secrets.py $(addprefix tests/tasks/test_,engine.py foreign_faces.py \
-           ranks.py ray_cluster.py samples.py shadowed_packages.py shard.py two_nodes.py)
+ENGINES := tests/pipelines tests/hostile/test_secrets.py $(addprefix tests/tasks/,units/test_engine.py \
+           people/test_foreign_faces.py training/test_ranks.py units/test_ray_cluster.py training/test_samples.py units/test_shadowed_packages.py \
+           people/test_shard.py units/test_two_nodes.py)
 # One thread each: two halves of two threads on two cores wait for one another at every barrier.
 test: export OMP_NUM_THREADS = 1
 # Ray makes its workers nicer than others: the other half would take their time.

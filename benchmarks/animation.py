@@ -24,12 +24,12 @@ from benchmarks.sheets import FACE_SCALE, PANEL, Studio
 from deca_core.assets import procedural_head
 from deca_core.codes import NUM_DETAIL, Codes
 from deca_core.detail import START, DetailDecoder
-from deca_core.world.person import Person
-from deca_core.world.person import person as sample_person
-from deca_core.world.scene import MOODS, sample_expression
-from deca_core.world.wrinkles import WrinkleModel
-from tasks.models import GeometryModel
-from tasks.train_inputs import arithmetic
+from deca_world.person import Person
+from deca_world.person import person as sample_person
+from deca_world.scene import MOODS, sample_expression
+from deca_world.wrinkles import WrinkleModel
+from tasks.models.loading import GeometryModel
+from tasks.training.inputs import arithmetic
 
 RATE = 3e-3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from schemas.ingest import IngestConfig
-from tasks import annotate, faces
-from tasks.annotate import AnnotateWorker
-from tasks.plan import load_plan
+from tasks.annotate import annotate, find_faces
+from tasks.annotate.annotate import AnnotateWorker
+from tasks.units.plan import load_plan
 
 # What is timed: a module or object, its function, the step it belongs to.
 STEPS = {"detect": "detect", "landmarks": "landmarks", "segment": "segment", "embed": "embed"}
 FUNCTIONS = [
-    (faces, "decode_image", "read, decode"),
+    (find_faces, "decode_image", "read, decode"),
     (annotate, "crop_face", "crop, encode"),
     (annotate, "_mask_crop", "crop, encode"),
     (annotate, "_encode_jpeg", "crop, encode"),
@@ -75,7 +75,7 @@ def loop(config: IngestConfig, share: int, processes: int, folder: Path) -> dict
     clock = Clock()
     for module, name, step in FUNCTIONS:
         setattr(module, name, clock.timed(getattr(module, name), step))
-    setattr(faces, "read_items", clock.timed_items(faces.read_items, "read, decode"))  # noqa: B010
+    setattr(find_faces, "read_items", clock.timed_items(faces.read_items, "read, decode"))  # noqa: B010
     worker = AnnotateWorker(config)
     for step in STEPS:
         setattr(worker.annotator, f"{step}_batch", clock.timed(getattr(worker.annotator, f"{step}_batch"), step))

@@ -20,9 +20,9 @@ from PIL import Image
 from deca_core.assets import procedural_head
 from deca_core.export import glb, rig_of, rigged_head
 from deca_core.uv import picture_on_uv
-from deca_core.world import Limits, World
-from tasks.models import GeometryModel
-from tasks.outputs import head_of
+from deca_world import Limits, World
+from tasks.models.loading import GeometryModel
+from tasks.models.outputs import head_of
 
 SEED, PERSON, PICTURE = 0, 1, 0  # bald, as the mesh is
 STILL = Path("docs/export/blender.jpg")

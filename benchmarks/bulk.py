@@ -34,8 +34,8 @@ from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.detail import START
 from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_pictures
-from deca_core.world import Photograph, World
-from deca_core.world.lens import encode_jpeg
+from deca_world import Photograph, World
+from deca_world.lens import encode_jpeg
 from pipelines.reconstruct import reconstruct
 from schemas.faces import (
     ASSIGNMENTS_SCHEMA,
@@ -50,9 +50,9 @@ from schemas.faces import (
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
 from schemas.reconstruct import COMPILE_FROM, ReconstructConfig
-from tasks.models import load_model
-from tasks.storage import Store
-from tasks.versions import record_name
+from tasks.models.loading import load_model
+from tasks.people.versions import record_name
+from tasks.store.storage import Store
 
 SIZE = 512  # pixels of the raw pictures
 DISTINCT = 16  # pictures that are really made

@@ -69,7 +69,7 @@ class Dataset(NamedTuple):
 PARTS = """```python
 import pyarrow.parquet as pq
 from schemas.parquet import fixed_values
-from tasks.commits import committed_parts
+from tasks.units.commits import committed_parts
 
 table = pq.read_table(committed_parts("{dest}"))  # the parts that commit records name, never a glob
 {example}
@@ -97,7 +97,7 @@ DATASETS = (
         "`deca reconstruct --consensus identity`",
         "One row a person: the codes that all of a person's pictures share. Lies beside the reconstructions; "
         "`consensus/_current.json` names the file that holds.",
-        "```python\nfrom tasks.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
+        "```python\nfrom tasks.heads.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
         lambda: consensus_schema(detail=True),
         "`detail` and `detail_spread` are there only where the detail code is shared as well.",
     ),
@@ -107,7 +107,7 @@ DATASETS = (
         "`deca reconstruct` of films",
         "One row a frame of a person's track, smoothed over time. Lies beside the reconstructions; "
         "`tracks/_current.json` names the file that holds ([animate.md](../animate.md)).",
-        '```python\nfrom tasks.track_records import read_tracks\n\ntable = read_tracks("out/")\n```',
+        '```python\nfrom tasks.heads.track_records import read_tracks\n\ntable = read_tracks("out/")\n```',
         lambda: TRACKS_SCHEMA,
     ),
     Dataset(
@@ -141,7 +141,7 @@ DATASETS = (
         "`deca ingest`",
         "The faces that are kept, sorted by identity: what training reads. Versioned; "
         "`faces/_current.json` names the version that holds ([ingest.md](../ingest.md#what-comes-out)).",
-        '```python\nfrom datasets import load_dataset\nfrom tasks.versions import open_faces\n\n'
+        '```python\nfrom datasets import load_dataset\nfrom tasks.people.versions import open_faces\n\n'
         'train = open_faces("people/faces").uris("train")  # files of the version that holds\n'
         'faces = load_dataset("people/faces")  # the same through Hugging Face\n```',
         lambda: faces_schema(DESCRIPTOR),
@@ -153,7 +153,8 @@ DATASETS = (
         "faces/index/identities-*.parquet",
         "`deca ingest`",
         "Where each identity of a version lies, sorted by shard, then row.",
-        '```python\nfrom tasks.versions import open_faces\n\ntable = open_faces("people/faces").identities()\n```',
+        '```python\nfrom tasks.people.versions import open_faces\n'
+        '\ntable = open_faces("people/faces").identities()\n```',
         lambda: IDENTITIES_SCHEMA,
     ),
     Dataset(
@@ -161,7 +162,8 @@ DATASETS = (
         "faces/index/assignments-*.parquet",
         "`deca ingest`",
         "Who every annotated face is, or why one is not in faces/; sorted by face. Later runs keep identities by it.",
-        '```python\nfrom tasks.versions import read_assignments\n\ntable = read_assignments("people/faces")\n```',
+        '```python\nfrom tasks.people.versions import read_assignments\n'
+        '\ntable = read_assignments("people/faces")\n```',
         lambda: ASSIGNMENTS_SCHEMA,
     ),
     Dataset(
@@ -188,7 +190,7 @@ DATASETS = (
         "_plan/units-*.parquet",
         "every flow over units",
         "The inputs of a plan, one row a picture, one row group a unit; frozen before any work.",
-        '```python\nfrom tasks.plan import load_plan\n\nfor unit in load_plan("out/").iter_units():\n'
+        '```python\nfrom tasks.units.plan import load_plan\n\nfor unit in load_plan("out/").iter_units():\n'
         "    print(unit.index, [item.uri for item in unit.items])\n```",
         lambda: ITEM_SCHEMA,
     ),
@@ -197,7 +199,7 @@ DATASETS = (
         "_quarantine/*.parquet",
         "every flow over units",
         "What could not be done, and why. A row stands until a retry has taken it over; `deca status` counts those.",
-        '```python\nfrom tasks.commits import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
+        '```python\nfrom tasks.units.commits import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
         "    print(row.uri, row.stage, row.message)\n```",
         lambda: QUARANTINE_SCHEMA,
     ),
@@ -208,7 +210,8 @@ DATASETS = (
         "Commit records, one row a unit, sorted by unit: what a run of more than 64 units makes of the single "
         "files `_commits/00042-<fp8>.json` ([records.md](records.md#commitrecord)). A unit may be in both, and in "
         "several snapshots: its highest revision holds.",
-        '```python\nfrom tasks.commits import commit_table, read_commits\nfrom tasks.plan import load_plan\n\n'
+        '```python\nfrom tasks.units.commits import commit_table, read_commits\n'
+        'from tasks.units.plan import load_plan\n\n'
         'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units, wherever their records lie\n'
         'for commit in read_commits("out/"):\n    print(commit.unit, commit.part, commit.sha256)\n```',
         lambda: SNAPSHOT_SCHEMA,

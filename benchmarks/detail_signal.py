@@ -28,8 +28,8 @@ from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmark
 from deca_core.detail import detail_normals
 from deca_core.losses import face_patch, photometric, recipe
 from deca_core.training import CoarseSurface, DetailStep, FaceBatch
-from deca_core.world import World
-from tasks.sample_sources import WORLD_LIMITS, WORLD_SIZE
+from deca_world import World
+from tasks.training.datasets import WORLD_LIMITS, WORLD_SIZE
 
 SCALES = (0.0, 0.5, 1.0, 1.5, -1.0)
 CROP = 1.375  # sides over the face's: that of inference

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from schemas.erase import Request
-from tasks.audit import Place, find_places, occurrences
-from tasks.erase import Asked, erase, resolve
-from tasks.storage import Store
-from tasks.tombstones import Erased
-from tasks.verify import verify
-from tasks.versions import verify_faces
+from tasks.people.versions import verify_faces
+from tasks.store.storage import Store
+from tasks.trust.audit import Place, find_places, occurrences
+from tasks.trust.erase import Asked, erase, resolve
+from tasks.units.tombstones import Erased
+from tasks.units.verify import verify
 from tests.tasks import erasable
 
 CHANGES = ("publish", "create", "delete", "delete_folder")  # what `Store` does to storage

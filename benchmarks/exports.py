@@ -33,11 +33,11 @@ from schemas.export import ExportConfig
 from schemas.parquet import fixed_array, write_table
 from schemas.reconstruct import ReconstructConfig, quantise
 from schemas.world import SynthConfig
-from tasks import export as work
-from tasks.commits import committed_parts, read_commits
-from tasks.heads import model_for
-from tasks.plan import load_plan
-from tasks.storage import Store, hash_file
+from tasks.heads import export as work
+from tasks.heads.selection import model_for
+from tasks.store.storage import Store, hash_file
+from tasks.units.commits import committed_parts, read_commits
+from tasks.units.plan import load_plan
 
 PEOPLE, PICTURES = 4, 2  # of the embedded world
 # What a step is, by the function that does it; a step inside another one is taken out of it.

@@ -22,7 +22,7 @@ from deca_core.flame import FLAME, Head, rotation_matrix
 from deca_core.raster import rasterize
 from deca_core.render import fragments, studio_shading, vertex_normals
 from deca_core.uv import UVAtlas
-from deca_core.world import World
+from deca_world import World
 
 PANEL = 300  # pixels on a side of most panels, drawn at twice that and averaged
 QUALITY = 85

@@ -118,7 +118,7 @@ def fuzz_by_coverage(name: str, executions: int, seed: int, keep: Path | None = 
         import pickle  # noqa: F401
 
         import deca_core.assets.unpickle  # noqa: F401
-        import tasks.annotators.labels  # noqa: F401
+        import tasks.sources.labels  # noqa: F401
     with tempfile.TemporaryDirectory(prefix="deca-fuzz-") as folder:
         fuzzer, corpus = Fuzzer(name, Path(folder), keep), Path(folder) / "corpus"
         corpus.mkdir()

@@ -25,15 +25,15 @@ from schemas.faces import FacesVersion
 from schemas.ingest import IngestConfig
 from schemas.ledger import CommitRecord, Item, PlanRecord, RoundRecord, StoredFile
 from schemas.reconstruct import ReconstructConfig
-from tasks.annotators.labels import LabelError, read_identity, read_landmarks, read_mask
-from tasks.archives import DAMAGE, archive_members, read_member
-from tasks.images import ImageError, decode_image
-from tasks.listings import listed_uris
-from tasks.ranges import ReadError
-from tasks.storage import StorageError
-from tasks.table_columns import image_column
-from tasks.tables import image_rows, read_row, table_schema
-from tasks.walk import SourceError
+from tasks.sources.archives import DAMAGE, archive_members, read_member
+from tasks.sources.images import ImageError, decode_image
+from tasks.sources.labels import LabelError, read_identity, read_landmarks, read_mask
+from tasks.sources.listings import listed_uris
+from tasks.sources.table_columns import image_column
+from tasks.sources.tables import image_rows, read_row, table_schema
+from tasks.sources.walk import SourceError
+from tasks.store.ranges import ReadError
+from tasks.store.storage import StorageError
 
 MAX_PIXELS, MAX_BYTES = 10**6, 2**20
 MEMBERS = 50  # of an archive or a table that one execution reads

@@ -48,8 +48,8 @@ def peak_mib() -> int:
 
 def measure_cluster(count: int) -> dict[str, Any]:
     """Cluster `count` descriptors, then `count` / 100 more against them."""
-    from tasks.cluster import cluster
-    from tasks.group import pairwise_scores
+    from tasks.people.cluster import cluster
+    from tasks.people.group import pairwise_scores
 
     added = count // 100
     vectors, person = descriptors(count + added)
@@ -80,7 +80,7 @@ def _neighbours_found(vectors: NDArray[np.float32]) -> float:
     """Share of the 12 nearest faces that the index finds, over 500 faces."""
     import faiss
 
-    from tasks.cluster import SCALE_NEIGHBOURS, index_of
+    from tasks.people.cluster import SCALE_NEIGHBOURS, index_of
 
     asked = vectors[:: max(len(vectors) // 500, 1)]
     true = faiss.knn(asked, vectors, SCALE_NEIGHBOURS + 1)[1]
@@ -92,9 +92,9 @@ def make_annotations(folder: Path, rows: int) -> Path:
     """A committed annotations dataset of `rows` faces with ids and figures, and without pictures and descriptors."""
     from schemas.ledger import CommitRecord, Item
     from schemas.parquet import write_table
-    from tasks.commits import publish_commit
-    from tasks.rounds import open_or_build
-    from tasks.storage import hash_file
+    from tasks.store.storage import hash_file
+    from tasks.units.commits import publish_commit
+    from tasks.units.rounds import open_or_build
 
     names = ["face_id", "image_id", "source_uri", "face_index", "sharpness", "yaw", "eye_distance", "mask_coverage"]
     schema = pa.schema([annotations_schema(128).field(name) for name in [*names, "label"]])
@@ -132,7 +132,7 @@ def make_annotations(folder: Path, rows: int) -> Path:
 def measure_rows(rows: int) -> dict[str, Any]:
     """Group `rows` annotated faces by path, in this process."""
     from schemas.ingest import IngestConfig
-    from tasks.group import group
+    from tasks.people.group import group
 
     config = IngestConfig.model_validate(
         {"source": "/photos", "dest": "x", "identity": {"pattern": "{identity}/{image}"}, "filters": {"max_yaw": None}}

@@ -30,7 +30,7 @@ import pyarrow as pa
 from benchmarks.bare import bare
 from benchmarks.truth import Truth, annotation_figures, find, identity_figures, joined, read_truth
 from schemas.ingest import IngestConfig
-from tasks.versions import current, open_faces, read_assignments, verify_faces
+from tasks.people.versions import current, open_faces, read_assignments, verify_faces
 from tests.chaos.processes import descendants
 
 SEED = 77_001
@@ -131,7 +131,7 @@ def flow_here(config: IngestConfig) -> Row:
     """The flow in this process; `working`: when the first worker was up and when the last unit was committed."""
     from pipelines.ingest import ingest
     from pipelines.stages import Function
-    from tasks.engine import Progress
+    from schemas.progress import UnitProgress
 
     cpu: dict[str, float] = {}
 
@@ -146,7 +146,7 @@ def flow_here(config: IngestConfig) -> Row:
 
         return cast(Function, run)
 
-    seen: list[tuple[float, Progress]] = []
+    seen: list[tuple[float, UnitProgress]] = []
     started = time.monotonic()
     summary = ingest(config, lambda progress: seen.append((time.monotonic(), progress)), stage)
     working = None

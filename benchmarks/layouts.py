@@ -31,7 +31,7 @@ from deca_core.detail import MAX_DISPLACEMENT, NUM_CONDITION
 from deca_core.inference import Inference, smooth_pictures
 from schemas.parquet import fixed_array, fixed_field, fixed_values, write_table
 from schemas.reconstruct import Output, quantise, reconstruction_schema
-from tasks import outputs
+from tasks.models import outputs
 
 WRINKLE = 1e-3  # metres that the largest displacement is scaled to
 OUTPUTS: tuple[Output, ...] = ("codes", "displacement", "vertices", "landmarks", "normals", "texture", "preview")

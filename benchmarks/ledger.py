@@ -34,15 +34,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import CommitRecord, Item
-from tasks.commit import UnitOutput
-from tasks.commits import pending, publish_commit
-from tasks.compaction import Compactor
-from tasks.engine import Progress, _Ledger, run_units
-from tasks.plan import Plan, load_plan
-from tasks.progress import TerminalProgress
-from tasks.rounds import open_or_build
-from tasks.storage import S3
-from tasks.verify import status
+from schemas.progress import UnitProgress
+from tasks.store.storage import S3
+from tasks.units.commit import UnitOutput
+from tasks.units.commits import pending, publish_commit
+from tasks.units.compaction import Compactor
+from tasks.units.engine import _Ledger, run_units
+from tasks.units.plan import Plan, load_plan
+from tasks.units.progress import TerminalProgress
+from tasks.units.rounds import open_or_build
+from tasks.units.verify import status
 
 SIZES = (1_000, 40_000)  # units, before those that are asked for
 PAGE = 1000  # names in an answer of S3
@@ -189,7 +190,7 @@ def drive_ray(dest: str) -> dict[str, float]:
     """The same with Ray and two actors, parts and all."""
     cpu = []
 
-    def seen(progress: Progress) -> None:
+    def seen(progress: UnitProgress) -> None:
         cpu.append(usage()["cpu_seconds"])
 
     from benchmarks import ledger  # not this module as __main__: workers import it, and so know the store

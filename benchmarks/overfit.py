@@ -27,7 +27,7 @@ from deca_core.raster import rasterize
 from deca_core.recognition import random_recognition
 from deca_core.render import fragments, render_surface, vertex_normals
 from deca_core.training import CoarseStep, DetailStep, FaceBatch
-from deca_core.world import Photograph, World
+from deca_world import Photograph, World
 
 CLIP = 1.0  # largest norm of a gradient: single slivers of triangles can have steep ones
 

@@ -35,7 +35,7 @@ def measure(objects: int) -> dict[str, float]:
     """Plan `objects` listed pictures in this process."""
     from s3fs import S3FileSystem
 
-    from tasks.rounds import open_or_build
+    from tasks.units.rounds import open_or_build
 
     def call_s3(self: S3FileSystem, method: str, **request: Any) -> dict[str, Any]:
         assert method == "list_objects_v2"

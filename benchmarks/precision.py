@@ -21,7 +21,7 @@ from deca_core.assets import procedural_head
 from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.inference import LIMITS, Inference, choose_precision, deviation, milliseconds_of
-from deca_core.world import World
+from deca_world import World
 
 SEED = 2**20  # people that no training set of the repository has
 

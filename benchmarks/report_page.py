@@ -24,22 +24,22 @@ from PIL import Image
 from deca_core.assets import procedural_head
 from deca_core.camera import IMAGE_SIZE
 from deca_core.crop import crop_transform, square_from_landmarks
-from deca_core.world import Limits, World
+from deca_world import Limits, World
 from pipelines.stages import store_config
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import Item, Quarantined
 from schemas.reconstruct import ReconstructConfig, quantise, reconstruction_schema
 from schemas.world import DISPLACEMENT_LIMIT
-from tasks.annotators import load_annotator
-from tasks.commit import UnitOutput
-from tasks.engine import run_units
-from tasks.faces import record_batch
-from tasks.heads_report import write_report
-from tasks.images import decode_image
-from tasks.models import bundle_at
-from tasks.plan import Plan
-from tasks.read import read_item
-from tasks.rounds import open_or_build
+from tasks.annotate.annotators import load_annotator
+from tasks.annotate.find_faces import record_batch
+from tasks.models.loading import bundle_at
+from tasks.reports.heads_report import write_report
+from tasks.sources.images import decode_image
+from tasks.sources.read import read_item
+from tasks.units.commit import UnitOutput
+from tasks.units.engine import run_units
+from tasks.units.plan import Plan
+from tasks.units.rounds import open_or_build
 
 SIZE = 320  # pixels on a side of the photographs
 LIMITS = Limits(yaw=(0.0, 40.0))

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
+from schemas.progress import TrainProgress
 from schemas.train import StageConfig, TrainConfig, TrainPlan, TrainRayConfig
-from tasks.checkpoints import TrainState, read_state
-from tasks.ranks import train_stage
-from tasks.storage import Store
-from tasks.train import StageJob, StageRun
-from tasks.train_progress import TrainProgress
-from tasks.train_records import list_checkpoints
+from tasks.store.storage import Store
+from tasks.training.checkpoints import TrainState, read_state
+from tasks.training.ranks import train_stage
+from tasks.training.records import list_checkpoints
+from tasks.training.stage import StageJob, StageRun
 
 OFF = StageConfig(steps=0, subjects=1, images=1)
 

@@ -20,9 +20,9 @@ from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.flame import rotation_matrix
 from deca_core.roll import NEVER, reframed, upright_transform
-from deca_core.world import Limits, Photograph, World
+from deca_world import Limits, Photograph, World
 from schemas.annotate import AnnotateConfig
-from tasks.annotators import load_annotator
+from tasks.annotate.annotators import load_annotator
 
 SEED = 2**20  # people that no training set of the repository has
 SIZE = 384

@@ -25,11 +25,11 @@ from schemas.faces import ASSIGNMENTS_SCHEMA, CURRENT, IDENTITIES_SCHEMA, FacesV
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
 from schemas.samples import DataConfig
-from tasks.sample_batches import decode_face
-from tasks.sample_order import BatchPlan
-from tasks.sample_sources import EncodedFace, ShardSource, WorldSource
-from tasks.samples import Samples
-from tasks.storage import Store
+from tasks.store.storage import Store
+from tasks.training.batches import decode_face
+from tasks.training.datasets import EncodedFace, ShardSource, WorldSource
+from tasks.training.order import BatchPlan
+from tasks.training.samples import Samples
 
 PICTURES = 8  # of a person
 SHARD = 512  # faces

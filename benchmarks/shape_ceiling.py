@@ -18,7 +18,7 @@ from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.flame import FLAME
 from deca_core.losses import CoarseWeights, gram
 from deca_core.metrics import EYE_CORNERS_68
-from deca_core.world import World
+from deca_world import World
 
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.03)  # mean error over the distance of the outer eye corners
 IMAGES, OTHERS, STEPS, BATCH, RATE, HIDDEN = 6, 80, 1500, 256, 1e-3, 512

@@ -31,14 +31,14 @@ from schemas.engine import RayConfig, UnitsConfig
 from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig, ShardConfig
 from schemas.ledger import Item
-from tasks import shuffle
-from tasks.commits import committed_parts, read_commits
-from tasks.engine import UnitOutput, run_units
-from tasks.layout import index_faces
-from tasks.ray_cluster import connect
-from tasks.rounds import open_or_build
-from tasks.shard import publish
-from tasks.versions import current, read_assignments
+from tasks.people import shuffle
+from tasks.people.layout import index_faces
+from tasks.people.shard import publish
+from tasks.people.versions import current, read_assignments
+from tasks.units.commits import committed_parts, read_commits
+from tasks.units.engine import UnitOutput, run_units
+from tasks.units.ray_cluster import connect
+from tasks.units.rounds import open_or_build
 
 CROP_BYTES, MASK_BYTES = 40_000, 1_500
 EMBEDDING = 128

@@ -22,7 +22,7 @@ from deca_core.flame import FLAME
 from deca_core.raster import rasterize
 from deca_core.render import fragments, render_surface, sample_uv, studio_shading, vertex_normals
 from deca_core.uv import UVAtlas, uv_to_grid
-from deca_core.world import World
+from deca_world import World
 
 PANEL = 224  # pixels on a side; drawn at twice that and averaged
 HEAD_SCALE, FACE_SCALE = 7.4, 12.0  # of the camera: the whole head, or the face alone

@@ -34,13 +34,13 @@ from deca_core.inference import Inference, Precision, choose_precision, smooth_p
 from schemas.engine import RayConfig
 from schemas.parquet import write_batches, write_table
 from schemas.reconstruct import ReconstructConfig, quantise
-from tasks.commit import Rows
-from tasks.commits import committed_parts
-from tasks.images import decode_image
-from tasks.models import load_model
-from tasks.plan import load_plan
-from tasks.ray_cluster import connect
-from tasks.reconstruct import ReconstructWorker
+from tasks.heads.reconstruct import ReconstructWorker
+from tasks.models.loading import load_model
+from tasks.sources.images import decode_image
+from tasks.units.commit import Rows
+from tasks.units.commits import committed_parts
+from tasks.units.plan import load_plan
+from tasks.units.ray_cluster import connect
 
 SIZE = 512  # pixels on a side of a picture
 BATCH = 8
@@ -168,9 +168,9 @@ def settings(
 def flow(config: ReconstructConfig) -> float:
     """Faces a second of the flow from its first worker's start to its last commit."""
     from pipelines.reconstruct import reconstruct
-    from tasks.engine import Progress
+    from schemas.progress import UnitProgress
 
-    seen: list[Progress] = []
+    seen: list[UnitProgress] = []
     summary = reconstruct(config, seen.append)
     assert summary.outcome == "complete", summary
     return seen[-1].rows_per_second

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tasks.storage import Store
-from tasks.train_report import REPORT
+from tasks.store.storage import Store
+from tasks.training.report import REPORT
 
 QUALITY = 88
 

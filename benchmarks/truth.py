@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from schemas.faces import CROP_SIZE
 from schemas.parquet import fixed_values
-from tasks.annotators.geometry import cut
-from tasks.commits import committed_parts
-from tasks.group import pairwise_scores, read_annotations
+from tasks.annotate.annotators.geometry import cut
+from tasks.people.group import pairwise_scores, read_annotations
+from tasks.units.commits import committed_parts
 
 SAME_FACE = 0.35  # overlap of the landmarks' boxes, above which a true face is found
 OUTER_CORNERS = [36, 45]

@@ -23,16 +23,16 @@ from deca_core.assets import procedural_head
 from deca_core.codes import Codes
 from deca_core.flame import FLAME
 from deca_core.smoothing import LIDS, Eyelids, crop_camera, local_fit, smooth_codes, source_camera
-from deca_core.world import Limits, World
-from deca_core.world.scene import Shot, axis_angle
+from deca_world import Limits, World
+from deca_world.scene import Shot, axis_angle
 from pipelines.reconstruct import reconstruct
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.clips import write_clip
-from tasks.consensus import shape_metric
-from tasks.heads import codes_of, read_heads
-from tasks.track_records import read_track
-from tasks.tracks import share
+from tasks.heads.clips import write_clip
+from tasks.heads.consensus import shape_metric
+from tasks.heads.selection import codes_of, read_heads
+from tasks.heads.track_records import read_track
+from tasks.heads.tracks import share
 
 Floats = NDArray[np.float64]
 

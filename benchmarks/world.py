@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deca_core.assets import procedural_head
-from deca_core.world import Limits, Photograph, World
+from deca_world import Limits, Photograph, World
 
 # Seed of the reported world: tune on others.
 SEED = 27_182

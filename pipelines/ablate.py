@@ -15,19 +15,19 @@ from pipelines.train import train
 from schemas.ablate import DETAIL_FIGURES, SCAN_MEDIAN, VARIANTS, AblateConfig, AblateSummary, ModelFigures, VariantName
 from schemas.evaluate import MODEL, EvaluateSummary
 from schemas.train import STAGES, StageName, TrainConfig, TrainSummary
-from tasks.ablation_report import FULL, PAGE, MeasuredRows, compare, figures_of, write_report
-from tasks.draft import code_version, flat_settings
-from tasks.evaluation_report import read_rows
-from tasks.models import bundle_at, bundle_for
-from tasks.plan import CONFIG, PlanConflict, PlanError, load_plan
-from tasks.storage import Store
-from tasks.train_inputs import WORLD, stage_weights
-from tasks.train_records import MODEL as MODEL_FOLDER
-from tasks.versions import open_faces
-from tasks.world_truth import EvaluateError
+from tasks.measure.ablation_report import FULL, PAGE, MeasuredRows, compare, figures_of, write_report
+from tasks.measure.evaluation_report import read_rows
+from tasks.measure.world_truth import EvaluateError
+from tasks.models.loading import bundle_at, bundle_for
+from tasks.people.versions import open_faces
+from tasks.store.storage import Store
+from tasks.training.inputs import WORLD, stage_weights
+from tasks.training.records import MODEL as MODEL_FOLDER
+from tasks.units.draft import code_version, flat_settings
+from tasks.units.plan import CONFIG, PlanConflict, PlanError, load_plan
 
 MODELS, EVALUATION = "models", "evaluation"
-OnProgress = Callable[[Any], None]  # of training and of measuring
+OnUnitProgress = Callable[[Any], None]  # of training and of measuring
 Weights = dict[StageName, dict[str, float]]
 
 logger = logging.getLogger("deca")
@@ -52,7 +52,7 @@ class Run:
         return f"{self.label}, seed {self.seed}"
 
 
-def ablate(config: AblateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> AblateSummary:
+def ablate(config: AblateConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> AblateSummary:
     """What every loss is worth; calling it again goes on where it stopped, and draws the report anew.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
@@ -175,13 +175,13 @@ def _part(config: TrainConfig, dest: str, stages: list[StageName], start: str | 
     return config.model_copy(update={"dest": dest, "start": start, **rest})
 
 
-def train_model(run: Run, on_progress: OnProgress | None) -> TrainSummary:
+def train_model(run: Run, on_progress: OnUnitProgress | None) -> TrainSummary:
     """Train one model, as far as it is not trained already."""
     logger.info("training: %s", run.name)
     return train(run.config, on_progress)
 
 
-def measure_models(config: AblateConfig, runs: list[Run], on_progress: OnProgress | None) -> EvaluateSummary:
+def measure_models(config: AblateConfig, runs: list[Run], on_progress: OnUnitProgress | None) -> EvaluateSummary:
     """Every model on the same pictures: one evaluation. Models other than those of before are all measured anew."""
     full, *others = sorted(runs, key=lambda run: run.label != FULL)
     dest = Store(config.dest).join(EVALUATION)

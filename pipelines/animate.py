@@ -6,29 +6,30 @@ import logging
 from functools import partial
 from itertools import islice
 
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, Stage, direct, settle, store_config, stored_plan
 from schemas.animate import AnimateConfig, AnimateSummary
-from tasks.animate import SOURCE, AnimateWorker, cast_items, model_config
-from tasks.cast import freeze_cast, is_dataset
-from tasks.commits import read_commits
-from tasks.draft import code_version
-from tasks.engine import RunSummary, run_units
-from tasks.heads import config_of, model_for
-from tasks.models import bundle_at, bundle_for, load_model, weights_hash
-from tasks.plan import Plan
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import check_rows
-from tasks.rounds import open_or_build
-from tasks.shared_paths import prove_paths
-from tasks.storage import Store
-from tasks.verify import status
+from schemas.progress import OnUnitProgress
+from tasks.heads.animate import SOURCE, AnimateWorker, cast_items, model_config
+from tasks.heads.cast import freeze_cast, is_dataset
+from tasks.heads.selection import config_of, model_for
+from tasks.models.loading import bundle_at, bundle_for, load_model, weights_hash
+from tasks.store.storage import Store
+from tasks.units.commits import read_commits
+from tasks.units.draft import code_version
+from tasks.units.engine import RunSummary, run_units
+from tasks.units.plan import Plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import check_rows
+from tasks.units.rounds import open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 FILES_NAMED = 12  # in the summary
 
 logger = logging.getLogger("deca")
 
 
-def animate(config: AnimateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> AnimateSummary:
+def animate(config: AnimateConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> AnimateSummary:
     """Every head with every motion; calling it again goes on where it stopped."""
     config = stage(prepare)(config)
     stage(prove_paths)(config)
@@ -90,7 +91,7 @@ def freeze_plan(config: AnimateConfig) -> Plan:
     return plan
 
 
-def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnProgress | None) -> RunSummary:
+def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     cast = plan.record.config["cast"]
     worker = partial(

@@ -55,7 +55,7 @@ from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
 from schemas.world import SynthConfig
-from tasks.logs import as_json, set_up
+from tasks.store.logs import as_json, set_up
 
 DEBUG = "--debug"
 # Flows over units: what they leave in quarantine, `deca retry` tries again.
@@ -330,7 +330,7 @@ def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
     Example: deca retry out/
     """
     from pipelines.stages import planned_dataset, stored_config
-    from tasks.plan import PlanError, load_plan
+    from tasks.units.plan import PlanError, load_plan
 
     dataset = planned_dataset(dest)
     flow = load_plan(dataset).record.config.get("flow", "")
@@ -352,7 +352,7 @@ def demo(
     Example: deca demo demo-output
     """
     from pipelines.demo import write_photos
-    from tasks.storage import check_allowed, normalise
+    from tasks.store.storage import check_allowed, normalise
 
     check_allowed(normalise(dest))
     photos = write_photos(dest / "photos")

@@ -29,7 +29,7 @@ def status(
     Example: deca status out/ --quarantine 100
     """
     from pipelines.status import status_report
-    from tasks.storage import Store
+    from tasks.store.storage import Store
 
     report = status_report(dest)
     table = Table(show_header=False, box=None)
@@ -58,12 +58,12 @@ def verify(dest: Dest) -> int:
     from pipelines.stages import find_faces, planned_dataset
     from schemas.consensus import CONSENSUS_FOLDER
     from schemas.tracks import TRACKS_FOLDER
-    from tasks.consensus import consensus_record, verify_consensus
-    from tasks.storage import Store
-    from tasks.track_records import tracks_record, verify_tracks
-    from tasks.verify import Verification
-    from tasks.verify import verify as verify_dataset
-    from tasks.versions import verify_faces
+    from tasks.heads.consensus import consensus_record, verify_consensus
+    from tasks.heads.track_records import tracks_record, verify_tracks
+    from tasks.people.versions import verify_faces
+    from tasks.store.storage import Store
+    from tasks.units.verify import Verification
+    from tasks.units.verify import verify as verify_dataset
 
     found: dict[str, Verification] = {}
     dataset, faces = planned_dataset(dest), find_faces(dest)
@@ -95,8 +95,8 @@ def gc_command(
     Example: deca gc out/ --dry-run
     """
     from pipelines.status import megabytes, superseded
-    from tasks.card import is_up_to_date, write_card
-    from tasks.versions import gc
+    from tasks.people.versions import gc
+    from tasks.reports.card import is_up_to_date, write_card
 
     faces = _faces(dest)
     sizes = superseded(faces)
@@ -130,12 +130,12 @@ def report(
     """
     from pipelines.stages import find_faces, planned_dataset, stored_config
     from schemas.reconstruct import ReconstructConfig
-    from tasks.plan import PlanError, load_plan
-    from tasks.storage import Store
+    from tasks.store.storage import Store
+    from tasks.units.plan import PlanError, load_plan
 
     faces = find_faces(dest)
     if faces is not None:
-        from tasks.card import README, write_card
+        from tasks.reports.card import README, write_card
 
         if samples is not None:
             raise typer.BadParameter("--samples is for reconstructions; the card of faces has its own number")
@@ -148,7 +148,7 @@ def report(
     if flow != "reconstruct":
         own = "; its page is _report/report.html, which every run draws" if flow == "evaluate" else ""
         raise PlanError(f"{plan.dest} was written by the flow {flow!r}{own}. Give reconstructions or faces")
-    from tasks.heads_report import write_report
+    from tasks.reports.heads_report import write_report
 
     written = write_report(plan, stored_config(plan.dest, ReconstructConfig), samples or FACES)
     for note in written.notes:
@@ -159,7 +159,7 @@ def report(
 
 def _faces(dest: str) -> str:
     from pipelines.stages import find_faces
-    from tasks.versions import FacesError
+    from tasks.people.versions import FacesError
 
     faces = find_faces(dest)
     if faces is None:
@@ -181,7 +181,7 @@ def assets_import(
     Example: deca assets import ~/licensed-files licensed/
     """
     from deca_core.licensed import import_licensed
-    from tasks.storage import check_allowed, normalise
+    from tasks.store.storage import check_allowed, normalise
 
     check_allowed(normalise(dest))
     imported = import_licensed(source, dest)
@@ -198,7 +198,7 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
     Example: deca assets head bundle/
     """
     from deca_core.assets import procedural_head
-    from tasks.storage import check_allowed, normalise
+    from tasks.store.storage import check_allowed, normalise
 
     check_allowed(normalise(dest))
     bundle = procedural_head()

@@ -34,8 +34,8 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import Layout, Output, Precision, ReconstructConfig
 
 if TYPE_CHECKING:
-    from tasks.engine import Factory
-    from tasks.plan import Plan
+    from tasks.units.engine import Factory
+    from tasks.units.plan import Plan
 
 reconstructing = typer.Typer()
 
@@ -211,8 +211,8 @@ def plan(
     from pipelines import reconstruct as reconstruct_flow
     from pipelines.status import left_out_lines
     from pipelines.summaries import estimate_lines
-    from tasks.annotate import AnnotateWorker
-    from tasks.estimate import estimate
+    from tasks.annotate.annotate import AnnotateWorker
+    from tasks.units.estimate import estimate
 
     frozen: Plan
     factory: Factory

@@ -49,8 +49,8 @@ def erase_command(
 
       deca erase people/
     """
-    from tasks.erase import Asked, erase
-    from tasks.erasure_records import KEY, record_name
+    from tasks.trust.erase import Asked, erase
+    from tasks.trust.erasure_records import KEY, record_name
 
     outcomes = erase(datasets, Asked(frozenset(face), frozenset(image), frozenset(identity)))
     for outcome in outcomes:
@@ -83,10 +83,10 @@ def audit_command(
 
       deca audit people/ heads/
     """
-    from tasks.audit import Occurrence, find_places, occurrences
-    from tasks.erase import Asked, resolve
-    from tasks.erasure_records import KEY, check_records, read_records
-    from tasks.tombstones import Erased, read_erased
+    from tasks.trust.audit import Occurrence, find_places, occurrences
+    from tasks.trust.erase import Asked, resolve
+    from tasks.trust.erasure_records import KEY, check_records, read_records
+    from tasks.units.tombstones import Erased, read_erased
 
     found: list[Occurrence] = []
     problems: list[str] = []
@@ -124,7 +124,7 @@ def migrate_command(datasets: Datasets) -> int:
 
     Example: deca migrate s3://bucket/people s3://bucket/heads
     """
-    from tasks.migrate import migrate
+    from tasks.trust.migrate import migrate
 
     for dest in dict.fromkeys(datasets):
         for done in migrate(dest):
@@ -148,7 +148,7 @@ def doctor_command(
 
     Example: deca doctor s3://bucket/photos s3://bucket/heads
     """
-    from tasks.doctor import examine
+    from tasks.trust.doctor import examine
 
     table = Table(show_header=False, box=None)
     findings = list(examine(places))

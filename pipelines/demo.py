@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from deca_core.assets import procedural_head
-from deca_core.world import Limits, World
+from deca_world import Limits, World
 
 PICTURE_SIZE = 384  # pixels
 LIMITS = Limits(yaw=(0.0, 30.0))

@@ -8,29 +8,32 @@ from functools import partial
 
 from deca_core.assets import AssetBundle
 from pipelines.reconstruct import UNTRAINED
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, Stage, direct, settle, store_config, stored_plan
 from schemas.evaluate import MODEL, EvaluateConfig, EvaluateSummary
 from schemas.ledger import Item
-from tasks.annotators import load_annotator
-from tasks.draft import code_version
-from tasks.engine import RunSummary, run_units
-from tasks.evaluate import EvaluateWorker
-from tasks.evaluation_report import REPORT, figures, read_rows, write_report
-from tasks.methods import model_configs
-from tasks.models import bundle_at, bundle_for, is_trained, load_model, weights_hash
-from tasks.now import NowDataset
-from tasks.plan import Plan
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import check_rows
-from tasks.rounds import open_or_build
-from tasks.shared_paths import prove_paths
-from tasks.verify import status
-from tasks.world_truth import EvaluateError, WorldTruth
+from schemas.progress import OnUnitProgress
+from tasks.annotate.annotators import load_annotator
+from tasks.measure.evaluate import EvaluateWorker
+from tasks.measure.evaluation_report import REPORT, figures, read_rows, write_report
+from tasks.measure.methods import model_configs
+from tasks.measure.now import NowDataset
+from tasks.measure.world_truth import EvaluateError, WorldTruth
+from tasks.models.loading import bundle_at, bundle_for, is_trained, load_model, weights_hash
+from tasks.units.draft import code_version
+from tasks.units.engine import RunSummary, run_units
+from tasks.units.plan import Plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import check_rows
+from tasks.units.rounds import open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 logger = logging.getLogger("deca")
 
 
-def evaluate(config: EvaluateConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> EvaluateSummary:
+def evaluate(
+    config: EvaluateConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct
+) -> EvaluateSummary:
     """A benchmark and checkpoints in, figures out; calling it again goes on where it stopped.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
@@ -103,7 +106,7 @@ def _pictures(config: EvaluateConfig) -> Iterator[Item]:
     return WorldTruth(config.source).items()
 
 
-def measure_pictures(plan: Plan, config: EvaluateConfig, on_progress: OnProgress | None) -> RunSummary:
+def measure_pictures(plan: Plan, config: EvaluateConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     run = run_units(plan, partial(EvaluateWorker, config), config.ray, on_progress)
     check_rows(plan, run.rows, "images")

@@ -9,20 +9,21 @@ from functools import partial
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, fill_in, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, Stage, direct, fill_in, settle, store_config, stored_plan
 from schemas.export import ExportConfig, ExportSummary
-from tasks.commits import commit_table, read_parts
-from tasks.draft import code_version
-from tasks.engine import RunSummary, run_units
-from tasks.export import ExportWorker
-from tasks.heads import head_items, heads_plan, model_for
-from tasks.plan import Plan
-from tasks.ranges import open_checked
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import check_rows
-from tasks.rounds import Mode, open_or_build
-from tasks.shared_paths import prove_paths
-from tasks.verify import status
+from schemas.progress import OnUnitProgress
+from tasks.heads.export import ExportWorker
+from tasks.heads.selection import head_items, heads_plan, model_for
+from tasks.store.ranges import open_checked
+from tasks.units.commits import commit_table, read_parts
+from tasks.units.draft import code_version
+from tasks.units.engine import RunSummary, run_units
+from tasks.units.plan import Plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import check_rows
+from tasks.units.rounds import Mode, open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 MODES: dict[str, Mode] = {"new": "new", "extend": "extend"}
 BLOCK = 2**16  # bytes read ahead of a small column
@@ -30,7 +31,7 @@ BLOCK = 2**16  # bytes read ahead of a small column
 logger = logging.getLogger("deca")
 
 
-def export(config: ExportConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> ExportSummary:
+def export(config: ExportConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> ExportSummary:
     """Reconstructions in, files out; calling it again goes on where it stopped.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
@@ -76,7 +77,7 @@ def freeze_plan(config: ExportConfig, weights: dict[str, str]) -> Plan:
     return plan
 
 
-def export_heads(plan: Plan, config: ExportConfig, on_progress: OnProgress | None) -> RunSummary:
+def export_heads(plan: Plan, config: ExportConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     run = run_units(plan, partial(ExportWorker, config), config.ray.without_gpus(), on_progress)
     check_rows(plan, run.rows, "heads")

@@ -34,19 +34,18 @@ from schemas.animate import AnimateConfig, AnimateSummary
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.export import ExportConfig, ExportSummary
 from schemas.ingest import IngestConfig, IngestSummary
+from schemas.progress import TrainProgress, UnitProgress
 from schemas.reconstruct import ReconstructConfig, ReconstructSummary
 from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig, SynthSummary
-from tasks.ablation_report import ablation_table, models_table
-from tasks.card import CARD, identity_sizes
-from tasks.engine import Progress
-from tasks.evaluation_report import metric_table, scan_table
-from tasks.plan import load_plan
-from tasks.progress import standing
-from tasks.reasons import quarantine_reasons
-from tasks.storage import Store
-from tasks.train_progress import TrainProgress
-from tasks.train_report import CURVES, PICTURES
+from tasks.measure.ablation_report import ablation_table, models_table
+from tasks.measure.evaluation_report import metric_table, scan_table
+from tasks.reports.card import CARD, identity_sizes
+from tasks.store.storage import Store
+from tasks.training.report import CURVES, PICTURES
+from tasks.units.plan import load_plan
+from tasks.units.progress import standing
+from tasks.units.reasons import quarantine_reasons
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
 AWAY_SECONDS = 30.0  # between updates while the server is away: a request to a lost machine waits for minutes
@@ -97,7 +96,7 @@ class ProgressArtifact:
         self.artifact: UUID | None = None
         self.next = 0.0
 
-    def __call__(self, progress: Progress | TrainProgress) -> None:
+    def __call__(self, progress: UnitProgress | TrainProgress) -> None:
         at = standing("", progress)
         if time.monotonic() < self.next and not at.ends:
             return

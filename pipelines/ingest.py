@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pipelines.stages import (
     SUMMARY,
-    OnProgress,
     Stage,
     annotations_of,
     direct,
@@ -27,32 +26,33 @@ from schemas.engine import RayConfig
 from schemas.faces import FacesVersion
 from schemas.ingest import IngestConfig, IngestSummary
 from schemas.ledger import Item
-from tasks.annotate import AnnotateWorker
-from tasks.annotators import load_annotator
-from tasks.card import CARD, is_up_to_date
-from tasks.card import write_card as draw_card
-from tasks.draft import code_version
-from tasks.endings import left_out_words
-from tasks.engine import RunSummary, run_units
-from tasks.group import ERASED, SETTINGS, Grouping, GroupReport, Scores, group
-from tasks.identities import IdentityError, path_labels, places_below, table_labels
-from tasks.plan import Plan
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import NoRowsError, by_number, check_rows, counted, quarantine_reasons, where_to_look
-from tasks.rounds import Mode, open_or_build
-from tasks.shard import publish
-from tasks.shared_paths import prove_paths
-from tasks.storage import Store
-from tasks.verify import status
-from tasks.versions import current, read_assignments
-from tasks.walk import source_root
+from schemas.progress import OnUnitProgress
+from tasks.annotate.annotate import AnnotateWorker
+from tasks.annotate.annotators import load_annotator
+from tasks.people.group import ERASED, SETTINGS, Grouping, GroupReport, Scores, group
+from tasks.people.identities import IdentityError, path_labels, places_below, table_labels
+from tasks.people.shard import publish
+from tasks.people.versions import current, read_assignments
+from tasks.reports.card import CARD, is_up_to_date
+from tasks.reports.card import write_card as draw_card
+from tasks.sources.endings import left_out_words
+from tasks.sources.walk import source_root
+from tasks.store.storage import Store
+from tasks.units.draft import code_version
+from tasks.units.engine import RunSummary, run_units
+from tasks.units.plan import Plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import NoRowsError, by_number, check_rows, counted, quarantine_reasons, where_to_look
+from tasks.units.rounds import Mode, open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 MODES: dict[str, Mode] = {"extend": "extend", "new": "new"}
 
 logger = logging.getLogger("deca")
 
 
-def ingest(config: IngestConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> IngestSummary:
+def ingest(config: IngestConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> IngestSummary:
     """Photographs in, faces sorted by identity out; calling it again adds what is new and goes on where it stopped.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
@@ -156,7 +156,7 @@ def check_identities(plan: Plan, config: IngestConfig) -> None:
         look_up(item for unit in plan.iter_units() for item in unit.items)
 
 
-def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnProgress | None) -> RunSummary:
+def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     run = run_units(plan, partial(AnnotateWorker, config), ray_of(config), on_progress)
     check_rows(plan, run.rows, "images")

@@ -28,7 +28,7 @@ def run_flow(flow: str, config: Any, prefect: bool, kept: bool = True) -> int:
 
         summary = getattr(flows, flow)(config)
     else:
-        from tasks.progress import TerminalProgress
+        from tasks.units.progress import TerminalProgress
 
         run = getattr(import_module(f"pipelines.{flow}"), flow)
         with TerminalProgress(flow) as progress:

@@ -13,9 +13,9 @@ from deca_core.checkpoint_meta import read_meta
 from pipelines.stages import annotations_of
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import UNTRAINED, ReconstructConfig
-from tasks.plan import load_plan
-from tasks.storage import Store, is_local, normalise
-from tasks.walk import check_source
+from tasks.sources.walk import check_source
+from tasks.store.storage import Store, is_local, normalise
+from tasks.units.plan import load_plan
 
 
 def check_places(config: Any) -> None:

@@ -9,31 +9,41 @@ from functools import partial
 from typing import Any
 
 from deca_core.inference import Deviation
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, fill_in, find_faces, settle, store_config, stored_plan
+from pipelines.stages import (
+    SUMMARY,
+    Stage,
+    direct,
+    fill_in,
+    find_faces,
+    settle,
+    store_config,
+    stored_plan,
+)
 from schemas.consensus import ConsensusRecord
+from schemas.progress import OnUnitProgress
 from schemas.reconstruct import FREEZE_FROM, ReconstructConfig, ReconstructSummary
 from schemas.tracks import TracksRecord
-from tasks.annotators import load_annotator
-from tasks.consensus import make_consensus
-from tasks.draft import code_version
-from tasks.endings import left_out_words
-from tasks.engine import Factory, RunSummary, run_units
-from tasks.estimate import Use
-from tasks.face_rows import face_items
-from tasks.models import bundle_at, bundle_for, is_trained, load_model, weights_hash
-from tasks.plan import PLAN, Plan, PlanError, load_plan
-from tasks.precision import Suited, what_suits
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import check_rows
-from tasks.reconstruct import ReconstructWorker
-from tasks.report import CONTACT_SHEET, contact_sheet
-from tasks.rounds import Mode, open_or_build
-from tasks.shared_paths import prove_paths
-from tasks.storage import Store, normalise
-from tasks.tracks import has_frames, make_tracks
-from tasks.verify import status
-from tasks.versions import Faces, open_faces
-from tasks.walk import is_file, parse_glob
+from tasks.annotate.annotators import load_annotator
+from tasks.heads.consensus import make_consensus
+from tasks.heads.precision import Suited, what_suits
+from tasks.heads.reconstruct import ReconstructWorker
+from tasks.heads.tracks import has_frames, make_tracks
+from tasks.models.loading import bundle_at, bundle_for, is_trained, load_model, weights_hash
+from tasks.people.face_rows import face_items
+from tasks.people.versions import Faces, open_faces
+from tasks.reports.contact_sheet import CONTACT_SHEET, contact_sheet
+from tasks.sources.endings import left_out_words
+from tasks.sources.walk import is_file, parse_glob
+from tasks.store.storage import Store, normalise
+from tasks.units.draft import code_version
+from tasks.units.engine import Factory, RunSummary, run_units
+from tasks.units.estimate import Use
+from tasks.units.plan import PLAN, Plan, PlanError, load_plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import check_rows
+from tasks.units.rounds import Mode, open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 UNTRAINED = (
     "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
@@ -47,7 +57,7 @@ logger = logging.getLogger("deca")
 
 
 def reconstruct(
-    config: ReconstructConfig, on_progress: OnProgress | None = None, stage: Stage = direct
+    config: ReconstructConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct
 ) -> ReconstructSummary:
     """Photos in, codes and displacement maps out; calling it again goes on where it stopped.
 
@@ -165,7 +175,7 @@ def faces_at(source: str) -> Faces | None:
     return None if place is None else open_faces(place)
 
 
-def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnProgress | None) -> RunSummary:
+def reconstruct_faces(plan: Plan, config: ReconstructConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     run = run_units(plan, workers_of(plan, config), config.ray, on_progress)
     check_rows(plan, run.rows, "faces" if "faces" in plan.record.config else "images")

@@ -12,16 +12,16 @@ from pipelines.options import FAILED, console
 from pipelines.settings import ConfigError, resolve
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
-from tasks.archives import is_archive
-from tasks.commits import standing_quarantine
-from tasks.endings import SHEET  # behind the whole name, so that a.jpg and a.png do not share one
-from tasks.listings import is_list
-from tasks.reasons import NoRowsError
-from tasks.scratch import temp_folder
-from tasks.storage import Store, normalise
-from tasks.tables import is_table
-from tasks.videos import is_video
-from tasks.walk import SourceError, check_source, is_file, parse_glob
+from tasks.sources.archives import is_archive
+from tasks.sources.endings import SHEET  # behind the whole name, so that a.jpg and a.png do not share one
+from tasks.sources.listings import is_list
+from tasks.sources.tables import is_table
+from tasks.sources.videos import is_video
+from tasks.sources.walk import SourceError, check_source, is_file, parse_glob
+from tasks.store.scratch import temp_folder
+from tasks.store.storage import Store, normalise
+from tasks.units.commits import standing_quarantine
+from tasks.units.reasons import NoRowsError
 
 
 def show_picture(options: dict[str, Any], config: Path | None, settings: list[str], prefect: bool) -> int:
@@ -51,7 +51,7 @@ def _show(config: ReconstructConfig, prefect: bool, kept: bool = True) -> int:
     code = FAILED
     with suppress(NoRowsError):  # which names DEST; why there is nothing is said below
         code = run_flow("reconstruct", config, prefect, kept)
-    from tasks.report import CONTACT_SHEET  # torch is there by now
+    from tasks.reports.contact_sheet import CONTACT_SHEET  # torch is there by now
 
     store = Store(config.dest)
     if not store.exists(CONTACT_SHEET):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,11 +15,8 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.results import LATER_SETTINGS
 from schemas.world import SynthConfig
-from tasks.plan import CONFIG, PLAN, Plan, PlanError, load_plan
-from tasks.storage import Store
-
-if TYPE_CHECKING:
-    from tasks.engine import Progress
+from tasks.store.storage import Store
+from tasks.units.plan import CONFIG, PLAN, Plan, PlanError, load_plan
 
 SUMMARY = "_report/summary.json"
 # Settings of a run, not of its rows: they hold as they are asked for, also where a run goes on.
@@ -28,7 +25,6 @@ OF_A_RUN = ("existing", "ray", "consensus", "consensus_detail", "price_per_hour"
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config", ReconstructConfig, IngestConfig, SynthConfig, EvaluateConfig, ExportConfig, AnimateConfig)
 Stage = Callable[[Function], Function]
-OnProgress = Callable[["Progress"], None]
 
 
 def annotations_of(dest: str) -> str:
@@ -98,7 +94,7 @@ def stored_plan(dest: str, existing: str, weights: dict[str, str], upgrade: bool
 
     PlanError where models differ from those of the plan, ResultsConflict where the meaning of rows does.
     """
-    from tasks.rounds import begin_upgrade, check_results, plan_retry
+    from tasks.units.rounds import begin_upgrade, check_results, plan_retry
 
     plan = check_results(load_plan(dest), upgrade)
     changed = sorted(name for name, sha in plan.record.weights.items() if weights.get(name) != sha)

@@ -7,13 +7,13 @@ from itertools import islice
 from pipelines.stages import find_faces, planned_dataset
 from schemas.ledger import Quarantined
 from schemas.train import STAGES, StageName, TrainPlan
-from tasks.commits import standing_rows
-from tasks.endings import left_out_words
-from tasks.plan import load_plan
-from tasks.storage import Store
-from tasks.train_records import MODEL, finished_stages, is_published, list_checkpoints, stored_plan
-from tasks.verify import status
-from tasks.versions import current, list_versions, named_files, read_version, record_name
+from tasks.people.versions import current, list_versions, named_files, read_version, record_name
+from tasks.sources.endings import left_out_words
+from tasks.store.storage import Store
+from tasks.training.records import MODEL, finished_stages, is_published, list_checkpoints, stored_plan
+from tasks.units.commits import standing_rows
+from tasks.units.plan import load_plan
+from tasks.units.verify import status
 
 Lines = list[tuple[str, str]]
 

@@ -13,9 +13,9 @@ from schemas.reconstruct import ReconstructSummary
 from schemas.tracks import TRACKS_FOLDER
 from schemas.train import TrainSummary
 from schemas.world import SynthSummary
-from tasks.estimate import Estimate, Use
-from tasks.plan import FILES
-from tasks.storage import Store
+from tasks.store.storage import Store
+from tasks.units.estimate import Estimate, Use
+from tasks.units.plan import FILES
 
 
 def estimate_lines(found: Estimate, per_hour: float | None) -> Lines:
@@ -122,7 +122,7 @@ def _own_lines(
             *([("workers", summary.workers)] if summary.workers else []),
             ("contact sheet", summary.contact_sheet or "none: no face, or no columns of codes and displacement"),
         ]
-    from tasks.card import CARD
+    from tasks.reports.card import CARD
 
     left_out = ", ".join(f"{count} by {reason}" for reason, count in summary.left_out.items()) or "none"
     faces = faces_of(summary.dest)
@@ -137,7 +137,7 @@ def _own_lines(
 
 
 def _ablation_lines(summary: AblateSummary) -> Lines:
-    from tasks.ablation_report import MARKDOWN, ablation_table  # it draws: seconds of imports
+    from tasks.measure.ablation_report import MARKDOWN, ablation_table  # it draws: seconds of imports
 
     trained = f"{len(summary.trained)} models in {sum(summary.trained.values()):.0f} s" if summary.trained else "before"
     return [
@@ -151,7 +151,7 @@ def _ablation_lines(summary: AblateSummary) -> Lines:
 
 
 def _comparison(row: dict[str, str]) -> str:
-    from tasks.ablation_report import FULL
+    from tasks.measure.ablation_report import FULL
 
     verdict, change = row["the variant is"], row["difference, 95 %"]
     return f"{row['figure'].split()[0]} {row[FULL]} -> {row['without']}, {change}: {verdict}"
@@ -168,7 +168,7 @@ def _figures(method: MethodFigures) -> str:
 
 
 def _training_lines(summary: TrainSummary) -> Lines:
-    from tasks.train_report import CURVES, PICTURES
+    from tasks.training.report import CURVES, PICTURES
 
     store, bundle = Store(summary.dest), "" if summary.bundle is None else f" --bundle {summary.bundle}"
     lines: Lines = [("outcome", summary.outcome)]

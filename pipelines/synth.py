@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipelines.stages import SUMMARY, OnProgress, Stage, direct, settle, store_config, stored_plan
+from pipelines.stages import SUMMARY, Stage, direct, settle, store_config, stored_plan
+from schemas.progress import OnUnitProgress
 from schemas.world import SynthConfig, SynthSummary
-from tasks.draft import code_version
-from tasks.engine import RunSummary, run_units
-from tasks.models import bundle_at
-from tasks.plan import Plan
-from tasks.ray_cluster import expected_workers
-from tasks.reasons import check_rows
-from tasks.rounds import open_or_build
-from tasks.shared_paths import prove_paths
-from tasks.storage import Store
-from tasks.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
-from tasks.verify import status
+from tasks.measure.synth import PHOTOS, SynthWorker, truth_dest, world_items, world_source
+from tasks.models.loading import bundle_at
+from tasks.store.storage import Store
+from tasks.units.draft import code_version
+from tasks.units.engine import RunSummary, run_units
+from tasks.units.plan import Plan
+from tasks.units.ray_cluster import expected_workers
+from tasks.units.reasons import check_rows
+from tasks.units.rounds import open_or_build
+from tasks.units.shared_paths import prove_paths
+from tasks.units.verify import status
 
 
-def synth(config: SynthConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> SynthSummary:
+def synth(config: SynthConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> SynthSummary:
     """An archive of photographs as a person would find one, with truth.parquet/ beside it."""
     config = stage(settle)(config, truth_dest(config))
     stage(prove_paths)(config)
@@ -50,7 +51,7 @@ def freeze_world(config: SynthConfig) -> Plan:
     return plan
 
 
-def take_photographs(plan: Plan, config: SynthConfig, on_progress: OnProgress | None) -> RunSummary:
+def take_photographs(plan: Plan, config: SynthConfig, on_progress: OnUnitProgress | None) -> RunSummary:
     """Work the pending units on Ray."""
     run = run_units(plan, partial(SynthWorker, config), config.ray.without_gpus(), on_progress)
     check_rows(plan, run.rows, "photographs")

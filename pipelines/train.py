@@ -10,20 +10,17 @@ from pydantic import ValidationError
 
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
 from pipelines.stages import SUMMARY, Stage, direct, find_faces
+from schemas.progress import OnTrainProgress, Timing
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
-from tasks.checkpoints import prune, read_state
-from tasks.draft import code_version, flat_settings
-from tasks.exporter import watched
-from tasks.models import bundle_for
-from tasks.plan import CONFIG, PlanError
-from tasks.ranks import prove_rank_paths, train_stage
-from tasks.scratch import temp_folder
-from tasks.storage import Store
-from tasks.train import FAILED, METRICS, StageJob
-from tasks.train_board import BOARD
-from tasks.train_inputs import WORLD, first_model, input_hashes
-from tasks.train_progress import OnProgress, Timing
-from tasks.train_records import (
+from tasks.models.loading import bundle_for
+from tasks.people.versions import open_faces
+from tasks.store.scratch import temp_folder
+from tasks.store.storage import Store
+from tasks.training.board import BOARD
+from tasks.training.checkpoints import prune, read_state
+from tasks.training.inputs import WORLD, first_model, input_hashes
+from tasks.training.ranks import prove_rank_paths, train_stage
+from tasks.training.records import (
     FOLDER,
     MODEL,
     STAGE_FOLDER,
@@ -34,15 +31,18 @@ from tasks.train_records import (
     stage_file,
     stored_plan,
 )
-from tasks.train_report import CURVES, REPORT, draw_curves, draw_pictures
-from tasks.versions import open_faces
+from tasks.training.report import CURVES, REPORT, draw_curves, draw_pictures
+from tasks.training.stage import FAILED, METRICS, StageJob
+from tasks.units.draft import code_version, flat_settings
+from tasks.units.metrics_server import watched
+from tasks.units.plan import CONFIG, PlanError
 
 UNTAUGHT = "random-"  # how the names of judging networks without weights begin
 
 logger = logging.getLogger("deca")
 
 
-def train(config: TrainConfig, on_progress: OnProgress | None = None, stage: Stage = direct) -> TrainSummary:
+def train(config: TrainConfig, on_progress: OnTrainProgress | None = None, stage: Stage = direct) -> TrainSummary:
     """Faces in, a trained DECA out: pretrain, coarse, detail; calling it again goes on where it stopped.
 
     stage: wraps each stage, for an engine that watches them (Prefect).
@@ -109,22 +109,22 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
     return plan
 
 
-def pretrain(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+def pretrain(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
     """E_c learns from landmarks alone."""
     return _run("pretrain", config, plan, on_progress)
 
 
-def coarse(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+def coarse(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
     """E_c learns from pictures (section 4.1)."""
     return _run("coarse", config, plan, on_progress)
 
 
-def detail(config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+def detail(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
     """E_d and F_d learn, E_c stays as it is (section 4.2)."""
     return _run("detail", config, plan, on_progress)
 
 
-def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnProgress | None) -> Timing | None:
+def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
     """Train a stage unless it is finished or left out; None if there was nothing to do."""
     store = Store(config.dest)
     if not config.stage(name).steps:

@@ -31,7 +31,7 @@ class ExportConfig(BaseModel):
     dense: bool = False
     # Heads by face_id, image_id or identity_id. None: all.
     ids: tuple[str, ...] | None = Field(default=None, min_length=1)
-    # A filter over the columns, such as "det_score > 0.9" (tasks/filters.py). None: all.
+    # A filter over the columns, such as "det_score > 0.9" (tasks/heads/filters.py). None: all.
     where: str | None = None
     # glb: expression components with a morph target of their own, the first ones of 50; what the others do to the face
     # as it was pictured is one more target. Default 10: 0.7 MB a head. Part of the plan.

@@ -113,7 +113,9 @@ ASSIGNMENTS_SCHEMA = pa.schema(
         pa.field("identity_id", pa.string()),
         pa.field("identity_source", pa.string(), nullable=False),
         pa.field("left_out", pa.string()),  # the filter or rule that keeps it out of faces/; null: it is in
-        pa.field("descriptor", pa.int64()),  # hash of the embedding that was clustered (tasks/group.py); null: none was
+        pa.field(
+            "descriptor", pa.int64()
+        ),  # hash of the embedding that was clustered (tasks/people/group.py); null: none
     ],
     metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "assignments"},
 )
@@ -125,7 +127,7 @@ class ShardFile(StoredFile):
     split: Split
     rows: int
     identities: int
-    rows_sha256: str  # over what decides its bytes, known before a crop is read (tasks/layout.py)
+    rows_sha256: str  # over what decides its bytes, known before a crop is read (tasks/people/layout.py)
 
 
 class FacesVersion(BaseModel):

@@ -297,7 +297,7 @@ class CommitRecord(_Record):
     bytes: NonNegativeInt
     sha256: str | None
     # Hash of the part that the rows were first published in, where rows were taken out of it since: what is left is
-    # what it was, so whoever copied these rows (tasks/layout.py) need not copy them again.
+    # what it was, so whoever copied these rows (tasks/people/layout.py) need not copy them again.
     origin: str | None = None
     quarantine: StoredFile | None = None
     files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each

@@ -192,7 +192,7 @@ def test_no_word_about_columns_that_there_are_not():
 
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     from deca_core.assets import procedural_head
-    from deca_core.world import Limits, World
+    from deca_world import Limits, World
 
     written = {line.text for page in PAGES for line in commands(page)}
     assert set(RUN) <= written, f"no page has {set(RUN) - written}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["pipelines", "tasks", "schemas", "deca_core"]  # from the top
+LAYERS = ["pipelines", "tasks", "schemas", "deca_world", "deca_core"]  # from the top
 
 
 def imported(path: Path) -> set[str]:
@@ -29,6 +31,46 @@ def test_imports_point_down(layer):
     above = set(LAYERS[: LAYERS.index(layer)])
     for path in (ROOT / layer).rglob("*.py"):
         assert not imported(path) & above, path
+
+
+ROOMS = sorted(path.parent.name for path in (ROOT / "tasks").glob("*/__init__.py"))
+
+
+def allowed(room: str) -> set[str]:
+    """The rooms that a room's docstring says it may import."""
+    text = ast.get_docstring(ast.parse((ROOT / "tasks" / room / "__init__.py").read_text()))
+    (line,) = re.findall(r"^May import: (.+)\.$", text, flags=re.MULTILINE)
+    return set() if line == "nothing of tasks" else set(line.split())
+
+
+def rooms_of(path: Path) -> set[str]:
+    """The rooms of tasks/ that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {module.split(".")[1] for module in modules if module.startswith("tasks.")}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_its_docstring_says_and_nothing_else(room):
+    """A new arrow fails here; so does one that nothing needs any more."""
+    arrows = {other: path for path in (ROOT / "tasks" / room).rglob("*.py") for other in rooms_of(path) - {room}}
+    assert set(arrows) == allowed(room), arrows
+
+
+def test_arrows_between_rooms_make_no_cycle():
+    TopologicalSorter({room: allowed(room) for room in ROOMS}).prepare()  # raises CycleError
+
+
+def test_every_module_of_tasks_lies_in_a_room():
+    assert [path.name for path in (ROOT / "tasks").glob("*.py")] == ["__init__.py"]
 
 
 ON_RAY = {"ray_cluster.py", "engine.py", "shuffle.py", "ranks.py"}  # the cluster, units, the global shuffle, training

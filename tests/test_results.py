@@ -40,11 +40,11 @@ from schemas.ingest import IngestConfig
 from schemas.reconstruct import ReconstructConfig
 from schemas.results import RESULT_VERSIONS
 from schemas.world import SynthConfig
-from tasks.commits import committed_parts
-from tasks.plan import load_plan
-from tasks.sample_order import BatchPlan
-from tasks.sample_sources import ShardSource
-from tasks.samples import Samples
+from tasks.training.datasets import ShardSource
+from tasks.training.order import BatchPlan
+from tasks.training.samples import Samples
+from tasks.units.commits import committed_parts
+from tasks.units.plan import load_plan
 from tests.pipelines.conftest import write_photos
 
 GOLDEN = Path(__file__).parent / "golden_rows"

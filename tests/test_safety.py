@@ -45,7 +45,7 @@ ALLOWED = {
     ("tests/deca_core/export/in_blender.py", "exec"): "docs/export/drivers.py, inside Blender",
     ("tests/deca_core/export/test_gltf.py", "eval"): "formulas that are constants of ours",
     ("tests/test_docs_python.py", "exec"): "the Python of the documentation",
-    ("tests/tasks/test_images.py", "pickle.loads"): "our own error, over the way between processes",
+    ("tests/tasks/sources/test_images.py", "pickle.loads"): "our own error, over the way between processes",
 }
 
 

@@ -31,15 +31,15 @@ from PIL import Image
 from deca_core.checkpoint import WEIGHTS_FILE
 from schemas.annotate import AnnotateConfig
 from schemas.train import STAGES
-from tasks.annotators import load_annotator
-from tasks.checkpoints import read_state
-from tasks.commits import committed_parts, standing_quarantine
-from tasks.scratch import SCRATCH_PREFIX
-from tasks.storage import Store, open_uri
-from tasks.train_records import TrainStateError, list_checkpoints
-from tasks.train_report import read_metrics
-from tasks.verify import status, verify
-from tasks.versions import open_faces, verify_faces
+from tasks.annotate.annotators import load_annotator
+from tasks.people.versions import open_faces, verify_faces
+from tasks.store.scratch import SCRATCH_PREFIX
+from tasks.store.storage import Store, open_uri
+from tasks.training.checkpoints import read_state
+from tasks.training.records import TrainStateError, list_checkpoints
+from tasks.training.report import read_metrics
+from tasks.units.commits import committed_parts, standing_quarantine
+from tasks.units.verify import status, verify
 
 PEOPLE = ("ann", "bob", "cyd", "dan")
 PICTURES = 3  # of each

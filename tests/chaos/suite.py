@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from tasks.storage import Store
+from tasks.store.storage import Store
 from tests.chaos.inject import Injection, read_steps, visible
 from tests.chaos.jobs import JOBS, Sources, command, contents, count_files, leftovers, problems, rows
 from tests.chaos.machines import BUCKET, Bucket, Nodes, Prefect

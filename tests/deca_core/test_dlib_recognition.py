@@ -21,7 +21,7 @@ from deca_core.assets import procedural_head
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.dlib_recognition import CHIP, DLIB_FILE, LEFT, SIDE, TOP, DlibRecognition, load_dlib
 from deca_core.recognition import RecognitionError
-from deca_core.world import Limits, World
+from deca_world import Limits, World
 
 FRONTAL = Limits(yaw=(0.0, 10.0), pitch=5.0, roll=5.0, scale=(5.0, 5.0), occluders=False)
 

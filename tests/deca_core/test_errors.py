@@ -14,7 +14,7 @@ import tasks
 from deca_core.errors import DecaError
 
 # Signals between a worker and the engine, which turns them into a result or into another error.
-INTERNAL = {"tasks.commit.WorkerFault", "tasks.commit.Withdrawn"}
+INTERNAL = {"tasks.units.commit.WorkerFault", "tasks.units.commit.Withdrawn"}
 
 
 def error_classes() -> set[type[Exception]]:

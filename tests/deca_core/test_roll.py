@@ -14,7 +14,7 @@ from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import CropError, crop_transform, square_from_landmarks, warp
 from deca_core.flame import rotation_matrix
 from deca_core.roll import NEVER, UPRIGHT_FROM, reframed, roll_of, upright_transform
-from deca_core.world import Limits, World
+from deca_world import Limits, World
 from tests.deca_core.export.conftest import some_codes
 
 SIZE = 384

@@ -13,7 +13,7 @@ from deca_core.checkpoint import SHIPPED, WEIGHTS_FILE, load_checkpoint
 from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.metrics import normalized_mean_error
 from deca_core.training import predicted_landmarks
-from deca_core.world import World
+from deca_world import World
 
 
 @pytest.fixture(scope="module")

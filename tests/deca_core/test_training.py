@@ -20,7 +20,7 @@ from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector, recipe
 from deca_core.losses.fits import NO_DISTANCE
 from deca_core.perceptual import random_vgg19
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput
-from deca_core.world import World
+from deca_world import World
 
 SUBJECTS, K = 2, 2
 NO_CODES = CoarseWeights(0, 0, 0, 0, 0, 0, 0, 0, 0)

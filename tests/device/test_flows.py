@@ -25,16 +25,16 @@ from schemas.export import ExportConfig
 from schemas.ledger import Item
 from schemas.reconstruct import COMPILE_FROM, ReconstructConfig
 from schemas.train import PRESETS
-from tasks.annotators import load_annotator
-from tasks.annotators.base import Detection
-from tasks.annotators.face_alignment_provider import FAN
-from tasks.commits import committed_parts, read_commits, standing_quarantine
-from tasks.methods import FaceCrop, load_methods
-from tasks.models import GeometryModel, bundle_at
-from tasks.reconstruct import ReconstructWorker
-from tasks.train import StageRun
+from tasks.annotate.annotators import load_annotator
+from tasks.annotate.annotators.base import Detection
+from tasks.annotate.annotators.face_alignment_provider import FAN
+from tasks.heads.reconstruct import ReconstructWorker
+from tasks.measure.methods import FaceCrop, load_methods
+from tasks.models.loading import GeometryModel, bundle_at
+from tasks.training.stage import StageRun
+from tasks.units.commits import committed_parts, read_commits, standing_quarantine
 from tests.tasks.stored_faces import publish
-from tests.tasks.training import job_of, last_state, small_config
+from tests.tasks.train_runs import job_of, last_state, small_config
 
 HERE = {"ray": {"workers": 0}}
 EVERYTHING = ("codes", "displacement", "vertices", "landmarks", "normals", "texture", "mesh", "preview")
@@ -158,8 +158,8 @@ def test_a_stage_trains_validates_and_goes_on(tmp_path, device, stage):
 
 def test_the_small_preset_starts_from_dlibs_features(tmp_path, device, monkeypatch):
     """`deca train --preset small`: the backbone's start and the first linear answer, then a step."""
-    monkeypatch.setattr("tasks.train_inputs.START_PICTURES", 8)
-    monkeypatch.setattr("tasks.train_inputs.SOLVED_PICTURES", 8)
+    monkeypatch.setattr("tasks.training.inputs.START_PICTURES", 8)
+    monkeypatch.setattr("tasks.training.inputs.SOLVED_PICTURES", 8)
     small = {name: value for name, value in PRESETS["small"].items() if name in ("backbone", "weights", "slow_ends")}
     config = small_config(tmp_path, **small, pretrain=ONE_STEP, coarse=ONE_STEP | {"steps": 0}, precision="bf16")
     run = StageRun(job_of(config, "pretrain"))

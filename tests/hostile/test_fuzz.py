@@ -30,8 +30,8 @@ from schemas.ledger import (
 )
 from schemas.parquet import fixed_field, write_table
 from schemas.reconstruct import LEVELS, quantise
-from tasks.plan import load_plan
-from tasks.rounds import open_or_build
+from tasks.units.plan import load_plan
+from tasks.units.rounds import open_or_build
 
 EXECUTIONS, SECONDS = 400, 1.0  # of each target, whichever comes first
 

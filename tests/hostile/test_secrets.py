@@ -17,7 +17,7 @@ from schemas.ingest import IngestConfig
 from schemas.ledger import CommitRecord, Item, PlanRecord, Quarantined, StoredFile
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import credential_in, redact, shown
-from tasks.storage import ALLOWED_ROOTS, StorageError, Store, check_allowed
+from tasks.store.storage import ALLOWED_ROOTS, StorageError, Store, check_allowed
 from tests.hostile.kinds import encoded, face, jpeg
 from tests.hostile.pictures import titled
 
@@ -39,7 +39,7 @@ def planted(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "PREFECT_API_URL": "",
     }.items():
         monkeypatch.setenv(name, value)
-    from tasks.storage import _filesystem
+    from tasks.store.storage import _filesystem
 
     def forget() -> None:
         _filesystem.cache_clear()
@@ -75,7 +75,7 @@ def deca(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def everything(store: Store) -> dict[str, bytes]:
     """Every object of a dataset, by name; Parquet also decompressed, for a grep must not miss what is packed."""
-    from tasks.storage import open_uri
+    from tasks.store.storage import open_uri
 
     fs, path = open_uri(store.uri)
     found = {}

@@ -206,7 +206,7 @@ def _look(kind: Kind, dest: Path, source: Path, code: int | None, result: Result
         return
     import pyarrow.parquet as pq
 
-    from tasks.commits import committed_parts, standing_quarantine
+    from tasks.units.commits import committed_parts, standing_quarantine
 
     dataset = planned_dataset(str(dest))
     uris = pq.read_table(committed_parts(dataset), columns=["source_uri"])["source_uri"].to_pylist()

@@ -23,13 +23,13 @@ from pipelines.train import train
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.parquet import fixed_array, fixed_field
 from schemas.world import SynthConfig
-from tasks.ablation_report import FULL, MeasuredRows, ablation_table, compare, models_table
-from tasks.commits import committed_parts
-from tasks.plan import PlanError
-from tasks.storage import Store
-from tasks.train_records import MODEL
-from tasks.world_truth import EvaluateError
-from tests.tasks.training import small_config
+from tasks.measure.ablation_report import FULL, MeasuredRows, ablation_table, compare, models_table
+from tasks.measure.world_truth import EvaluateError
+from tasks.store.storage import Store
+from tasks.training.records import MODEL
+from tasks.units.commits import committed_parts
+from tasks.units.plan import PlanError
+from tests.tasks.train_runs import small_config
 
 TAKEN = ("detail_consistency", "identity", "eye_closure", "skin_mask")
 STEPS = {

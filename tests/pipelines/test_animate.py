@@ -19,13 +19,13 @@ from pipelines.reconstruct import reconstruct
 from schemas.animate import AnimateConfig
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.cast import CastError
-from tasks.clips import write_clip
-from tasks.commits import committed_parts, read_commits, standing_quarantine
-from tasks.heads import HeadsError, read_heads
-from tasks.plan import PlanConflict
-from tasks.track_records import read_tracks
-from tasks.verify import verify
+from tasks.heads.cast import CastError
+from tasks.heads.clips import write_clip
+from tasks.heads.selection import HeadsError, read_heads
+from tasks.heads.track_records import read_tracks
+from tasks.units.commits import committed_parts, read_commits, standing_quarantine
+from tasks.units.plan import PlanConflict
+from tasks.units.verify import verify
 from tests.pipelines.conftest import astronaut
 
 HERE = {"ray": {"workers": 0}}

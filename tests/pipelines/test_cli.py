@@ -21,11 +21,11 @@ from deca_core.metrics import normalized_mean_error, rotation_error
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
-from tasks.commits import committed_parts
-from tasks.heads_viewer import ViewerError
-from tasks.models import GeometryModel
-from tasks.ranges import ReadError
-from tasks.world_truth import WorldTruth
+from tasks.measure.world_truth import WorldTruth
+from tasks.models.loading import GeometryModel
+from tasks.reports.viewer import ViewerError
+from tasks.store.ranges import ReadError
+from tasks.units.commits import committed_parts
 from tests.pipelines.conftest import astronaut
 
 COMMANDS = [

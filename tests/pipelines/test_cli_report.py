@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.cli import main
 from schemas.engine import UnitsConfig
-from tasks.rounds import open_or_build
+from tasks.units.rounds import open_or_build
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import cli
 from tests.tasks import erasable
-from tests.tasks.test_migrate import STORED
+from tests.tasks.trust.test_migrate import STORED
 
 
 def deca(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:

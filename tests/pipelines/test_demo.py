@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipelines.demo import PICTURE_SIZE, write_photos
 from schemas.annotate import AnnotateConfig
-from tasks.annotators import load_annotator
-from tasks.images import decode_image
+from tasks.annotate.annotators import load_annotator
+from tasks.sources.images import decode_image
 
 
 def test_photos_hold_a_face_each(tmp_path):

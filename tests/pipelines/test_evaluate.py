@@ -20,9 +20,9 @@ from pipelines.evaluate import evaluate
 from pipelines.synth import synth
 from schemas.evaluate import EvaluateConfig, EvaluateSummary
 from schemas.world import SynthConfig
-from tasks.commits import committed_parts
-from tasks.plan import PlanConflict
-from tasks.reasons import NoRowsError
+from tasks.units.commits import committed_parts
+from tasks.units.plan import PlanConflict
+from tasks.units.reasons import NoRowsError
 
 
 @pytest.fixture(scope="module")

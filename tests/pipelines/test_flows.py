@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 from benchmarks.deploy_local import free_port
-from tasks.engine import Progress
+from schemas.progress import UnitProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 
-def progress(done: int) -> Progress:
-    return Progress(done, 10, done, 10, done, 0, 1.0, 1.0, None)
+def progress(done: int) -> UnitProgress:
+    return UnitProgress(done, 10, done, 10, done, 0, 1.0, 1.0, None)
 
 
 def served(port: int):

@@ -16,14 +16,14 @@ from PIL import Image
 from pipelines.ingest import ingest
 from pipelines.stages import stored_config
 from schemas.ingest import IngestConfig
-from tasks.commits import read_commits, standing_quarantine
-from tasks.erase import Asked, erase
-from tasks.identities import IdentityError
-from tasks.plan import PlanConflict
-from tasks.reasons import NoRowsError
-from tasks.storage import Store
-from tasks.verify import verify
-from tasks.versions import current, open_faces, verify_faces
+from tasks.people.identities import IdentityError
+from tasks.people.versions import current, open_faces, verify_faces
+from tasks.store.storage import Store
+from tasks.trust.erase import Asked, erase
+from tasks.units.commits import read_commits, standing_quarantine
+from tasks.units.plan import PlanConflict
+from tasks.units.reasons import NoRowsError
+from tasks.units.verify import verify
 from tests.chaos.jobs import contents
 from tests.pipelines.conftest import astronaut, encoded
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_in_a_bucket_brings_its_bundle(licensed, s3):
     import fsspec
 
     from schemas.reconstruct import ReconstructConfig
-    from tasks.models import bundle_at, bundle_for, load_model
+    from tasks.models.loading import bundle_at, bundle_for, load_model
 
     uri = s3.uri("models/licensed")
     fsspec.filesystem("s3").put(str(licensed), uri, recursive=True)

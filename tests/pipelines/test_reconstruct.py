@@ -22,11 +22,11 @@ from pipelines.status import status_report
 from pipelines.summaries import summary_lines
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
-from tasks.commits import committed_parts, read_commits, standing_quarantine
-from tasks.consensus import ConsensusError
-from tasks.endings import left_out_words
-from tasks.images import readable_endings
-from tasks.verify import verify
+from tasks.heads.consensus import ConsensusError
+from tasks.sources.endings import left_out_words
+from tasks.sources.images import readable_endings
+from tasks.units.commits import committed_parts, read_commits, standing_quarantine
+from tasks.units.verify import verify
 from tests.pipelines.conftest import astronaut, encoded, write_photos
 
 HERE = {"ray": {"workers": 0}, "precision": "fp32"}
@@ -78,7 +78,7 @@ def test_stored_displacement_is_the_models_to_half_a_step(done):
     import torch
 
     from deca_core import Codes
-    from tasks.models import load_model
+    from tasks.models.loading import load_model
 
     settings = stored_config(str(done), ReconstructConfig)
     table = pq.read_table(committed_parts(str(done)))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from deca_core.world.wrinkles import LIMIT
+from deca_world.wrinkles import LIMIT
 from pipelines.synth import synth
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
-from tasks.commits import committed_parts, read_commits
-from tasks.discover import discover
-from tasks.read import read_items
+from tasks.sources.discover import discover
+from tasks.sources.read import read_items
+from tasks.units.commits import committed_parts, read_commits
 
 
 def config(dest: Path, **changes: object) -> SynthConfig:

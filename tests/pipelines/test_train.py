@@ -22,14 +22,14 @@ from pipelines.summaries import summary_lines
 from pipelines.train import train
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import STAGES, TrainConfig
-from tasks.plan import CONFIG, PlanError
-from tasks.progress import TerminalProgress
-from tasks.storage import Store
-from tasks.train_records import FOLDER, MODEL, list_checkpoints, stored_plan
-from tasks.train_report import CURVES, PICTURES, read_metrics
-from tasks.versions import FacesError, read_version
+from tasks.people.versions import FacesError, read_version
+from tasks.store.storage import Store
+from tasks.training.records import FOLDER, MODEL, list_checkpoints, stored_plan
+from tasks.training.report import CURVES, PICTURES, read_metrics
+from tasks.units.plan import CONFIG, PlanError
+from tasks.units.progress import TerminalProgress
 from tests.tasks.stored_faces import publish
-from tests.tasks.training import OFF, small_config
+from tests.tasks.train_runs import OFF, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = {
@@ -45,7 +45,7 @@ import os, signal, sys, torch
 torch.set_num_threads(1)
 from pipelines.train import train
 from tests.pipelines.test_train import QUICK
-from tests.tasks.training import small_config
+from tests.tasks.train_runs import small_config
 
 def die(progress):
     if progress.stage == "coarse":

@@ -18,10 +18,10 @@ from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig
 from schemas.ledger import Item
 from schemas.parquet import fixed_array
-from tasks.engine import UnitOutput, run_units
-from tasks.layout import index_faces
-from tasks.read import read_items
-from tasks.rounds import open_or_build
+from tasks.people.layout import index_faces
+from tasks.sources.read import read_items
+from tasks.units.engine import UnitOutput, run_units
+from tasks.units.rounds import open_or_build
 
 EMBEDDING = 8
 

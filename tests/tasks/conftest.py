@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from schemas.ledger import Item, Quarantined
-from tasks.engine import UnitOutput
-from tasks.read import read_items
+from tasks.sources.read import read_items
+from tasks.units.engine import UnitOutput
 
 SCHEMA = pa.schema(
     [("face_id", pa.string()), ("source_uri", pa.string()), ("size", pa.int64()), ("sha256", pa.string())],

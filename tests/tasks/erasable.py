@@ -19,16 +19,16 @@ from schemas.engine import RayConfig, UnitsConfig
 from schemas.faces import ASSIGNMENTS_SCHEMA
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.parquet import fixed_array, fixed_field
-from tasks.commit import UnitOutput
-from tasks.commits import committed_parts
-from tasks.consensus import make_consensus
-from tasks.engine import run_units
-from tasks.face_rows import face_items, read_rows
-from tasks.plan import Plan
-from tasks.rounds import open_or_build
-from tasks.shard import publish
-from tasks.storage import Store
-from tasks.versions import open_faces
+from tasks.heads.consensus import make_consensus
+from tasks.people.face_rows import face_items, read_rows
+from tasks.people.shard import publish
+from tasks.people.versions import open_faces
+from tasks.store.storage import Store
+from tasks.units.commit import UnitOutput
+from tasks.units.commits import committed_parts
+from tasks.units.engine import run_units
+from tasks.units.plan import Plan
+from tasks.units.rounds import open_or_build
 from tests.tasks.annotated import FaceWorker, add_photos, settings
 
 PERSON, PICTURES, OTHERS = "ada", 20, ("bob", "cyd")

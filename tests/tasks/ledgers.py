@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from schemas.engine import UnitsConfig
 from schemas.ledger import CommitRecord, Item, Quarantined, StoredFile
-from tasks.commit import UnitOutput
-from tasks.commits import publish_commit
-from tasks.plan import Plan
-from tasks.rounds import open_or_build
+from tasks.units.commit import UnitOutput
+from tasks.units.commits import publish_commit
+from tasks.units.plan import Plan
+from tasks.units.rounds import open_or_build
 
 SCHEMA = pa.schema([("face_id", pa.string()), ("source_uri", pa.string())], metadata={"schema_version": "1"})
 

@@ -13,8 +13,8 @@ from PIL import Image
 from schemas.faces import ASSIGNMENTS_SCHEMA, CURRENT, IDENTITIES_SCHEMA, FacesVersion, ShardFile, faces_schema
 from schemas.ledger import StoredFile
 from schemas.parquet import write_table
-from tasks.storage import Store
-from tasks.versions import record_name
+from tasks.people.versions import record_name
+from tasks.store.storage import Store
 
 STEP = 10  # between the colours of two people or pictures
 PEOPLE = [4] * 12  # pictures of each

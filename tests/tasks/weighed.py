@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schemas.ledger import Item
-from tasks.engine import UnitOutput
-from tasks.node_cache import copied_file
-from tasks.scratch import temp_folder
+from tasks.store.node_cache import copied_file
+from tasks.store.scratch import temp_folder
+from tasks.units.engine import UnitOutput
 from tests.tasks.conftest import HashWorker
 
 

@@ -1,0 +1,206 @@
+"""From planned pictures to faces with landmarks: read, decode, detect, landmarks. Flows that need faces start here.
+
+One bad row never costs its neighbours: a picture or face that fails is quarantined with its stage and reason, the rest
+goes on. `face_index` numbers the faces of a picture as the detector orders them, largest first, and does not change
+when a single face is retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from deca_core.errors import DecaError
+from schemas.annotate import AnnotateConfig, Step
+from schemas.ledger import Item, Quarantined, Stage
+from schemas.parquet import fixed_array
+from tasks.annotate.annotators import CompositeAnnotator, Detection
+from tasks.annotate.turned import turned_hint
+from tasks.sources.images import decode_image
+from tasks.sources.read import read_items
+from tasks.sources.videos import frame_of
+from tasks.store.ahead import in_order
+
+# Pictures are decoded and faces worked on in groups, so that networks see batches. A group is closed when it holds this
+# many pictures or this many pixels (three bytes each; one picture alone may have more: annotate.max_pixels).
+PICTURES_AT_ONCE, PIXELS_AT_ONCE = 16, 32_000_000
+DECODERS = 2  # threads: one waits for the disk or the network while the other one decodes
+ROWS_AT_ONCE = 8  # given to a network together: a detector's 8 pictures of 840 pixels take some GB of activations
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
+
+
+class NoFaceError(DecaError):
+    """A picture in which the detector found nothing (or not the face that a retry asks for)."""
+
+
+class LandmarkError(DecaError):
+    """Landmarks that are not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture: image (H, W, 3) uint8 RGB, upright; and the annotator that knows its labels."""
+
+    item: Item
+    image: NDArray[np.uint8]
+    annotator: CompositeAnnotator
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A found face. Its picture is held only as long as the group it came with."""
+
+    item: Item
+    index: int  # in the picture, as the detector orders them
+    size: tuple[int, int]  # width, height of the picture
+    detection: Detection
+    landmarks: NDArray[np.float32]  # (68, 2) source pixels
+
+
+class FaceFinder:
+    """Finds the faces of planned pictures with one annotator."""
+
+    def __init__(
+        self, annotator: CompositeAnnotator, config: AnnotateConfig, max_bytes: int, threads: int = DECODERS
+    ) -> None:
+        self.annotator = annotator
+        self.config = config
+        self.max_bytes = max_bytes
+        self.threads = threads
+
+    def find(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[tuple[Picture, Face]]]:
+        """Faces in the order of items and face_index, a group of pictures at a time; what failed goes to quarantine."""
+        for pictures in self._groups(items, quarantine):
+            yield self._faces(pictures, quarantine)
+
+    def labelled(self, step: Step) -> bool:
+        """Whether labels beside each picture answer `step`: its own annotator must be asked, not all at once."""
+        return self.config.provider_of(step) == "sidecar"
+
+    def _groups(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[Picture]]:
+        group: list[Picture] = []
+        pixels = 0
+        # As many pictures as threads are decoded ahead: one may have annotate.max_pixels.
+        read = read_items(items, max_bytes=self.max_bytes)
+        for picture in in_order(self._decode, read, self.threads, depth=self.threads):
+            if isinstance(picture, Quarantined):
+                quarantine.append(picture)
+                continue
+            count = picture.image.shape[0] * picture.image.shape[1]
+            if group and (len(group) == PICTURES_AT_ONCE or pixels + count > PIXELS_AT_ONCE):
+                yield group
+                group, pixels = [], 0
+            group.append(picture)
+            pixels += count
+        if group:
+            yield group
+
+    def _decode(self, read: tuple[Item, bytes | Exception]) -> Picture | Quarantined:
+        """Whatever a picture does to a library, it costs that picture only; its error is for the quarantine."""
+        item, data = read
+        stage: Stage = "read"
+        try:
+            if isinstance(data, Exception):
+                raise data
+            stage = "decode"
+            image = decode_image(data, max_pixels=self.config.max_pixels, name=item.source_uri)
+        except Exception as error:
+            return Quarantined.of(item, stage, error)
+        return Picture(item, image, self.annotator.for_item(item))
+
+    def _faces(self, pictures: list[Picture], quarantine: list[Quarantined]) -> list[tuple[Picture, Face]]:
+        found: list[tuple[Picture, int, Detection]] = []
+        for picture, detections in zip(pictures, apart(pictures, self._detect), strict=True):
+            try:
+                found += [(picture, index, detection) for index, detection in _asked_for(picture, detections)]
+            except Exception as error:
+                hint = self._hint(picture) if detections == [] else ""
+                quarantine.append(Quarantined.of(picture.item, "detect", error, f"{error}{hint}"))
+        faces = []
+        for (picture, index, detection), landmarks in zip(found, apart(found, self._landmarks), strict=True):
+            if not isinstance(landmarks, Exception) and not np.isfinite(landmarks).all():
+                landmarks = LandmarkError("the landmarks are not finite: the face, or the weights, are damaged")
+            if isinstance(landmarks, Exception):
+                quarantine.append(Quarantined.of(picture.item, "landmark", landmarks, face_index=index))
+                continue
+            height, width = picture.image.shape[:2]
+            faces.append((picture, Face(picture.item, index, (width, height), detection, landmarks)))
+        return faces
+
+    def _detect(self, pictures: Sequence[Picture]) -> list[list[Detection]]:
+        if self.labelled("detect"):
+            return [picture.annotator.detect(picture.image) for picture in pictures]
+        return self.annotator.detect_batch([picture.image for picture in pictures])
+
+    def _hint(self, picture: Picture) -> str:
+        """Whether the picture lies on its side. Labels know, a player turns frames, a retried face was upright."""
+        item = picture.item
+        if self.labelled("detect") or item.face_index is not None or frame_of(item.source_uri) is not None:
+            return ""
+        return turned_hint(picture.image, self.annotator.detect_batch)
+
+    def _landmarks(self, found: Sequence[tuple[Picture, int, Detection]]) -> list[NDArray[np.float32]]:
+        if self.labelled("landmarks"):
+            return [picture.annotator.landmarks(picture.image, detection) for picture, _, detection in found]
+        images, detections = [picture.image for picture, _, _ in found], [detection for _, _, detection in found]
+        return self.annotator.landmarks_batch(images, detections)
+
+
+def apart(
+    rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Answer]], at_once: int = ROWS_AT_ONCE
+) -> list[Answer | Exception]:
+    """`work` on some rows at a time, and one by one where that raises: for each row its answer or its own error."""
+    answers: list[Answer | Exception] = []
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        try:
+            answers += work(some)
+        except Exception as error:  # any library's error belongs to the rows that cause it
+            answers += [error] if len(some) == 1 else apart(some, work, 1)
+    return answers
+
+
+def columns_of(faces: Sequence[Face]) -> dict[str, Any]:
+    """The columns that every dataset of faces begins with, by name."""
+    return {
+        "face_id": [f"{face.item.image_id}-{face.index:02d}" for face in faces],
+        "image_id": [face.item.image_id for face in faces],
+        "source_uri": [face.item.source_uri for face in faces],
+        "face_index": [face.index for face in faces],
+        "width": [face.size[0] for face in faces],
+        "height": [face.size[1] for face in faces],
+        "det_score": [face.detection.score for face in faces],
+        "bbox": np.array([face.detection.bbox for face in faces], np.float32).reshape(-1, 4),
+        "landmarks": np.array([face.landmarks for face in faces], np.float32).reshape(-1, 68, 2),
+    }
+
+
+def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatch:
+    """Columns by name as Arrow: arrays (N, *shape) for fields of a fixed shape, lists for all others."""
+    arrays = [
+        fixed_array(field, columns[field.name])
+        if isinstance(columns[field.name], np.ndarray)
+        else pa.array(columns[field.name], type=field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _asked_for(picture: Picture, detections: list[Detection] | Exception) -> list[tuple[int, Detection]]:
+    """The faces that the item asks for, with their numbers. Raises NoFaceError, or what the detector raised."""
+    if isinstance(detections, Exception):
+        raise detections
+    found = list(enumerate(detections))
+    if picture.item.face_index is not None:
+        found = found[picture.item.face_index : picture.item.face_index + 1]
+    if not found:
+        height, width = picture.image.shape[:2]
+        raise NoFaceError(f"no face found in the picture of {width} x {height} pixels")
+    return found

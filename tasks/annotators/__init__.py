@@ -1,7 +1,0 @@
-"""Face annotators: detection, 68 landmarks, skin mask and identity descriptor behind one protocol."""
-
-from tasks.annotators.base import Annotator, AnnotatorError, Detection
-from tasks.annotators.composite import CompositeAnnotator, load_annotator
-from tasks.annotators.labels import LabelError
-
-__all__ = ["Annotator", "AnnotatorError", "CompositeAnnotator", "Detection", "LabelError", "load_annotator"]

@@ -1,0 +1,105 @@
+"""The tracks beside reconstructions, read and checked. They are made in tasks/heads/tracks.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from deca_core.errors import DecaError
+from schemas.tracks import CURRENT, TRACKS_FOLDER, TracksRecord
+from tasks.store.storage import Store
+from tasks.units.commits import read_parts
+from tasks.units.plan import Plan, load_plan
+from tasks.units.verify import Verification
+
+
+class TracksError(DecaError):
+    """Tracks that are missing, or of other rows; says what to run."""
+
+
+def tracks_store(dest: str) -> Store:
+    """Where the tracks of the reconstructions at `dest` lie."""
+    return Store(Store(dest).join(TRACKS_FOLDER))
+
+
+def rows_digest(plan: Plan) -> str:
+    """A hash over the committed parts that tracks are made of."""
+    return hashlib.sha256(json.dumps([[part.unit, part.sha256] for part in read_parts(plan)]).encode()).hexdigest()
+
+
+def tracks_record(dest: str) -> TracksRecord | None:
+    """The record of the tracks at `dest`, whichever rows they were made of; None where there are none."""
+    try:
+        return TracksRecord.model_validate_json(tracks_store(dest).read(CURRENT))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise TracksError(
+            f"{tracks_store(dest).join(CURRENT)} is damaged or of another version of the program. Delete it, then: "
+            f"{_again(dest)}"
+        ) from error
+
+
+def read_tracks(dest: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of TRACKS_SCHEMA for the rows that lie at `dest`. Raises TracksError where there are none for them."""
+    record = tracks_record(dest)
+    if record is None:
+        raise TracksError(f"{Store(dest).uri} has no tracks: its rows are no frames of a video")
+    plan = load_plan(dest)
+    if (record.fingerprint, record.rows_sha256) != (plan.fingerprint, rows_digest(plan)):
+        raise TracksError(
+            f"{Store(dest).uri}: rows came or went after its tracks were made. Run: {_again(dest, record)}"
+        )
+    return _read(dest, record, columns)
+
+
+def _read(dest: str, record: TracksRecord, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(tracks_store(dest).read(record.file.file)), columns=columns)
+    except FileNotFoundError as error:
+        uri = tracks_store(dest).join(record.file.file)
+        raise TracksError(f"{uri} is missing, or was replaced this moment. Run: {_again(dest, record)}") from error
+
+
+def read_track(dest: str, track_id: str | None = None) -> pa.Table:
+    """One track's rows in the order of time; None takes the one with most frames.
+
+    Raises TracksError for a track that is not there, naming those that are.
+    """
+    table = read_tracks(dest)
+    counts = Counter(table["track_id"].to_pylist())
+    wanted = track_id or max(counts, key=lambda name: (counts[name], name), default=None)
+    if wanted not in counts:
+        there = ", ".join(f"{name} ({count} frames)" for name, count in counts.most_common(5)) or "none"
+        raise TracksError(f"{Store(dest).uri} has no track {wanted!r}; there are {there}")
+    return table.filter(pc.equal(table["track_id"], wanted)).combine_chunks()
+
+
+def verify_tracks(dest: str) -> Verification:
+    """Hash the tracks again; a problem also where they are of other rows than those that lie at `dest`."""
+    record = tracks_record(dest)
+    assert record is not None, "asked for where there are some"
+    problems = []
+    try:
+        if hashlib.sha256(tracks_store(dest).read(record.file.file)).hexdigest() != record.file.sha256:
+            problems.append(f"{TRACKS_FOLDER}/{record.file.file}: changed since it was published")
+        else:
+            read_tracks(dest, ["track_id"])
+    except FileNotFoundError:
+        problems.append(f"{TRACKS_FOLDER}/{record.file.file}: missing")
+    except TracksError as error:
+        problems.append(str(error))
+    leftovers = [name for name in tracks_store(dest).list() if name not in (record.file.file, CURRENT)]
+    return Verification(1, record.faces, problems, leftovers)
+
+
+def _again(dest: str, record: TracksRecord | None = None) -> str:
+    fps = f" --fps {record.config.fps:g}" if record and record.config.fps else ""
+    return f"deca reconstruct SRC {Store(dest).uri} --resume{fps}"

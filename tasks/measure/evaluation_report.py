@@ -1,0 +1,182 @@
+"""From the rows of evaluations/ to figures and to the page that shows them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from deca_core.metrics import cumulative, pooled, shape_spread
+from schemas.evaluate import METRICS, EvaluateSummary, Figure, MethodFigures, Pooled
+from schemas.parquet import fixed_values
+from tasks.draw.charts import curves
+from tasks.store.storage import Store
+from tasks.units.commits import read_parts
+from tasks.units.plan import Plan
+
+REPORT = "_report/report.html"
+CURVE_LIMIT = 7.0  # millimetres: where the paper's curves end
+MM = 1000.0
+
+templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def read_rows(plan: Plan) -> pa.Table | None:
+    """All committed rows; None where there is none."""
+    parts = [part for part in read_parts(plan) if part.rows]
+    tables = [pq.read_table(io.BytesIO(plan.store.read(part.file))) for part in parts]
+    return pa.concat_tables(tables) if tables else None
+
+
+def figures(rows: pa.Table | None, shape_basis: NDArray[np.float32]) -> list[MethodFigures]:
+    """What every method reached, in the order of the rows. shape_basis (V,3,100) metres: of the vertices that count."""
+    if rows is None:
+        return []
+    return [_method(name, _of(rows, "method", name), shape_basis) for name in pc.unique(rows["method"]).to_pylist()]
+
+
+def _method(name: str, rows: pa.Table, basis: NDArray[np.float32]) -> MethodFigures:
+    within, between = shape_spread(fixed_values(rows, "shape"), rows["identity_id"].to_pylist(), MM * basis)
+    challenges = [challenge for challenge in pc.unique(rows["challenge"]).to_pylist() if challenge]
+    return MethodFigures(
+        method=name,
+        pictures=rows.num_rows,
+        scan=_pooled(rows, "scan_mm"),
+        scan_metrical=_pooled(rows, "scan_metrical_mm"),
+        challenges={kind: _pooled(_of(rows, "challenge", kind), "scan_mm") for kind in sorted(challenges)},
+        metrics={metric.name: figure for metric in METRICS if (figure := _figure(rows, metric.name))},
+        shape_within_mm=_known(within),
+        shape_between_mm=_known(between),
+        shape_ratio=_known(within / between if between > 0 else math.nan),
+    )
+
+
+def _of(rows: pa.Table, column: str, value: str) -> pa.Table:
+    return rows.filter(pc.equal(rows[column], value))
+
+
+def _distances(rows: pa.Table, column: str) -> NDArray[np.float32]:
+    return pc.list_flatten(rows[column]).to_numpy()
+
+
+def _pooled(rows: pa.Table, column: str) -> Pooled:
+    spread = pooled(_distances(rows, column))
+    median, mean, std = (_known(value) for value in (spread.median, spread.mean, spread.std))
+    return Pooled(median=median, mean=mean, std=std, vertices=spread.count)
+
+
+def _figure(rows: pa.Table, name: str) -> Figure | None:
+    values = rows[name].drop_null().to_numpy().astype(np.float64)
+    return Figure(mean=float(values.mean()), std=float(values.std()), pictures=len(values)) if len(values) else None
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# --- tables and page --------------------------------------------------------------------------------------------------
+
+
+def scan_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
+    """NoW's table: a row a method."""
+    return [
+        {
+            "method": method.method,
+            **{
+                f"{variant}{statistic} (mm)": _number(getattr(values, statistic))
+                for variant, values in (("", method.scan), ("metrical ", method.scan_metrical))
+                for statistic in ("median", "mean", "std")
+            },
+            "pictures": f"{method.pictures:,}",
+        }
+        for method in methods
+    ]
+
+
+def metric_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
+    """A row a metric that anybody has, a column a method: mean ± standard deviation over pictures."""
+    shown = [metric for metric in METRICS if any(metric.name in method.metrics for method in methods)]
+    return [
+        {
+            "figure": metric.label,
+            "unit": metric.unit,
+            "better": metric.better,
+            **{method.method: _spread(method.metrics.get(metric.name)) for method in methods},
+        }
+        for metric in shown
+    ]
+
+
+def spread_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
+    """How consistent the shapes of a person are: a row a method."""
+    return [
+        {
+            "method": method.method,
+            "one person's pictures (mm)": _number(method.shape_within_mm),
+            "two people's (mm)": _number(method.shape_between_mm),
+            "ratio": _number(method.shape_ratio),
+        }
+        for method in methods
+    ]
+
+
+def challenge_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
+    """Median by NoW's kind of picture: a row a method; empty outside NoW."""
+    return [
+        {"method": method.method, **{kind: _number(values.median) for kind, values in method.challenges.items()}}
+        for method in methods
+        if method.challenges
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _spread(figure: Figure | None) -> str:
+    return "–" if figure is None else f"{figure.mean:.3f} ± {figure.std:.3f}"
+
+
+def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) -> str:
+    """Draw report.html, which loads nothing from elsewhere; returns its URI."""
+    names = [method.method for method in summary.methods]
+    page = templates.get_template("evaluation.html.j2").render(
+        summary=summary,
+        curves=[
+            (title, Markup(_curve(rows, column, names)))  # matplotlib escapes the names
+            for title, column in (("With scale", "scan_mm"), ("Metrical", "scan_metrical_mm"))
+        ],
+        tables=[
+            ("Scan to surface, all vertices of all pictures", scan_table(summary.methods)),
+            ("Median by kind of picture (mm)", challenge_table(summary.methods)),
+            ("Against the truth, mean ± standard deviation over pictures", metric_table(summary.methods)),
+            ("Shape of one person and of two", spread_table(summary.methods)),
+        ],
+    )
+    Store(plan.dest).write(REPORT, page.encode())
+    return plan.store.join(REPORT)
+
+
+def _curve(rows: pa.Table | None, column: str, names: Iterable[str]) -> str:
+    """Cumulative error curves: per cent of the vertices within a distance."""
+    thresholds = np.linspace(0, CURVE_LIMIT, 141)
+    series = {}
+    if rows is not None:
+        for name in names:
+            series[name] = thresholds, cumulative(_distances(_of(rows, "method", name), column), thresholds)
+    return curves(series, "distance (mm)" if column == "scan_mm" else "metrical distance (mm)", "vertices (%)")

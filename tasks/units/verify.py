@@ -1,0 +1,180 @@
+"""Where a dataset stands, and whether its files are still what was committed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.ledger import CommitRecord, StoredFile
+from tasks.store.storage import Store
+from tasks.units.commits import commit_table, count_standing, read_commits
+from tasks.units.plan import COMMITS, PART_NAME, PLAN, PLAN_FOLDER, QUARANTINE, PlanError, load_plan, round_name
+from tasks.units.snapshots import hash_in, list_commits
+from tasks.units.upgrade import outdated
+
+ID_COLUMN = "face_id"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a dataset stands."""
+
+    dest: str
+    source: str
+    fingerprint: str
+    code: str
+    items: int
+    units: int  # retry rounds included
+    committed: int
+    pending: int
+    rows: int
+    bytes: int  # of the committed parts and the files beside them
+    quarantined: dict[str, int]  # standing rows by stage
+    retries: int
+    images_left_out: dict[str, int] = field(default_factory=dict)  # by ending: nothing here reads them
+    outdated: int = 0  # units with rows of an earlier result version, while an upgrade makes them anew
+
+    @property
+    def complete(self) -> bool:
+        """Nothing pending, nothing in quarantine, no image left out, nothing to be made anew."""
+        return not (self.pending or self.quarantined or self.images_left_out or self.outdated)
+
+
+def status(dest: str) -> Status:
+    """Counts of a dataset, from its plan, commits and quarantine."""
+    plan = load_plan(dest)
+    ledger = commit_table(plan, ["rows", "bytes", "files_bytes", "stages"])
+    total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ("rows", "bytes", "files_bytes")}
+    return Status(
+        dest=plan.dest,
+        source=plan.record.source,
+        fingerprint=plan.fingerprint,
+        code=plan.record.code,
+        items=plan.inputs.items,
+        units=plan.units,
+        committed=len(ledger),
+        pending=plan.units - len(ledger),
+        rows=total["rows"],
+        bytes=total["bytes"] + total["files_bytes"],
+        quarantined=count_standing(plan, ledger["stages"]),
+        retries=len(plan.retries),
+        images_left_out=plan.record.images_left_out,
+        outdated=len(outdated(plan)),
+    )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. Leftovers are files that no record names: harmless, and never read."""
+
+    files: int  # hashed
+    rows: int
+    problems: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(dest: str) -> Verification:
+    """Hash every committed file again and look for what is missing, changed, doubled or left over.
+
+    Memory: the names of parts, and 8 bytes a row.
+    """
+    plan = load_plan(dest)
+    seen, named = _Seen(plan.store), {PLAN, *(round_name(later.round) for later in plan.rounds)}
+    for file in plan.files:
+        seen.look(file)
+        named.add(file.file)
+    rows = 0
+    try:
+        for commit in read_commits(dest):
+            rows += commit.rows
+            for one in _files_of(commit):
+                seen.look(one)
+            named.update(name for name in (commit.part, commit.quarantine and commit.quarantine.file) if name)
+    except PlanError as error:
+        return Verification(seen.files, rows, [*seen.problems, str(error)])
+    listing = list_commits(plan)
+    named.update(record.name for record in listing.latest)
+    for snapshot in listing.snapshots:
+        seen.look_at_snapshot(snapshot.name)
+        named.add(snapshot.name)
+    present = [name for name in plan.store.list() if PART_NAME.fullmatch(name)]
+    present += chain(*(plan.store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER)))
+    leftovers = [name for name in present if name not in named]
+    return Verification(seen.files, rows, seen.problems + seen.doubled(), leftovers)
+
+
+def _files_of(commit: CommitRecord) -> Iterator[StoredFile]:
+    if commit.part and commit.sha256:
+        yield StoredFile(file=commit.part, bytes=commit.bytes, sha256=commit.sha256)
+    if commit.quarantine:
+        yield commit.quarantine
+    yield from commit.files
+
+
+class _Seen:
+    """The files looked at so far, one at a time: a part may be large."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.files = store, 0
+        self.problems: list[str] = []
+        self.hashes = bytearray()  # 64 bits of every row's id
+        self.parts: list[str] = []  # that have ids
+
+    def look(self, file: StoredFile) -> None:
+        """Hash a published file, and note the ids in it."""
+        self.files += 1
+        try:
+            data = self.store.read(file.file)
+        except FileNotFoundError:
+            self.problems.append(f"{file.file}: missing")
+            return
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            self.problems.append(
+                f"{file.file}: changed since it was committed ({len(data)} bytes, {file.bytes} committed)"
+            )
+        elif PART_NAME.fullmatch(file.file) and (ids := _ids(data)) is not None:
+            self.hashes += b"".join(map(_short, ids))
+            self.parts.append(file.file)
+
+    def look_at_snapshot(self, name: str) -> None:
+        """Hash a snapshot of commit records; its name says what it must be."""
+        self.files += 1
+        try:
+            if hash_in(name) != hashlib.sha256(self.store.read(name)).hexdigest()[:16]:
+                self.problems.append(f"{name}: changed since it was published")
+        except FileNotFoundError:  # merged since it was listed
+            return
+
+    def doubled(self) -> list[str]:
+        """Names the ids that occur more than once, at most ten of them: their parts are read once more."""
+        values = np.sort(np.frombuffer(self.hashes, np.uint64))
+        twice = set(np.unique(values[1:][values[1:] == values[:-1]]).tolist())
+        counts: Counter[str] = Counter()
+        for part in self.parts if twice else ():
+            ids = _ids(self.store.read(part)) or []
+            counts.update(one for one in ids if int(np.frombuffer(_short(one), np.uint64)[0]) in twice)
+        return [f"{ID_COLUMN} {one}: {count} times" for one, count in sorted(counts.items()) if count > 1][:10]
+
+
+def _ids(part: bytes) -> list[str] | None:
+    """The ids of a part; None where it has none."""
+    parquet = pq.ParquetFile(pa.BufferReader(part))
+    if ID_COLUMN not in parquet.schema_arrow.names:
+        return None
+    return [str(value) for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()]
+
+
+def _short(one: str) -> bytes:
+    return hashlib.blake2b(one.encode(), digest_size=8).digest()

@@ -1,0 +1,156 @@
+"""Photographs: the same bytes anywhere, and truth that is true."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from deca_core.assets.bundle import BundleError
+from deca_core.camera import project, to_pixels
+from deca_core.flame import FLAME
+from deca_core.raster import rasterize
+from deca_world import Limits, Photograph, World
+from deca_world.occluders import Occluder
+from deca_world.person import TRUNCATION
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 160
+
+
+def take(world: World, person: int = 3, image: int = 1, **limits: object) -> Photograph:
+    someone = world.person(11, person)
+    return world.photograph(someone, world.shot(someone, image, Limits(**limits)), SIZE)  # type: ignore[arg-type]
+
+
+def digest(picture: Photograph) -> str:
+    truth = (picture.image, picture.landmarks, picture.skin_mask, picture.displacement)
+    return hashlib.sha256(b"".join(array.tobytes() for array in truth)).hexdigest()
+
+
+OTHER_PROCESS = """
+from deca_core.assets import procedural_head
+from deca_world import World
+from tests.deca_world.test_photograph import digest, take
+print(digest(take(World(procedural_head()))))
+"""
+
+
+def test_another_process_and_another_order_give_the_same_bytes(world):
+    take(world, person=9)
+    here = digest(take(world))
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", OTHER_PROCESS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == here
+    assert digest(take(world, image=2)) != here
+
+
+@pytest.mark.parametrize("person", range(4))
+def test_landmarks_and_vertices_follow_from_the_codes(world, person):
+    picture = take(world, person)
+    codes = picture.codes
+    head = FLAME(world.bundle)(codes.shape, codes.exp, codes.pose)
+    expected = to_pixels(project(head.landmarks2d, codes.cam)[0, :, :2], SIZE).numpy()
+    # The eyes of the photograph are turned, the codes have no gaze; lids follow the eyes by a millimetre or so.
+    assert np.abs(expected - picture.landmarks).max() < 0.5
+    still = world.bundle.skin_weights[:, 3:].max(axis=1) == 0
+    moved = np.linalg.norm(head.vertices[0].numpy() - picture.vertices, axis=1)[still]
+    assert moved.max() < 2e-3
+    assert np.median(moved) < 1e-6
+
+
+def test_the_skin_mask_is_face_skin_and_nothing_else(world):
+    for person in range(4):
+        picture = take(world, person, occluders=False)
+        projected = project(FLAME(world.bundle)(*_geometry(picture)).vertices, picture.codes.cam)
+        faces = world._flame.static_triangles.new_tensor(world.bundle.faces)
+        shown = rasterize(projected, faces, SIZE, SIZE)[0].numpy()
+        uv = world.bundle.uv[world.bundle.uv_faces].mean(1)
+        column, row = (uv[:, 0] * 255.9).astype(int), ((1 - uv[:, 1]) * 255.9).astype(int)
+        skin = (shown >= 0) & (world.bundle.face_mask[row, column] > 0)[shown]
+        mask = picture.skin_mask > 0
+        assert set(np.unique(picture.skin_mask)) == {0, 255}
+        # Half a face at the least, unless hair falls over it; a pixel at the edge may go either way.
+        assert 0.3 * skin.sum() < mask.sum()
+        assert not (mask & ~binary_dilation(skin, iterations=2)).any()
+
+
+def _geometry(picture: Photograph) -> tuple:
+    return picture.codes.shape, picture.codes.exp, picture.codes.pose
+
+
+def test_what_hides_the_face_is_cut_out_of_the_mask(world):
+    someone = world.person(11, 5)
+    shot = world.shot(someone, 0, Limits(yaw=(0, 5), occluders=False))
+    free = world.photograph(someone, shot, SIZE)
+    hand = world.photograph(someone, dataclasses.replace(shot, occluders=(Occluder("hand", "", 4),)), SIZE)
+    hidden = (free.skin_mask > 0) & (hand.skin_mask == 0)
+    assert hidden.sum() > 50
+    assert not ((free.skin_mask == 0) & (hand.skin_mask > 0)).any()
+    changed = np.abs(free.image.astype(int) - hand.image).max(-1) > 8
+    assert changed[hidden].mean() > 0.8
+
+
+def test_the_face_stands_where_the_shot_says(world):
+    someone = world.person(11, 6)
+    shot = dataclasses.replace(world.shot(someone, 0), offset=(0.25, -0.1))
+    picture = world.photograph(someone, shot, SIZE)
+    static = FLAME(world.bundle)(*_geometry(picture)).landmarks3d[:, 17:]
+    middle = project(static, picture.codes.cam)[0, :, :2].mean(0).numpy()
+    np.testing.assert_allclose(middle, shot.offset, atol=1e-3)
+
+
+def test_people_are_standard_normal_and_differ(world):
+    people = [world.person(1, index) for index in range(200)]
+    shapes, textures = np.stack([p.shape for p in people]), np.stack([p.tex for p in people])
+    assert abs(shapes.mean()) < 0.02
+    assert abs(textures.mean()) < 0.02
+    # Truncated at 2.2 a standard normal has a deviation of 0.92.
+    assert shapes[:, 1:].std() == pytest.approx(0.92, abs=0.03)
+    assert np.abs(shapes[:, 1:]).max() <= TRUNCATION
+    assert len({p.hair.family for p in people}) > 8
+    again = world.person(1, 7)
+    np.testing.assert_array_equal(again.shape, people[7].shape)
+    assert (again.hair, again.clothing) == (people[7].hair, people[7].clothing)
+
+
+def test_limits_hold_over_many_shots(world):
+    someone = world.person(2, 0)
+    limits = Limits(yaw=(15, 30), pitch=5, roll=3, occluders=False, expressions=False)
+    for image in range(50):
+        shot = world.shot(someone, image, limits)
+        rotation = _matrix(shot.head)
+        yaw = np.degrees(np.arctan2(-rotation[2, 0], np.hypot(rotation[0, 0], rotation[1, 0])))
+        assert 14.7 <= abs(yaw) <= 30.1
+        assert shot.occluders == ()
+        assert not shot.exp.any()
+        assert not shot.jaw.any()
+
+
+def _matrix(axis_angle: np.ndarray) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_rotvec(axis_angle).as_matrix()
+
+
+def test_jpeg_is_the_picture(world):
+    picture = take(world)
+    decoded = np.asarray(Image.open(io.BytesIO(picture.jpeg())))
+    assert decoded.shape == (SIZE, SIZE, 3)
+    assert np.abs(decoded.astype(int) - picture.image).mean() < 8
+
+
+def test_a_bundle_without_albedo_is_refused(world):
+    bare = dataclasses.replace(world.bundle, albedo_mean=None, albedo_basis=None)
+    with pytest.raises(BundleError, match="no albedo model"):
+        World(bare)
