@@ -75,7 +75,7 @@ def loop(config: IngestConfig, share: int, processes: int, folder: Path) -> dict
     clock = Clock()
     for module, name, step in FUNCTIONS:
         setattr(module, name, clock.timed(getattr(module, name), step))
-    setattr(find_faces, "read_items", clock.timed_items(faces.read_items, "read, decode"))  # noqa: B010
+    setattr(find_faces, "read_items", clock.timed_items(find_faces.read_items, "read, decode"))  # noqa: B010
     worker = AnnotateWorker(config)
     for step in STEPS:
         setattr(worker.annotator, f"{step}_batch", clock.timed(getattr(worker.annotator, f"{step}_batch"), step))
