@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+from tests.golden import load as load_golden
+
 AZURITE = Path(__file__).resolve().parent / "node_modules" / ".bin" / "azurite-blob"
 
 # Before Ray or Prefect are imported anywhere.
@@ -37,16 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden("flame.npz")`: the reference's answers on small inputs, or a skip where they are absent."""
-
-    def load(name: str) -> dict[str, np.ndarray]:
-        path = GOLDEN / name
-        if not path.is_file():
-            pytest.skip(f"golden file {name} is not beside this checkout (expected in ../shared/golden)")
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-
-    return load
+    """Return `tests.golden.load`: the reference's answers on small inputs."""
+    return load_golden
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Every kind of hostile input ends as it must, one bad row never costs its neighbours, nothing outside DEST changes.
 
-`python -m benchmarks.hostile` runs each kind in a process of its own and tells its memory; here those of one command
+`python -m tests.hostile` runs each kind in a process of its own and measures its memory; here the kinds of one command
 share a run.
 """
 
