@@ -27,7 +27,7 @@ from deca_core.render import fragments, vertex_normals
 from deca_core.uv import UVAtlas
 
 SEED, SCALE = 0, 8.0  # of the poses; of the camera: the head covers some 60 % of the picture
-MODULES: dict[Backend, str] = {"numba": "numba", "triton": "triton", "pytorch3d": "pytorch3d", "reference": "numpy"}
+MODULES: dict[Backend, str] = {"numba": "numba", "triton": "triton", "reference": "numpy"}
 Row = dict[str, float | str]
 
 

@@ -207,7 +207,7 @@ def weights(data: bytes) -> Files:
     """A checkpoint that describes its weights truly."""
     meta = {
         "schema_version": 1,
-        "backbone": "resnet18",
+        "backbone": "mobilenet_v3_small",
         "bundle": {"name": "procedural-head", "hash": None},
         "info": {},
     }
