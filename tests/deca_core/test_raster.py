@@ -113,11 +113,14 @@ def test_the_cases_show_something():
     assert set(rasterize(*CASES["zeros of both signs"], "reference").unique().tolist()) <= set(range(8, 16))
 
 
+@pytest.mark.parametrize("backend", ["numba", "pytorch3d"])
 @pytest.mark.parametrize("seed", range(3))
-def test_numba_agrees_with_the_reference(seed):
+def test_backends_agree_with_the_reference(backend, seed):
+    if backend == "pytorch3d" and not importlib.util.find_spec("pytorch3d"):
+        pytest.skip("pytorch3d is optional and not installed")
     vertices, faces = random_triangles(seed)
     expected = rasterize(vertices, faces, 40, 40, "reference")
-    got = rasterize(vertices, faces, 40, 40, "numba")
+    got = rasterize(vertices, faces, 40, 40, backend)
     assert (got == expected).float().mean() >= 0.999
     assert (expected >= 0).float().mean() > 0.5
 
