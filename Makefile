@@ -46,14 +46,14 @@ test: setup node
 
 # At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md.
 chaos: setup
-	$(BIN)/python -m benchmarks.chaos --markdown docs/chaos-table.md
-	$(BIN)/python -m benchmarks.erasures
+	$(BIN)/python -m tests.chaos --markdown docs/chaos-table.md
+	$(BIN)/python -m tests.chaos.erasures
 
 deploy-local: setup
-	$(BIN)/python -m benchmarks.deploy_local
+	$(BIN)/python -m pipelines.deploy_local
 
 deploy-test: setup
-	$(BIN)/python -m benchmarks.deploy_local --check
+	$(BIN)/python -m tests.deploy.trial
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -71,7 +71,7 @@ bench: setup
 
 # The contact sheets of docs/world.md.
 sheets: setup
-	$(BIN)/python -m benchmarks.sheets docs/world
+	$(BIN)/python -m tools.sheets docs/world
 
 # Names, versions and hashes only. Run it after changing dependencies in pyproject.toml.
 lock: setup

@@ -26,9 +26,9 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+from benchmarks.truth import Truth, annotation_figures, find, identity_figures, joined, read_truth
 
 from benchmarks.bare import bare
-from benchmarks.truth import Truth, annotation_figures, find, identity_figures, joined, read_truth
 from schemas.ingest import IngestConfig
 from tasks.people.versions import current, open_faces, read_assignments, verify_faces
 from tests.chaos.processes import descendants

@@ -19,7 +19,7 @@ from deca_core.crop import INFERENCE_SCALE, CropError, crop_transform, face_dire
 from deca_core.flame import FLAME, axis_angle, rotation_matrix
 
 # Degrees. Up to here the shipped weights find 95 % of a roll, a degree off; at 28 they find 80 %, at 45 a third
-# (docs/conventions.md, `python -m benchmarks.roll`).
+# (docs/conventions.md, `benchmarks/roll.py` of dcc546a).
 UPRIGHT_FROM = 20.0
 NEVER = 180.0
 

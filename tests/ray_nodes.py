@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.processes import descendants, kill
+from pipelines.processes import descendants
+from tests.chaos.processes import kill
 
 MEMORY = 128 * 2**20  # bytes of each node's object store
 PATIENCE = 180.0  # seconds; a node starts in five where nothing else runs

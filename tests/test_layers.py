@@ -84,6 +84,14 @@ def test_prefect_stays_in_the_flows_and_ray_in_four_rooms():
             assert "ray" not in imported(path), path
 
 
+def test_tests_benchmarks_and_tools_do_not_import_one_another():
+    """Tests guard the product; benchmarks and tools run beside it, and nothing imports them."""
+    apart = {"tests", "benchmarks", "tools"}
+    for place in [*LAYERS, *apart]:
+        for path in (ROOT / place).rglob("*.py"):
+            assert not imported(path) & (apart - {place}), path
+
+
 BARE = """
 import sys
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.processes import ENVIRONMENT, ROOT, Run, descendants, kill, named
+from pipelines.processes import descendants
+from tests.chaos.processes import ENVIRONMENT, ROOT, Run, kill, named
 from tests.chaos.proxy import Proxy
 
 BUCKET = "chaos"

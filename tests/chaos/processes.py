@@ -130,23 +130,6 @@ class Run:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that come from `pid`."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit():
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found, todo = [], [pid]
-    while todo:
-        todo += (born := children.get(todo.pop(), []))
-        found += born
-    return found
-
-
 def kill(pid: int) -> bool:
     """kill -9; False where there is no such process."""
     try:

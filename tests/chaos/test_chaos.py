@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import seeded
+from tests.chaos.__main__ import seeded
 from tests.chaos.inject import visible
 from tests.chaos.jobs import contents, count_files
 from tests.chaos.kinds import KINDS

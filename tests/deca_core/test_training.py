@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.detail_signal import CROP, Loss, photographs
-from benchmarks.overfit import fit, without_networks
 from deca_core import DECA, Codes, training
 from deca_core.assets import procedural_head
 from deca_core.camera import project
@@ -21,6 +19,7 @@ from deca_core.losses.fits import NO_DISTANCE
 from deca_core.perceptual import random_vgg19
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput
 from deca_world import World
+from tests.deca_core.true_crops import CROP, DetailLoss, fit, true_crops, without_networks
 
 SUBJECTS, K = 2, 2
 NO_CODES = CoarseWeights(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -255,12 +254,12 @@ def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
 def test_the_true_displacement_explains_the_picture_better_than_its_opposite():
     """In crops of the world's photographs under their true codes, which frame the landmarks as the crop does."""
     model = DECA(procedural_head(), "dlib")
-    known = photographs(World(model.bundle), 11, range(2), images=1)
-    points = project(model.flame(known.codes.shape, known.codes.exp, known.codes.pose).landmarks2d, known.codes.cam)
+    batch, codes, displacement = true_crops(World(model.bundle), 11, subjects=2)
+    points = project(model.flame(codes.shape, codes.exp, codes.pose).landmarks2d, codes.cam)
     low, high = points[..., :2].amin(1), points[..., :2].amax(1)
     torch.testing.assert_close((low + high) / 2, torch.zeros_like(low), atol=0.02, rtol=0)
     torch.testing.assert_close((high - low).mean(1), torch.full((2,), 2 / CROP), atol=0.02, rtol=0)
-    loss, truth = Loss(model, known), torch.from_numpy(known.displacement)[:, None]
+    loss, truth = DetailLoss(model, batch, codes), torch.from_numpy(displacement)[:, None]
     with torch.no_grad():
         flat, half, opposite = (float(loss(scale * truth)) for scale in (0.0, 0.5, -1.0))
     assert half < flat < opposite

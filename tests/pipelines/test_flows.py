@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.deploy_local import free_port
+from pipelines.deploy_local import free_port
 from schemas.progress import UnitProgress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +109,7 @@ def test_all_deployments_are_taken_by_a_server_that_checks_their_parameters(pref
     """`prefect deploy --all` for real: entrypoints load, schedules parse, runs are refused what flows do not know."""
     import httpx
 
-    from benchmarks.deploy_local import POOL, PREFECT
+    from pipelines.deploy_local import POOL, PREFECT
 
     url = harness_url()
     environment = os.environ | {"PREFECT_API_URL": url, "DECA_CHECKOUT": str(ROOT), "PYTHONPATH": str(ROOT)}

@@ -2,9 +2,9 @@
 
 One unit is one standard deviation of a mixed adult population. Sizes follow the standard deviations in Farkas (1994),
 rounded (face height 6 mm, bizygomatic 5, bigonial 6, nose height 3.5, nose width 2.6, mouth width 3.5, interpupillary
-3.6, ear length 4.5); forms without a tabulated measure were set by eye (`benchmarks/head.py` measures the
-population). Sex and age come first; the others are ordered by falling variance. Positive sex is male, positive age is
-older.
+3.6, ear length 4.5); forms without a tabulated measure were set by eye (tests/deca_core/assets/population.py measures
+the population). Sex and age come first; the others are ordered by falling variance. Positive sex is male, positive age
+is older.
 """
 
 from __future__ import annotations

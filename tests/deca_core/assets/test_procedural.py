@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from smplx.lbs import lbs
 
-from benchmarks.head import REFERENCES, WIDENED, Population, crossing_pairs
 from deca_core.assets import procedural
 from deca_core.assets.bundle import ARRAYS_FILE, PARENTS, AssetBundle
 from deca_core.assets.head.mesh import build_mesh
+from tests.deca_core.assets.population import REFERENCES, WIDENED, Population, crossing_pairs
 
 Array = NDArray[np.floating]
 MM = 1e-3
@@ -334,7 +334,7 @@ def test_people_differ_and_none_is_broken(head: AssetBundle) -> None:
 
 
 def test_population_is_plausible(head: AssetBundle) -> None:
-    """A small run of `python -m benchmarks.head`: no crossings, dimensions of people, lids that close."""
+    """No crossings, dimensions within the anthropometric bands, lids that close."""
     people = Population(head, build_mesh(), samples=40, seed=3)
     for name, pairs in people.intersections().items():
         assert (pairs > 0).sum() <= 1, name

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.processes import descendants
 from schemas.faces import ASSIGNMENTS_SCHEMA, FacesVersion
 from schemas.ingest import ShardConfig
 from schemas.parquet import ROW_GROUP
@@ -32,7 +33,6 @@ from tasks.people.versions import FacesError, current, gc, list_versions, named_
 from tasks.store.storage import StorageError
 from tasks.units.commits import committed_parts
 from tasks.units.engine import RayConfig
-from tests.chaos.processes import descendants
 from tests.tasks.annotated import add_photos, annotate, assign, settings
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import report_page
 from deca_core.assets import procedural_head
 from deca_core.flame import FLAME
 from schemas.parquet import fixed_values
@@ -27,6 +26,7 @@ from tasks.units.commits import committed_parts
 from tasks.units.plan import Plan, PlanError, load_plan
 from tasks.units.reasons import quarantine_reasons
 from tests.chromium import Browser
+from tests.tasks.reports.truth_heads import make_dataset
 from tests.tasks.stored_heads import make_heads
 
 HOSTILE = '"><script>alert(1)<!--'
@@ -47,7 +47,7 @@ def report(plan: Plan, faces: int = 4) -> str:
 def archive(tmp_path_factory) -> Path:
     """Photographs of two people, the truth about them as reconstructions, and a picture of nobody."""
     folder = tmp_path_factory.mktemp("report") / "archive"
-    report_page.make_dataset(folder, people=2, pictures=1, unit=1, suffix=HOSTILE, walls=1)
+    make_dataset(folder, people=2, images=1, unit=1, suffix=HOSTILE, walls=1)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from contextvars import ContextVar
 from dataclasses import asdict
@@ -11,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.resume import kill_rank
+from pipelines.processes import descendants
 from schemas.progress import Timing, TrainProgress
 from schemas.train import TrainRayConfig
 from tasks.training import ranks
 from tasks.training.ranks import train_stage
 from tasks.training.stage import TrainError
 from tasks.units.ray_cluster import Pinboard
+from tests.chaos.processes import named
 from tests.conftest import S3Endpoint
 from tests.tasks.train_runs import assert_equal_states, job_of, last_state, small_config, train_on_two_ranks
 
@@ -66,6 +69,11 @@ def board(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     ray.get(board.pin.remote(shown))
     yield board
     ray.kill(board)
+
+
+def kill_rank() -> None:
+    """SIGKILL a rank that descends from this process."""
+    os.kill(named(descendants(os.getpid()), "RayTrainWorker")[0], signal.SIGKILL)
 
 
 def test_progress_is_reported_in_the_context_of_the_run(board: Any) -> None:

@@ -209,9 +209,9 @@ def test_it_works_on_a_bucket(datasets: Path, s3) -> None:
 
 
 def test_killed_between_bytes_and_commit_and_finished(tmp_path: Path) -> None:
-    """Some of the moments; all of them: python -m benchmarks.erasures."""
+    """Some of the moments; all of them: python -m tests.chaos.erasures."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom benchmarks.erasures import Harness\n"
+        "import sys\nfrom pathlib import Path\nfrom tests.chaos.erasures import Harness\n"
         f"harness = Harness(Path({str(tmp_path)!r}))\n"
         "steps = [step for step in harness.of_each_kind() if any(part in step.what for part in sys.argv[1:])]\n"
         "trials = [harness.trial(step) for step in steps]\n"

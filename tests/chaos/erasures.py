@@ -1,7 +1,7 @@
 """Erasures killed at every step that changes storage, then finished: what is left, and whether the bytes are the same.
 
-    python -m benchmarks.erasures              every step (some minutes)
-    python -m benchmarks.erasures --kinds      one step of each kind
+    python -m tests.chaos.erasures              every step (some minutes)
+    python -m tests.chaos.erasures --kinds      one step of each kind
 
 A person of 20 pictures is erased from four datasets (annotations, faces, heads with a file a row and a consensus,
 exports with two files a face). Process n is killed with SIGKILL right before its n-th change of storage: every moment

@@ -1,4 +1,4 @@
-"""What keeps a deployment on this machine from leaving anything behind. The deployment itself: make deploy-test."""
+"""A local deployment leaves no process behind. The deployment itself: make deploy-test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from benchmarks.deploy_local import MARK, DeploymentError, Process, end, family
-from benchmarks.deploy_trial import run_trial
+from pipelines.deploy_local import MARK, DeploymentError
+from pipelines.processes import Process, end, family
+from tests.deploy.trial import run_trial
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
 # Ends at once; its child belongs to nobody and to another session.

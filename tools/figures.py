@@ -1,4 +1,4 @@
-"""The figures of docs/conventions.md, drawn by the code they describe: `python -m benchmarks.figures docs/conventions`.
+"""The figures of docs/conventions.md, drawn by the code they describe: `python -m tools.figures docs/conventions`.
 
 Axes, camera, pose, landmarks, UV maps, order of the codes; all on the procedural head.
 """

@@ -1,26 +1,20 @@
-"""Is the procedural head a population of plausible people? `python -m benchmarks.head [--samples 500] [--seed 0]`
+"""Measurements of a population of procedural heads, N(0, I) identities: whether they are plausible subjects.
 
-Over N(0, I) identities: self-intersections of lids and lips, head dimensions against anthropometric tables, a hard box
-round all vertices, how far the jaw opens the lips, how much of the eyeballs closed lids leave visible; then build time.
+Self-intersections of lids and lips, head dimensions against anthropometric tables, a hard bounding box of all
+vertices, how far the jaw opens the lips, how much of the eyeballs closed lids leave visible.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from deca_core.assets.bundle import AssetBundle
-from deca_core.assets.head import build_head
-from deca_core.assets.head.mesh import HeadMesh, Part, build_mesh
+from deca_core.assets.head.mesh import HeadMesh, Part
 from deca_core.assets.head.outlines import EYE_CENTRE, MOUTH_Y, ear_coordinates, lid
 from deca_core.flame import FLAME
 from deca_core.raster import rasterize
@@ -31,11 +25,10 @@ Mask = NDArray[np.bool_]
 
 MM = 1e-3
 BATCH = 20
-JAW_DEGREES = (5, 12, 20)
-# Every vertex of every sample lies in this box of the bundle's frame, mm: x (either way), y, z.
+# Every vertex of every sample is inside this box of the bundle's frame, mm: x (either way), y, z.
 HARD_BOUNDS = np.array([[-115.0, 115.0], [-200.0, 190.0], [-190.0, 110.0]])
 WIDENED = 0.05  # of the mean, at either end of a band: points on a mesh are not a caliper's landmarks
-EYE_WINDOW, EYE_PIXELS = (34.0, 22.0), (136, 88)  # mm and pixels of the picture of one eye
+EYE_WINDOW, EYE_PIXELS = (34.0, 22.0), (136, 88)  # mm and pixels of the image of one eye
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,9 @@ class Reference:
         """5th percentile of women to 95th percentile of men, both taken as normal."""
         return self.female[0] - 1.645 * self.female[1], self.male[0] + 1.645 * self.male[1]
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of an even mixture of both sexes."""
-        within = (self.male[1] ** 2 + self.female[1] ** 2) / 2
-        return float(np.sqrt(within + ((self.male[0] - self.female[0]) / 2) ** 2))
-
 
 # Farkas, Anthropometry of the Head and Face (1994), North American adults; ANSUR: Gordon et al. (1989), US Army. The
-# figures are quoted approximately: they judge plausibility and are no substitute for the tables.
+# figures are approximate: good for a plausibility check, no substitute for the tables.
 FARKAS, ANSUR = "Farkas 1994", "ANSUR 1989"
 REFERENCES = {
     "face height n-gn": Reference((124.7, 5.7), (111.4, 4.8), FARKAS),
@@ -87,7 +74,7 @@ REFERENCES = {
 
 
 class Population:
-    """Identities of the procedural head, and everything that is measured on them."""
+    """Identities of the procedural head, and the measurements on them."""
 
     def __init__(self, bundle: AssetBundle, mesh: HeadMesh, samples: int, seed: int) -> None:
         self.bundle, self.mesh, self.flame = bundle, mesh, FLAME(bundle)
@@ -95,7 +82,7 @@ class Population:
 
     @torch.inference_mode()
     def posed(self, jaw_degrees: float = 0.0, **expressions: float) -> Array:
-        """Vertices (N, V, 3), mm, at an opening of the jaw under named expressions."""
+        """Return vertices (N, V, 3), mm, at a jaw opening and named expressions."""
         codes = torch.tensor([[expressions.get(name, 0.0) for name in self.bundle.expression_names]])
         pose = torch.tensor([[0.0, 0.0, 0.0, np.radians(jaw_degrees), 0.0, 0.0]], dtype=torch.float32)
         heads = [
@@ -110,14 +97,14 @@ class Population:
         return self.posed()
 
     def landmarks(self, vertices: Array) -> Array:
-        """The frontal 68 of (N, V, 3), (N, 68, 3)."""
+        """Return the frontal 68 landmarks (N, 68, 3) of vertices (N, V, 3)."""
         corners = vertices[:, self.bundle.faces[self.bundle.full_landmark_faces]]
         return (corners * self.bundle.full_landmark_bary[..., None]).sum(2)
 
     # ------------------------------------------------------------ dimensions
 
     def dimensions(self) -> dict[str, Array]:
-        """The measures of `REFERENCES`, (N,) mm each."""
+        """Return the measures of `REFERENCES`, (N,) mm each."""
         rest, points = self.rest, self.landmarks(self.rest)
         x, y, z = self.mesh.sites.T
         skin, aside = self.mesh.part(Part.SKIN), np.abs(self.mesh.sites[:, 0])
@@ -159,7 +146,7 @@ class Population:
         return int(np.hypot(sites[:, 0] - x, sites[:, 1] - y).argmin())
 
     def out_of_bounds(self) -> int:
-        """How many samples leave HARD_BOUNDS."""
+        """Return the number of samples that leave HARD_BOUNDS."""
         low, high = self.rest.min(1), self.rest.max(1)
         return int(((low < HARD_BOUNDS[:, 0]) | (high > HARD_BOUNDS[:, 1])).any(1).sum())
 
@@ -257,95 +244,3 @@ def _pierces(edges_of: Array, through: Array) -> Mask:
 def _volume(a: Array, b: Array, c: Array, d: Array) -> Array:
     """Signed volume (times 6) of tetrahedra: which side of the plane (b, c, d) a lies on."""
     return np.einsum("ni,ni->n", np.cross(b - a, c - a), d - a)
-
-
-def measure(samples: int, seed: int) -> dict[str, Any]:
-    """All figures of the report."""
-    started = time.perf_counter()
-    bundle = build_head()
-    seconds = time.perf_counter() - started
-    people = Population(bundle, build_mesh(), samples, seed)
-    crossings = people.intersections()
-    gaps = {degrees: people.lip_gap(degrees) for degrees in JAW_DEGREES}
-    visible = people.eyeball_left_visible().max(1)
-    return {
-        "samples": samples,
-        "seed": seed,
-        "vertices": bundle.num_vertices,
-        "build_seconds": seconds,
-        "intersections": {
-            name: {"samples_with_any": int((pairs > 0).sum()), "pairs": int(pairs.sum()), "worst": int(pairs.max())}
-            for name, pairs in crossings.items()
-        },
-        "dimensions": {name: _compare(values, REFERENCES[name]) for name, values in people.dimensions().items()},
-        "out_of_bounds": people.out_of_bounds(),
-        "extent": [people.rest.min((0, 1)).tolist(), people.rest.max((0, 1)).tolist()],
-        "lip_gap_at_rest": float(people.lip_gap(0.0).max()),
-        "lip_gap": {
-            degrees: {"mean": float(gap.mean()), "min": float(gap.min()), "max": float(gap.max())}
-            for degrees, gap in gaps.items()
-        },
-        "closed_eye_visible": {
-            "mean": float(visible.mean()),
-            "p95": float(np.percentile(visible, 95)),
-            "worst": float(visible.max()),
-        },
-    }
-
-
-def _compare(values: Array, reference: Reference) -> dict[str, float | str]:
-    low, high = reference.band[0] - WIDENED * reference.mean, reference.band[1] + WIDENED * reference.mean
-    return {
-        "mean": float(values.mean()),
-        "sd": float(values.std()),
-        "min": float(values.min()),
-        "max": float(values.max()),
-        "table_mean": reference.mean,
-        "table_sd": reference.deviation,
-        "low": low,
-        "high": high,
-        "inside": float(((values >= low) & (values <= high)).mean()),
-        "source": reference.source,
-    }
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print the report as tables."""
-    count = report["samples"]
-    print(f"{count} identities from N(0, I), seed {report['seed']}; {report['vertices']} vertices")
-    print("\nSelf-intersections    samples with any   triangle pairs   most in one sample")
-    for name, row in report["intersections"].items():
-        print(f"  {name:<20}{row['samples_with_any']:>16}{row['pairs']:>17}{row['worst']:>21}")
-    print("\nDimensions, mm          mean    sd     min    max   table mean    sd    widened band     inside  source")
-    for name, row in report["dimensions"].items():
-        print(
-            f"  {name:<20}{row['mean']:>8.1f}{row['sd']:>6.1f}{row['min']:>8.1f}{row['max']:>7.1f}"
-            f"{row['table_mean']:>13.1f}{row['table_sd']:>6.1f}{row['low']:>9.1f} to{row['high']:>6.1f}"
-            f"{row['inside']:>9.1%}  {row['source']}"
-        )
-    (low, high), bounds = report["extent"], HARD_BOUNDS.tolist()
-    spans = [f"{axis} {a:.0f}..{b:.0f} of {box}" for axis, a, b, box in zip("xyz", low, high, bounds, strict=True)]
-    print(f"\nOutside of the hard bounds: {report['out_of_bounds']} ({', '.join(spans)} mm)")
-    print(f"Lips at rest: at most {report['lip_gap_at_rest']:.2f} mm apart")
-    for degrees, row in report["lip_gap"].items():
-        print(f"Jaw at {degrees:>2} degrees: lips {row['mean']:.1f} mm apart ({row['min']:.1f} to {row['max']:.1f})")
-    row = report["closed_eye_visible"]
-    print(f"Eyeball left visible by lids_close = 1, worse eye: mean {row['mean']:.2%}", end=", ")
-    print(f"95th percentile {row['p95']:.2%}, worst {row['worst']:.2%}")
-    print(f"Build: {report['build_seconds']:.2f} s")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    arguments = parser.parse_args()
-    report = measure(arguments.samples, arguments.seed)
-    show(report)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,25 +1,26 @@
-"""What a deployment goes through, for real: the scenes of `python -m benchmarks.deploy_local --check`.
+"""The local deployment under faults: `python -m tests.deploy.trial`, or `make deploy-test`; five to ten minutes.
 
 schedule   ingest/nightly, filled in and with a cron of one minute, fires on time and completes
-killed     its flow process is killed with SIGKILL in mid-run; the next firing does the rest and no unit twice
+killed     its flow process is killed with SIGKILL in mid-run; the next firing runs the rest and no unit twice
 adhoc      `prefect deployment run reconstruct/adhoc --watch` with parameters completes
-server     the Prefect server is killed in mid-run and started again on its database; the run never notices
+server     the Prefect server is killed in mid-run and restarted on its database; the run completes undisturbed
 nodes      the same on a Ray cluster of two nodes (`ray start`), by RAY_ADDRESS; both nodes work
 
-Server and worker are started in a folder with files that have the names of our packages.
-
-All pictures are one public-domain photograph (scikit-image's astronaut), turned a little. Every line is printed as it
-happens, with seconds since the start; a scene that goes otherwise raises DeploymentError.
+Server and worker start in a folder with files named like our packages. All images are one public-domain photograph
+(scikit-image's astronaut), rotated a little. Every line is printed as it happens, with seconds since the start; a
+scene with another outcome raises DeploymentError.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,14 +31,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.deploy_local import MARK, ROOT, Deployment, DeploymentError, Process, end, family, free_port, marked
-from tests.chaos.processes import descendants
+from pipelines.deploy_local import MARK, ROOT, Deployment, DeploymentError, free_port, interrupted_by_sigterm
+from pipelines.processes import Process, descendants, end, family, marked
 
-FEW, MANY = 16, 160  # pictures: a run that is over at once, and one of a minute
+FEW, MANY = 16, 160  # images: a run of seconds, and one of a minute
 PER_UNIT = 4
 PATIENCE = 600.0  # seconds for one thing to happen
-RAY_MEMORY = 80 * 2**20  # bytes of a node's object store: units carry names, not pictures
-# In the folder that server and worker are started in: flows and Ray's workers must not import these.
+RAY_MEMORY = 80 * 2**20  # bytes of a node's object store: units carry names, not images
+# Files in the folder that server and worker start in; flows and Ray's workers must not import them.
 SHADOWS = ("tasks.py", "schemas.py", "pipelines.py", "deca_core.py")
 DONE = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -45,7 +46,7 @@ Run = dict[str, Any]
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """`count` pictures of one face below a folder, each turned otherwise; those that are there stay."""
+    """Write `count` images of one face into a folder, each rotated differently; existing files stay."""
     from PIL import Image
     from skimage import data
 
@@ -58,7 +59,7 @@ def photographs(folder: Path, count: int) -> Path:
 
 
 def committed(dest: Path) -> int:
-    """Units of a dataset that are done."""
+    """Return the number of committed units of a dataset."""
     return len(list((dest / "_commits").glob("*.json")))
 
 
@@ -71,13 +72,13 @@ class Trial:
         self.ids: dict[str, str] = {}
         self.table: list[tuple[str, str, Run]] = []  # scene, deployment, run
 
-    # --- telling and waiting ---
+    # --- log and wait ---
 
     def say(self, words: str) -> None:
         print(f"{time.monotonic() - self.began:6.1f} s  {words}", flush=True)
 
     def until(self, what: str, look: Callable[[], Any]) -> Any:
-        """The first true thing that `look` sees. DeploymentError after PATIENCE."""
+        """Poll `look` and return its first true value. Raises DeploymentError after PATIENCE."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if seen := look():
@@ -86,7 +87,7 @@ class Trial:
         raise DeploymentError(f"{what}: not in {PATIENCE:.0f} s; logs in {self.deployment.logs}")
 
     def runs(self, name: str) -> list[Run]:
-        """Flow runs of a deployment, the earliest first."""
+        """Return the flow runs of a deployment, the earliest first."""
         only = {"deployments": {"id": {"any_": [self.ids[name]]}}}
         found: list[Run] = self.deployment.ask("POST", "/flow_runs/filter", **only, sort="EXPECTED_START_TIME_ASC")
         return found
@@ -96,12 +97,12 @@ class Trial:
         return found
 
     def ended(self, run: Run) -> Run:
-        """The run in its last state."""
+        """Wait for the end of a run and return it in its final state."""
         now: Run = self.until(f"the end of {run['name']}", lambda: (one := self.run(run))["state_type"] in DONE and one)
         return now
 
     def completed(self, scene: str, name: str, run: Run) -> dict[str, str]:
-        """Wait for a run's end, which must be Completed, and read its summary from its artifacts."""
+        """Wait for a run's end, which must be Completed, and return the summary in its artifacts."""
         now = self.ended(run)
         self.table.append((scene, name, now))
         if now["state_type"] != "COMPLETED":
@@ -122,14 +123,14 @@ class Trial:
         return {one["key"]: one for one in found}
 
     def start(self, name: str, config: dict[str, Any], environment: dict[str, str] | None = None) -> Run:
-        """`prefect deployment run`; the run it made."""
+        """`prefect deployment run`; return the run it created."""
         before = {run["id"] for run in self.runs(name)}
         extra = ["--job-variable", f"env={json.dumps(environment)}"] if environment else []
         self.deployment.prefect("deployment", "run", name, "--params", json.dumps({"config": config}), *extra)
         return next(run for run in self.runs(name) if run["id"] not in before)
 
     def verified(self, dest: Path) -> None:
-        """`deca verify`: what it says, and DeploymentError where it finds anything."""
+        """Run `deca verify` and log its output. Raises DeploymentError where it finds a problem."""
         command = (sys.executable, "-c", "from pipelines.cli import main; main()", "verify", str(dest))
         for line in self.deployment.command(*command, PREFECT_API_URL="").splitlines():
             self.say(f"deca verify: {line.replace(str(self.folder), '')}")
@@ -141,7 +142,7 @@ class Trial:
     # --- scenes ---
 
     def fill_in(self, source: Path, dest: Path, cron: str) -> None:
-        """ingest/nightly as its description says: source, dest, active, deploy again."""
+        """Configure ingest/nightly as its description says: source, dest, active, deploy again."""
         given = yaml.safe_load((ROOT / "prefect.yaml").read_text())
         nightly = next(one for one in given["deployments"] if one["name"] == "nightly")
         nightly["schedules"] = [{"cron": cron, "timezone": "UTC", "active": True}]
@@ -153,7 +154,7 @@ class Trial:
     def schedule(self) -> None:
         source, dest = photographs(self.folder / "archive", FEW), self.folder / "people"
         self.fill_in(source, dest, "* * * * *")
-        self.say(f"ingest/nightly deployed again with cron '* * * * *' and {FEW} pictures")
+        self.say(f"ingest/nightly deployed again with cron '* * * * *' and {FEW} images")
         first = self.until("the first firing", lambda: next(iter(self.fired()), None))
         self.completed("schedule", "ingest/nightly", first)
         due = moment(self.run(first)["expected_start_time"])
@@ -167,7 +168,7 @@ class Trial:
             raise DeploymentError(f"the schedule fired {taken:.1f} s from its time")
 
     def fired(self) -> list[Run]:
-        """Scheduled runs that have begun; those that fell into another one were cancelled, as the limit says."""
+        """Return the scheduled runs that started; those that overlapped another were cancelled by the limit."""
         not_begun = ("SCHEDULED", "PENDING", "CANCELLED")
         return [run for run in self.runs("ingest/nightly") if run["state_type"] not in not_begun]
 
@@ -175,9 +176,9 @@ class Trial:
         dest = self.folder / "people"
         before = committed(dest / "annotations")
         photographs(self.folder / "archive", MANY)
-        self.say(f"{MANY} pictures more in the archive")
-        self.until("five units of the new pictures", lambda: committed(dest / "annotations") >= before + 5)
-        run = self.until("the run that has them", lambda: self.running("ingest/nightly"))
+        self.say(f"{MANY} more images in the archive")
+        self.until("five units of the new images", lambda: committed(dest / "annotations") >= before + 5)
+        run = self.until("the run that annotates them", lambda: self.running("ingest/nightly"))
         process = self.process_of(run)
         process.send(signal.SIGKILL)
         done = committed(dest / "annotations")
@@ -191,12 +192,12 @@ class Trial:
         summary = self.completed("the next firing", "ingest/nightly", following)
         self.deployment.prefect("deployment", "schedule", "pause", "--all")
         if int(summary["units_skipped"]) != done or int(summary["images"]) != FEW + MANY:
-            raise DeploymentError(f"{done} units were committed, {FEW + MANY} pictures are there: {summary}")
+            raise DeploymentError(f"{done} units were committed, the archive has {FEW + MANY} images: {summary}")
         self.until("the end of what else has fired", lambda: not self.running("ingest/nightly"))
         self.verified(dest)
 
     def after(self, lost: Run) -> Run | None:
-        """The first firing after another; those that fell into it were cancelled."""
+        """Return the first firing after a lost run; those that overlapped it were cancelled."""
         later = (
             run for run in self.fired() if moment(run["expected_start_time"]) > moment(lost["expected_start_time"])
         )
@@ -206,7 +207,7 @@ class Trial:
         return next((run for run in self.runs(name) if run["state_type"] == "RUNNING"), None)
 
     def process_of(self, run: Run) -> Process:
-        """The process that runs a flow: of those started for it the one that Prefect's engine is in."""
+        """Return the process that runs a flow: of those started for it, the one with Prefect's engine."""
         for process in marked("PREFECT__FLOW_RUN_ID", run["id"]):
             if b"prefect.engine" in process.command:
                 return process
@@ -227,7 +228,7 @@ class Trial:
         self.deployment.kill_server()
         at_death = committed(dest / "annotations")
         self.say(f"kill -9 of the Prefect server, with {at_death} units of {run['name']} committed")
-        self.until("work without a server", lambda: committed(dest / "annotations") >= at_death + 2)
+        self.until("commits without a server", lambda: committed(dest / "annotations") >= at_death + 2)
         seconds = self.deployment.start_server()
         now = self.run(run)
         self.say(
@@ -235,10 +236,10 @@ class Trial:
             f" {now['state_name']}, {committed(dest / 'annotations')} units committed by now"
         )
         if now["state_type"] != "RUNNING":
-            raise DeploymentError("the run was over too soon for this scene: more pictures (MANY) are needed")
+            raise DeploymentError("the run was over too soon for this scene: more images (MANY) are needed")
         lease = now["state"]["state_details"]["deployment_concurrency_lease_id"]
         self.deployment.ask("POST", f"/v2/concurrency_limits/leases/{lease}/renew", lease_duration=300)
-        self.say("its lease on the deployment's concurrency limit can be renewed: it came back with the server")
+        self.say("its lease on the deployment's concurrency limit can be renewed: the restarted server has it")
         summary = self.completed("server", "ingest/adhoc", run)
         if int(summary["units_skipped"]) or int(summary["images"]) != MANY:
             raise DeploymentError(f"not in one go: {summary}")
@@ -259,11 +260,11 @@ class Trial:
         self.verified(heads)
 
     def on_both(self, raylets: Raylets, name: str, config: dict[str, Any], address: str) -> None:
-        """Run a deployment on Ray, and see that each node's workers have computed."""
+        """Run a deployment on Ray and check that workers of each node have computed."""
         run = self.start(name, config, {"RAY_ADDRESS": address})
         seen: dict[Process, tuple[str, float, int]] = {}  # worker: node, processor seconds, most bytes
         while (now := self.run(run))["state_type"] not in DONE:
-            seen |= {one: (node, one.seconds, one.peak) for node, one in units_workers(raylets) if one.alive}
+            seen |= {one: (node, *usage(one)) for node, one in units_workers(raylets) if one.alive}
             time.sleep(0.5)
         self.completed("nodes", name, now)
         for node in raylets:
@@ -290,7 +291,7 @@ Raylets = dict[str, Process]  # by node
 
 @contextmanager
 def ray_nodes(deployment: Deployment, folder: Path) -> Iterator[tuple[str, Raylets]]:
-    """A Ray cluster of two nodes of one CPU each on loopback; its address, and the raylet of each node."""
+    """Start a Ray cluster of two nodes of one CPU each on loopback; yield its address and each node's raylet."""
     port, temporary = free_port(), f"/tmp/deca-ray-{os.getpid()}"  # sockets below it have names of at most 107 bytes
     address = f"127.0.0.1:{port}"
     common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={RAY_MEMORY}"]
@@ -322,30 +323,42 @@ def ray_nodes(deployment: Deployment, folder: Path) -> Iterator[tuple[str, Rayle
 
 
 def _raylet(node: subprocess.Popen[bytes]) -> Process:
-    """The raylet that `ray start --block` has started, once it takes workers."""
+    """Return the raylet that `ray start --block` has started, once it takes workers."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and node.poll() is None:
         for pid in descendants(node.pid):
             if (process := Process.of(pid)).command.split(b"\0")[0].endswith(b"/raylet"):
-                time.sleep(3.0)  # to its registration; what comes too early waits for it
+                time.sleep(3.0)  # until it has registered
                 return process
         time.sleep(0.2)
     raise DeploymentError(f"ray start ended with {node.poll()}")
 
 
 def units_workers(raylets: Raylets) -> Iterator[tuple[str, Process]]:
-    """(node, process) of the actors that work units now."""
+    """Yield (node, process) of the actors that run units now."""
     for node, raylet in raylets.items():
         for pid in descendants(raylet.pid):
             if (process := Process.of(pid)).command.startswith(b"ray::_Runner"):
                 yield node, process
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+def usage(process: Process) -> tuple[float, int]:
+    """Return the processor seconds and the peak bytes of memory of a process; 0 each once it is gone."""
+    folder = Path(f"/proc/{process.pid}")
+    try:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        lines = (folder / "status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0, 0
+    peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK"), peak
+
+
+# --- the trial -------------------------------------------------------------------------------------------------------
 
 
 def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
-    """Start a deployment below a folder, play the scenes (all, or some), print the log and a table of the runs."""
+    """Start a deployment below a folder, run the scenes (all, or `only`), print the log and a table of the runs."""
     unknown = set(only or ()) - set(SCENES)
     if unknown:
         raise DeploymentError(f"--only {','.join(sorted(unknown))}: there are {', '.join(SCENES)}")
@@ -353,7 +366,7 @@ def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
     deployment = Deployment(folder / "deployment", free_port(), limit=2)
     for name in SHADOWS:
         (deployment.folder / name).write_text("raise ImportError('a file of the user, not the package')\n")
-    # Nodes and drivers of a Ray cluster show one another a token (docs/deploy.md).
+    # Nodes and drivers of a Ray cluster authenticate with a token (docs/deploy.md).
     deployment.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     trial = Trial(deployment, folder / "data")
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {os.cpu_count()} cores", flush=True)
@@ -375,3 +388,21 @@ def run_trial(folder: Path, only: Sequence[str] | None = None) -> None:
         print(f"{scene:<16} {name:<18} {run['name']:<24} {run['state_name']:<10} {run['total_run_time']:>7.1f}")
     if left:
         raise DeploymentError(f"left running: {sorted(process.pid for process in left)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=lambda names: names.split(","), help=f"some of {','.join(SCENES)}")
+    options = parser.parse_args()
+    try:
+        with (
+            interrupted_by_sigterm(),
+            tempfile.TemporaryDirectory(prefix="deca-deploy-", ignore_cleanup_errors=True) as folder,
+        ):
+            run_trial(Path(folder), options.only)
+    except DeploymentError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

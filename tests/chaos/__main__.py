@@ -1,4 +1,4 @@
-"""Seeded faults over ingest, train and reconstruct: `python -m benchmarks.chaos --markdown docs/chaos-table.md`.
+"""Seeded faults over ingest, train and reconstruct: `python -m tests.chaos --markdown docs/chaos-table.md`.
 
 Every fault is followed by the same command again, and then compared with a run that nothing has disturbed
 (tests/chaos). Exit code 1 where a row is lost or doubled, a file differs, or `verify` finds anything.
@@ -119,7 +119,7 @@ def markdown(results: Sequence[Result], total: str) -> str:
     lines = [
         "# Faults",
         "",
-        f"Made by `python -m benchmarks.chaos --markdown docs/chaos-table.md`. {total}.",
+        f"Made by `python -m tests.chaos --markdown docs/chaos-table.md`. {total}.",
         "[What it is](chaos.md).",
         "",
         "| Kind | Faults | Hit | Survived | Rows lost | Doubled | Byte-equal | Median, s | Worst, s |",

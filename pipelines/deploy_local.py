@@ -1,11 +1,8 @@
-"""A deployment on this machine: `python -m benchmarks.deploy_local`, or with --check the proof that it works.
+"""A deployment on this machine: `python -m pipelines.deploy_local`, or `make deploy-local`.
 
-Starts a Prefect server, a process work pool and a worker on loopback, deploys all of prefect.yaml, prints the addresses
-and stays until Ctrl-C. All state (Prefect's database, leases, logs) lies below --folder; nothing runs on afterwards.
-
---check does with it what a deployment goes through (benchmarks/deploy_trial.py: a schedule that fires, an ad-hoc run, a
-server that is killed, a flow process that is killed, a Ray cluster of two nodes) and prints what happened with times:
-five to eight minutes. Docs: docs/deploy.md.
+Starts a Prefect server, a process work pool and a worker on loopback, deploys everything in prefect.yaml, prints the
+addresses and runs until Ctrl-C. All state (Prefect's database, leases, logs) is stored below --folder; no process
+outlives this one. Needs the checkout, since prefect.yaml is in it. Docs: docs/deploy.md.
 """
 
 from __future__ import annotations
@@ -17,116 +14,26 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
-from tests.chaos.processes import descendants
+from pipelines.processes import Process, end, family
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 POOL = "local"  # as prefect.yaml says
-MARK = "DECA_DEPLOYMENT"  # in the environment of everything that belongs to a deployment: its folder
+MARK = "DECA_DEPLOYMENT"  # environment variable of every process of a deployment; its value is the folder
 START_SECONDS = 180.0  # a server takes half a minute, more on a busy machine
-STOP_SECONDS = 20.0  # before what does not end by itself is killed
 COMMAND_SECONDS = 300.0
 
 
 class DeploymentError(Exception):
-    """A part of the deployment that does not do what it should."""
-
-
-class Process(NamedTuple):
-    """A process that no later one can be taken for."""
-
-    pid: int
-    born: str  # clock ticks since boot; empty: there was none
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        return cls(pid, _stat(pid)[19])
-
-    @property
-    def alive(self) -> bool:
-        fields = _stat(self.pid)
-        return fields[0] not in ("", "Z") and fields[19] == self.born
-
-    @property
-    def seconds(self) -> float:
-        """Of a processor, so far; 0 once it is gone."""
-        fields = _stat(self.pid)
-        return (int(fields[11] or 0) + int(fields[12] or 0)) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def peak(self) -> int:
-        """Most bytes of memory it ever held; 0 once it is gone."""
-        try:
-            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-
-    @property
-    def command(self) -> bytes:
-        try:
-            return Path(f"/proc/{self.pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return b""
-
-    def send(self, number: int) -> bool:
-        """Whether there was somebody to get the signal."""
-        if not self.alive:
-            return False
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-def _stat(pid: int) -> list[str]:
-    """The kernel's line on a process from its state on, empty fields where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return [""] * 20
-
-
-def marked(name: str, value: str) -> set[Process]:
-    """Living processes that were started with an environment variable: nobody can be missed for a changed parent."""
-    wanted, found = f"{name}={value}".encode(), set()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            inherited = wanted in (folder / "environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if inherited and (process := Process.of(int(folder.name))).alive:
-            found.add(process)
-    return found
-
-
-def family(name: str, value: str) -> set[Process]:
-    """`marked`, and what descends from them: a process that renames itself may overwrite its environment."""
-    parents = marked(name, value)
-    children = {Process.of(pid) for parent in parents for pid in descendants(parent.pid)}
-    return parents | {child for child in children if child.alive}
-
-
-def end(processes: set[Process], patience: float = STOP_SECONDS) -> int:
-    """SIGTERM, and SIGKILL for what is left after `patience` seconds; how many that were."""
-    for process in processes:
-        process.send(signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and any(process.alive for process in processes):
-        time.sleep(0.1)
-    return sum(process.send(signal.SIGKILL) for process in processes)
+    """A part of the deployment failed or did not start."""
 
 
 def free_port() -> int:
@@ -138,7 +45,7 @@ def free_port() -> int:
 class Deployment:
     """A Prefect server with its pool and worker below `folder`; `with Deployment(folder, port) as deployment`.
 
-    environment: what everything of it is started with. Raises DeploymentError where a part does not come up.
+    environment: of every process it starts. Raises DeploymentError where a part does not start.
     """
 
     def __init__(self, folder: Path, port: int, ui: bool = False, limit: int = 1) -> None:
@@ -163,7 +70,7 @@ class Deployment:
 
     def __enter__(self) -> Deployment:
         if self.is_up():
-            raise DeploymentError(f"{self.url} is taken: stop what listens there, or give another --port")
+            raise DeploymentError(f"{self.url} is taken: stop what listens there, or pass another --port")
         try:
             self.start_server()
             self.prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
@@ -180,7 +87,7 @@ class Deployment:
     # --- services ---
 
     def start_server(self) -> float:
-        """Start it and wait until it answers; the seconds that took."""
+        """Start the server and wait until it answers; return the seconds that took."""
         began = time.monotonic()
         ui = "--ui" if self.ui else "--no-ui"
         command = [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port), ui]
@@ -204,7 +111,7 @@ class Deployment:
             time.sleep(0.5)
 
     def stop(self) -> int:
-        """End everything, the worker first; how many processes had to be killed."""
+        """End everything, the worker first; return how many processes had to be killed."""
         everything = family(MARK, str(self.folder))
         killed = 0
         for name in ("worker", "server"):
@@ -229,8 +136,8 @@ class Deployment:
     def _still_there(self, name: str, began: float) -> None:
         ended = self.services[name].poll()
         if ended is not None or time.monotonic() - began > START_SECONDS:
-            what = f"ended with {ended}" if ended is not None else f"did not come up in {START_SECONDS:.0f} s"
-            raise DeploymentError(f"the {name} {what}; look at {self.logs / f'{name}.log'}\n{self._tail(name)}")
+            what = f"ended with {ended}" if ended is not None else f"did not start within {START_SECONDS:.0f} s"
+            raise DeploymentError(f"the {name} {what}; see {self.logs / f'{name}.log'}\n{self._tail(name)}")
 
     def _tail(self, name: str) -> str:
         return "\n".join((self.logs / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
@@ -238,10 +145,11 @@ class Deployment:
     # --- client ---
 
     def prefect(self, *arguments: str) -> str:
-        """What a command of Prefect's prints. DeploymentError where it fails."""
+        """Run a Prefect command and return its output. Raises DeploymentError where it fails."""
         return self.command(*PREFECT, *arguments)
 
     def command(self, *words: str, **environment: str) -> str:
+        """Run a command in the checkout and return its output. Raises DeploymentError where it fails."""
         done = subprocess.run(
             words,
             env=self.environment | environment,
@@ -257,14 +165,14 @@ class Deployment:
         return done.stdout
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """The answer of Prefect's REST API. DeploymentError where it refuses."""
+        """Return the answer of Prefect's REST API. Raises DeploymentError on an error status."""
         answer = httpx.request(method, f"{self.url}/api{path}", json=body or None, timeout=60.0)
         if answer.is_error:
             raise DeploymentError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
         return answer.json() if answer.content else None
 
     def deployments(self) -> dict[str, str]:
-        """Ids by name as commands take it: flow/deployment."""
+        """Return the ids of all deployments by name (flow/deployment)."""
         flows = {flow["id"]: flow["name"] for flow in self.ask("POST", "/flows/filter", limit=200)}
         found = self.ask("POST", "/deployments/filter", limit=200)
         return {f"{flows[one['flow_id']]}/{one['name']}": one["id"] for one in found}
@@ -272,7 +180,7 @@ class Deployment:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: what was started is stopped."""
+    """Treat SIGTERM as Ctrl-C, so that the services are stopped in order."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -285,7 +193,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 def stay(deployment: Deployment) -> None:
-    """Say where everything is, and wait for Ctrl-C."""
+    """Print the addresses and an example, then wait for Ctrl-C."""
     names = sorted(deployment.deployments())
     print(f"server   {deployment.url}   (its API: {deployment.url}/api)")
     print(f"worker   of the pool {POOL!r}, {deployment.limit} run at a time")
@@ -298,28 +206,20 @@ def stay(deployment: Deployment) -> None:
     while True:
         for name, service in deployment.services.items():
             if service.poll() is not None:
-                raise DeploymentError(f"the {name} ended; look at {deployment.logs / f'{name}.log'}")
+                raise DeploymentError(f"the {name} ended; see {deployment.logs / f'{name}.log'}")
         time.sleep(1.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / "deploy-local", help="all state; kept from start to start"
+        "--folder", type=Path, default=ROOT / "deploy-local", help="all state; reused by the next start"
     )
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--limit", type=int, default=1, help="flow runs at a time")
-    parser.add_argument("--check", action="store_true", help="prove it, in a temporary folder and on a free port")
-    parser.add_argument("--only", help="with --check: some of its scenes, by comma")
     options = parser.parse_args()
     try:
         with interrupted_by_sigterm():
-            if options.check:
-                from benchmarks.deploy_trial import run_trial
-
-                with tempfile.TemporaryDirectory(prefix="deca-deploy-", ignore_cleanup_errors=True) as folder:
-                    run_trial(Path(folder), options.only.split(",") if options.only else None)
-                return
             print("starting: half a minute to a minute", flush=True)
             with Deployment(options.folder, options.port, ui=True, limit=options.limit) as deployment:
                 stay(deployment)

@@ -1,4 +1,4 @@
-"""Curves and pictures of a training run for docs/: `python -m benchmarks.training_sheets trained/ docs/train`.
+"""Curves and pictures of a training run for docs/: `python -m tools.training_sheets trained/ docs/train`.
 
 deca synth world/ --identities 100 --images-per-identity 8
 deca ingest world/photos people/ --pattern '{identity}/{image}' --set shards.val_fraction=0.1

@@ -1,4 +1,4 @@
-"""The pages of docs/datasets, from the schemas: `python -m benchmarks.dataset_pages docs/datasets`.
+"""The pages of docs/datasets, from the schemas: `python -m tools.dataset_pages docs/datasets`.
 
 A test regenerates and compares them, so a column cannot be added without a word about it.
 """
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from schemas.animate import AnimateOutput, animation_schema
-from schemas.columns import is_picture, meaning, type_in_words
+from schemas.columns import COMMON, OWN, is_picture, meaning, type_in_words
 from schemas.consensus import ConsensusRecord, consensus_schema
 from schemas.evaluate import METRICS, evaluations_schema
 from schemas.export import exports_schema
@@ -51,7 +51,7 @@ LIMIT = 0.01  # metres: only scale and offset depend on it, which no page quotes
 COLUMN_OUTPUTS: tuple[Output, ...] = (
     "codes", "displacement", "vertices", "landmarks", "normals", "texture", "mesh", "preview",
 )  # fmt: skip
-GENERATED = "<!-- Written by `python -m benchmarks.dataset_pages docs/datasets`: change schemas/, not this page. -->"
+GENERATED = "<!-- Written by `python -m tools.dataset_pages docs/datasets`: change schemas/, not this page. -->"
 
 
 class Dataset(NamedTuple):
@@ -269,7 +269,11 @@ RECORDS: tuple[tuple[type[BaseModel], str], ...] = (
 
 
 def pages() -> dict[str, str]:
-    """Text of every page by file name."""
+    """Return the text of every page by file name. Raises ValueError where schemas/columns.py describes no column."""
+    there = {(dataset.name, field.name) for dataset in DATASETS for field in dataset.schema()}
+    unknown = set(OWN) - there or set(COMMON) - {column for _, column in there}
+    if unknown:
+        raise ValueError(f"schemas/columns.py describes columns that no schema has: {sorted(map(str, unknown))}")
     made = {f"{dataset.name}.md": page(dataset) for dataset in DATASETS}
     return made | {"records.md": record_page(), "README.md": index_page()}
 

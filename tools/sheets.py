@@ -1,4 +1,4 @@
-"""Contact sheets of the embedded world for docs/: `python -m benchmarks.sheets docs/world`.
+"""Contact sheets of the embedded world for docs/: `python -m tools.sheets docs/world`.
 
 Identities, expressions, wrinkles with and without displacement, skin tones, albedo extremes, photographs.
 """

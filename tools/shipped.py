@@ -1,8 +1,8 @@
-"""Pack trained weights as the package carries them, and what half precision costs.
+"""Pack trained weights as the package ships them, and print the deviation of half precision.
 
-    python -m benchmarks.shipped trained/model deca_core/weights
+    python -m tools.shipped trained/model deca_core/weights
 
-The card beside them stays. Prints the size, and how far codes, vertices and displacement move against the float32
+The model card stays. Prints the size, and how far codes, vertices and displacement deviate from those of the float32
 weights, over random photographs of the world.
 """
 
@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.overfit import world_batch
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import WEIGHTS_FILE, load_checkpoint, save_shipped
+from deca_world import World
 
 CARD = "README.md"
-PEOPLE, IMAGES, SEED = 8, 2, 9
+SUBJECTS, IMAGES, SEED = 8, 2, 9
 
 
 def main() -> None:
@@ -28,12 +29,15 @@ def main() -> None:
     options = parser.parse_args()
     bundle = procedural_head()
     card = options.folder / CARD
-    words = card.read_text() if card.exists() else None
-    save_shipped(options.trained, options.folder, bundle)  # in place of the whole folder
-    if words is not None:
-        card.write_text(words)
+    text = card.read_text() if card.exists() else None
+    save_shipped(options.trained, options.folder, bundle)  # replaces the whole folder
+    if text is not None:
+        card.write_text(text)
     full, half = load_checkpoint(options.trained, bundle), load_checkpoint(options.folder, bundle)
-    images = world_batch(bundle, PEOPLE, IMAGES, SEED).images
+    world = World(bundle)
+    subjects = [world.person(SEED, index) for index in range(SUBJECTS) for _ in range(IMAGES)]
+    photographs = [world.photograph(one, world.shot(one, at % IMAGES)).image for at, one in enumerate(subjects)]
+    images = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         codes = [model.encode(images) for model in (full, half)]
         heads = [model.decode(own) for model, own in zip((full, half), codes, strict=True)]
