@@ -18,8 +18,8 @@ def rasterize(vertices: Tensor, faces: Tensor, height: int, width: int, backend:
     vertices (B,V,3) in image space (x right, y down in [-1, 1], smaller z nearer); faces (F,3)
     -> (B,H,W) int64 face index, -1 where nothing is seen.
 
-    Backends agree except for pixels on an edge: "numba" (CPU kernel), "triton" (GPU kernel), "pytorch3d" (its rasteriser,
-    where installed), "reference" (numpy, slow). "auto" selects triton for tensors on a GPU and numba otherwise, each
+    Backends agree except for pixels on an edge: "numba" (CPU kernel), "triton" (GPU kernel), "pytorch3d" (its own, if
+    installed), "reference" (numpy, slow). "auto" selects triton for tensors on a GPU and numba otherwise, each
     where installed, else the reference. numba and reference compute on the CPU, wherever the tensors are.
     """
     if backend not in get_args(Backend):
