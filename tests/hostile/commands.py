@@ -1,4 +1,4 @@
-"""Hostile settings, records of a dataset, and models: what a command is given beside pictures."""
+"""Hostile settings, records of a dataset, and models: what a command is given beside images."""
 
 from __future__ import annotations
 
