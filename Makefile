@@ -1,5 +1,5 @@
 # setup: .venv from requirements.lock · node: programs of the tests · demo · test · chaos · lint · bench · sheets · lock
-# deploy-local: server, pool, worker and all deployments on this machine · deploy-test: what they go through
+# deploy-local: server, pool, worker and all deployments on this machine · deploy-test: the same under faults
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -44,7 +44,7 @@ test: setup node
 	 $(BIN)/python -m pytest $(ENGINES); status=$$?; \
 	 wait $$other || status=1; cat $$said; rm $$said; exit $$status
 
-# At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md.
+# At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md
 chaos: setup
 	$(BIN)/python -m tests.chaos --markdown docs/chaos-table.md
 	$(BIN)/python -m tests.chaos.erasures
