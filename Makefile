@@ -1,5 +1,5 @@
 # setup: .venv from requirements.lock · node: programs of the tests · demo · test · test-all · chaos · lint · bench · sheets · lock
-# deploy-local: server, pool, worker and all deployments on this machine · deploy-test: what they go through
+# deploy-local: server, pool, worker and all deployments on this machine · deploy-test: the same under faults
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -42,7 +42,7 @@ test: setup node
 test-all: setup node
 	$(PYTEST)
 
-# At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md.
+# At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md
 chaos: setup
 	$(BIN)/python -m tests.chaos --markdown docs/chaos-table.md
 	$(BIN)/python -m tests.chaos.erasures

@@ -1,6 +1,6 @@
 """The functions of ingest's annotation in a plain loop, in plain processes: what orchestration is measured against.
 
-No plan, no ledger, no commit, no Ray: each process takes its share of the pictures, hands them to the same worker in
+No plan, no ledger, no commit, no Ray: each process takes its share of the images, passes them to the same worker in
 groups of the same size and writes a Parquet file of each.
 """
 
@@ -23,9 +23,8 @@ from tasks.annotate import annotate, find_faces
 from tasks.annotate.annotate import AnnotateWorker
 from tasks.units.plan import load_plan
 
-# What is timed: a module or object, its function, the step it belongs to.
 STEPS = {"detect": "detect", "landmarks": "landmarks", "segment": "segment", "embed": "embed"}
-FUNCTIONS = [
+FUNCTIONS = [  # module, function, step that its time counts for
     (find_faces, "decode_image", "read, decode"),
     (annotate, "crop_face", "crop, encode"),
     (annotate, "_mask_crop", "crop, encode"),
@@ -69,7 +68,7 @@ class Clock:
 
 
 def loop(config: IngestConfig, share: int, processes: int, folder: Path) -> dict[str, Any]:
-    """Annotate the pictures of every `processes`-th group of the plan below config.dest, in this process."""
+    """Annotate the images of every `processes`-th group of the plan below config.dest, in this process."""
     from schemas.parquet import write_table
 
     clock = Clock()
@@ -93,7 +92,7 @@ def loop(config: IngestConfig, share: int, processes: int, folder: Path) -> dict
 
 
 def bare(config: IngestConfig, processes: int, folder: Path) -> dict[str, Any]:
-    """The whole archive in as many plain processes: faces, wall and processor seconds, the latter by step as well."""
+    """Annotate the archive in plain processes; return faces, wall and processor seconds, the latter also by step."""
     folder.mkdir()
     settings = folder / "config.json"
     settings.write_text(config.model_dump_json())

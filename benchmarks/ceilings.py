@@ -1,15 +1,13 @@
-"""What this machine can do at best: `python -m benchmarks.ceilings`.
+"""This machine's ceilings: `python -m benchmarks.ceilings`.
 
-Matrix products, memory copies and JPEG decoding, in the same process and with the same number of threads as what is
-held against them. Each figure is the best of many short pieces: a ceiling that another process lowers is none. torch
-alone is enough for the first two.
+Matrix products, memory copies and JPEG decoding, in the same process and with the same number of threads as the work
+that is compared with them. Each figure is the best of many short pieces, since other processes lower the others. The
+first two need torch alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -21,19 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common import parser, save
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Side of the square matrices: the fastest of them is the ceiling. On a GPU small ones are all launch.
+# Side of the square matrices: the fastest of them is the ceiling. On a GPU small ones measure the launch alone.
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
-PIECE = 0.02  # seconds at least between two looks at the clock: shorter than what a busy machine takes away at once
+PIECE = 0.02  # least seconds of a piece: shorter than a time slice of a busy machine
 COPIED = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}  # bytes: beyond every cache
 
 Settings = dict[str, Any]
 
 
 def gemm(dtype: str = "fp32", seconds: float = 1.0, device: str = "cpu") -> float:
-    """GFLOP/s of matrix products in `dtype` ("fp32", "bf16", "fp16"), with torch's present number of threads.
+    """GFLOP/s of matrix products in `dtype` ("fp32", "bf16", "fp16"), with torch's current number of threads.
 
-    A product of two (n, n) matrices counts 2 n^3 operations. seconds: how long to look for the best, after a warm-up.
+    A product of two (n, n) matrices counts 2 n^3 operations. seconds: of the search for the best piece.
     """
     kind, best = torch.device(device), 0.0
     generator = torch.Generator(kind).manual_seed(0)
@@ -44,7 +44,7 @@ def gemm(dtype: str = "fp32", seconds: float = 1.0, device: str = "cpu") -> floa
             out = torch.empty_like(a)
             rate = best_rate(partial(torch.mm, a, b, out=out), seconds / len(sides), device)
             best = max(best, 2 * side**3 * rate / 1e9)
-            if rate * seconds < 1:  # this precision is made up here: larger products take a minute and win nothing
+            if rate * seconds < 1:  # this precision is emulated here: larger products take a minute and gain nothing
                 break
     return best
 
@@ -58,17 +58,17 @@ def copy(seconds: float = 0.5, device: str = "cpu") -> float:
 
 
 def jpeg_decode(seconds: float = 0.5, size: int = 512, threads: int = 1) -> float:
-    """Pictures/s of decoding a photograph-like JPEG, size x size, quality 92; in `threads` threads of this process."""
+    """Images/s of decoding a photograph-like JPEG, size x size, quality 92; in `threads` threads of this process."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     data = torch.frombuffer(bytearray(jpeg(size)), dtype=torch.uint8)
-    pictures = max(1, int(2e6 / size**2)) * threads  # some 10 ms for each thread
+    images = max(1, int(2e6 / size**2)) * threads  # some 10 ms for each thread
 
     def decode(_: int) -> None:
         decode_jpeg(data, mode=ImageReadMode.RGB)
 
     with ThreadPoolExecutor(threads) as pool:
-        return pictures * best_rate(lambda: list(pool.map(decode, range(pictures))), seconds)
+        return images * best_rate(lambda: list(pool.map(decode, range(images))), seconds)
 
 
 def jpeg(size: int, seed: int = 0, quality: int = 92) -> bytes:
@@ -86,8 +86,8 @@ def photograph(size: int, seed: int = 0) -> NDArray[np.uint8]:
     frequency = (np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size) ** 1.6
     grey, colour = (np.fft.irfft2(np.fft.rfft2(generator.standard_normal((size, size))) / frequency) for _ in range(2))
     layers = [grey + share * colour for share in (0.3, 0.0, -0.3)]
-    picture = np.stack([128 + 45 * (layer - layer.mean()) / layer.std() for layer in layers], axis=-1)
-    return picture.clip(0, 255).astype(np.uint8)
+    image = np.stack([128 + 45 * (layer - layer.mean()) / layer.std() for layer in layers], axis=-1)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def best_rate(work: Callable[[], Any], seconds: float, device: str = "cpu") -> float:
@@ -111,7 +111,7 @@ def best_rate(work: Callable[[], Any], seconds: float, device: str = "cpu") -> f
 
 
 def measure(seconds: float = 1.0, device: str = "cpu") -> Settings:
-    """All ceilings by name, with the machine and the threads they hold for."""
+    """Return all ceilings by name, with the machine and the number of threads."""
     threads = torch.get_num_threads()
     return {
         "machine": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
@@ -123,19 +123,16 @@ def measure(seconds: float = 1.0, device: str = "cpu") -> Settings:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--seconds", type=float, default=2.0, help="for each figure")
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--device", default="cpu")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     figures = measure(options.seconds, options.device)
     for name, value in figures.items():
         print(f"{name:<22} {value}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+    save(options, figures)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """The hot path on a GPU: `python -m benchmarks.gpu`, from the checkout, with nothing but torch (numpy comes with it).
 
-Pictures a second of the encoders, of F_d, of both, and of the whole path: JPEG bytes in memory, decoded (by
-torchvision, on the GPU; without it the path begins at decoded pictures), cropped, encoded, displacement, 16-bit
-steps, back in pinned memory; two batches under way, so that copies hide behind computing. Networks with random
-weights: the same work. The networks are those of deca_core/frozen.py in bf16 (--precision), linear layers in float32.
-Each is run as it is and as a CUDA graph, with --compile by torch.compile too (which needs a C compiler). Shares are of
-the matrix products of that precision in the same process. `--device cpu --quick` only shows that it runs.
+Images/s of the encoders, of F_d, of both, and of the whole path: JPEG bytes in memory, decoded (by torchvision, on the
+GPU; without it the path begins at decoded images), cropped, encoded, displacement, 16-bit steps, back in pinned memory,
+with two batches in flight so that copies overlap with computing. Weights are random, which costs the same. The networks
+are those of deca_core/frozen.py in bf16 (--precision), linear layers in float32. Each runs eagerly and as a CUDA graph,
+with --compile also by torch.compile (needs a C compiler). Shares are of the matrix products of that precision in the
+same process. `--device cpu --quick` only shows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,15 @@ from torch.nn.functional import affine_grid, grid_sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceilings
+from benchmarks.common import parser, save
 from deca_core.codes import NUM_COARSE, NUM_DETAIL, Codes
 from deca_core.detail import MAX_DISPLACEMENT, DetailDecoder
 from deca_core.encoder import RESNET50, Encoder
 from deca_core.frozen import FrozenDecoder, FrozenEncoder
 
-SIZE, CROP = 512, 224  # pixels on a side of a picture, and of what the networks see
+SIZE, CROP = 512, 224  # pixels on a side of an image and of its crop
 LEVELS = 2**16 - 1
-UNDER_WAY = 2  # batches
+IN_FLIGHT = 2  # batches
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
@@ -40,7 +40,7 @@ Work = Callable[[], Any]
 
 
 class Networks(nn.Module):
-    """E_c, E_d and F_d as the product runs them, from pictures to 16-bit steps."""
+    """E_c, E_d and F_d as the product runs them, from crops to 16-bit steps."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Networks(nn.Module):
         self.eval().requires_grad_(False).to(device)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B,3,224,224) in [0, 1] to all codes (B,364)."""
+        """Crops (B,3,224,224) in [0, 1] to all codes (B,364)."""
         return torch.cat([self.coarse(images), self.fine(images)], dim=1)
 
     def levels(self, vectors: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Networks(nn.Module):
 
 
 def graphed(work: Work) -> Work:
-    """The same work as a CUDA graph: what it reads and writes stays where it is."""
+    """Return the work as a CUDA graph; its inputs and outputs keep their addresses."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -87,24 +87,24 @@ def graphed(work: Work) -> Work:
 # --- from bytes to bytes ----------------------------------------------------------------------------------------------
 
 
-def pictures(count: int, device: torch.device) -> list[Tensor]:
-    """JPEG bytes in memory; without torchvision decoded pictures (3,512,512) on the device."""
+def images_in_memory(count: int, device: torch.device) -> list[Tensor]:
+    """Return JPEG bytes, or without torchvision decoded images (3,512,512) on the device."""
     decoded = [torch.from_numpy(ceilings.photograph(SIZE, seed)).permute(2, 0, 1).contiguous() for seed in range(4)]
     if decode_jpeg is None:
         return [decoded[number % 4].to(device) for number in range(count)]
-    packed = [encode_jpeg(picture, quality=92) for picture in decoded]
+    packed = [encode_jpeg(image, quality=92) for image in decoded]
     return [packed[number % 4] for number in range(count)]
 
 
 def crop(images: Tensor, transforms: Tensor) -> Tensor:
-    """Squares (B,3,224,224) in [0, 1] out of pictures (B,3,H,W) of bytes; transforms (B,2,3) as of affine_grid."""
+    """Return crops (B,3,224,224) in [0, 1] of images (B,3,H,W) of bytes; transforms (B,2,3) as in affine_grid."""
     grid = affine_grid(transforms, [len(images), 3, CROP, CROP], align_corners=False)
     return grid_sample(images.float() / 255, grid, align_corners=False)
 
 
 @dataclass
 class Slot:
-    """One batch under way."""
+    """One batch in flight."""
 
     images: Tensor
     run: Work
@@ -113,13 +113,13 @@ class Slot:
 
 
 class WholePath:
-    """JPEG bytes to codes and maps in host memory, a batch at a call."""
+    """JPEG bytes to codes and maps in host memory, a batch per call."""
 
     def __init__(self, networks: Networks, batch: int, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
-        self.data = pictures(batch, device)
+        self.data = images_in_memory(batch, device)
         self.transforms = torch.tensor([[0.6, 0.1, 0.0], [-0.1, 0.6, 0.05]], device=device).expand(batch, 2, 3)
-        self.slots = [self.slot(networks, batch) for _ in range(UNDER_WAY)]
+        self.slots = [self.slot(networks, batch) for _ in range(IN_FLIGHT)]
         self.calls = 0
 
     def slot(self, networks: Networks, batch: int) -> Slot:
@@ -139,12 +139,12 @@ class WholePath:
         return torch.stack([decode_jpeg(one, mode=ImageReadMode.RGB) for one in self.data])
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        slot = self.slots[self.calls % UNDER_WAY]
+        slot = self.slots[self.calls % IN_FLIGHT]
         self.calls += 1
         if slot.stream is None:
             self.fill(slot)
             return slot.host
-        slot.stream.synchronize()  # its last batch is in host memory, and somebody has taken it
+        slot.stream.synchronize()  # its last batch is in host memory and was read
         with torch.cuda.stream(slot.stream):
             self.fill(slot)
         return slot.host
@@ -166,7 +166,7 @@ def count_flops(work: Work) -> float:
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second and share of the products' ceiling, by part and how it is run."""
+    """Return the images/s and share of the matrix products, by part and mode."""
     torch.manual_seed(0)
     device, batch = torch.device(options.device), options.batch
     ceiling = ceilings.gemm(options.precision, options.seconds, options.device) * 1e9
@@ -184,8 +184,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def note(part: str, how: str, work: Work, flops: float) -> None:
         rate = batch * ceilings.best_rate(work, options.seconds, options.device)
         share = round(rate * flops / ceiling, 4) if flops else None
-        rows.append({"part": part, "how": how, "pictures_per_second": round(rate, 1), "share_of_gemm": share})
-        print(f"{part:<14} {how:<10} {rate:>12,.1f} pictures/s {share or '':>8}", flush=True)
+        rows.append({"part": part, "how": how, "images_per_second": round(rate, 1), "share_of_gemm": share})
+        print(f"{part:<14} {how:<10} {rate:>12,.1f} images/s {share or '':>8}", flush=True)
 
     for part, work in parts.items():
         flops = count_flops(work) / batch
@@ -202,35 +202,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": torch.cuda.get_device_name(device) if path.cuda else "cpu",
         "torch": torch.__version__,
         "batch": batch,
-        "begins_with": f"JPEG bytes, {SIZE} px" if decode_jpeg else f"decoded pictures, {SIZE} px: no torchvision",
+        "begins_with": f"JPEG bytes, {SIZE} px" if decode_jpeg else f"decoded images, {SIZE} px: no torchvision",
         "precision": options.precision,
         "gemm_tflops": round(ceiling / 1e12, 2),
-        "gflop_a_picture": round(flops / 1e9, 2),
+        "gflop_an_image": round(flops / 1e9, 2),
         "rows": rows,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--precision", choices=ceilings.DTYPES, help="default: bf16, and fp32 on a CPU")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each line")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
-    parser.add_argument("--quick", action="store_true", help="two pictures, a moment each: does it run at all?")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cuda")
+    arguments.add_argument("--batch", type=int, default=256)
+    arguments.add_argument("--precision", choices=ceilings.DTYPES, help="default: bf16, and fp32 on a CPU")
+    arguments.add_argument("--seconds", type=float, default=3.0, help="for each line")
+    arguments.add_argument("--compile", action="store_true", help="torch.compile as well")
+    arguments.add_argument("--quick", action="store_true", help="two images, a moment each: does it run at all?")
+    options = arguments.parse_args()
     if options.quick:
         options.batch, options.seconds = 2, 0.05
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SystemExit("torch sees no CUDA device here. Look at nvidia-smi, or try: --device cpu --quick")
+        raise SystemExit("torch sees no CUDA device here. See nvidia-smi, or try: --device cpu --quick")
     options.precision = options.precision or ("fp32" if options.device == "cpu" else "bf16")
     torch.backends.cudnn.benchmark = True
     figures = measure(options)
     print({name: value for name, value in figures.items() if name != "rows"})
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+    save(options, figures)
 
 
 if __name__ == "__main__":

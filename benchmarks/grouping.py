@@ -1,8 +1,8 @@
 """Processor time and memory of grouping large archives: `python -m benchmarks.grouping`.
 
-Descriptors are drawn like dlib's: faces of one person 0.33 apart, people some 0.55 to 0.85, five faces each on average.
-Every size runs in a process of its own, so that its peak is its own. `--rows` measures labels by path over that many
-rows of annotations, with no descriptor read.
+Descriptors are drawn like dlib's: faces of one identity 0.33 apart, identities some 0.55 to 0.85, five faces each on
+average. Every size runs in a process of its own, with a peak of its own. `--rows` measures labels by path over that
+many rows of annotations, with no descriptor read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,28 +21,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from benchmarks.common import in_child, parser, peak_mib, save
 from schemas.faces import annotations_schema
 
-DIMENSIONS = 40  # in which people differ: gives the spread of distances between them
+DIMENSIONS = 40  # in which identities differ: gives the spread of distances between them
 BETWEEN, WITHIN = 0.7, 0.33
 UNIT = 100_000  # rows in a synthetic part
 
 
 def descriptors(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(descriptors (N, 128), person (N,)) of a crowd, in random order."""
+    """Return descriptors (N, 128) and their identities (N,), in random order."""
     rng = np.random.default_rng(seed)
-    person = rng.integers(0, max(count // 5, 1), count)
+    identity = rng.integers(0, max(count // 5, 1), count)
     axes = np.linalg.qr(rng.normal(size=(128, DIMENSIONS)))[0].T
-    centres = rng.normal(size=(int(person.max()) + 1, DIMENSIONS)) * BETWEEN / math.sqrt(2 * DIMENSIONS)
-    vectors = (centres @ axes).astype(np.float32)[person]
+    centres = rng.normal(size=(int(identity.max()) + 1, DIMENSIONS)) * BETWEEN / math.sqrt(2 * DIMENSIONS)
+    vectors = (centres @ axes).astype(np.float32)[identity]
     for start in range(0, count, UNIT):
         part = vectors[start : start + UNIT]
         part += rng.standard_normal(part.shape, np.float32) * np.float32(WITHIN / math.sqrt(2 * 128))
-    return vectors, person
-
-
-def peak_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return vectors, identity
 
 
 def measure_cluster(count: int) -> dict[str, Any]:
@@ -52,13 +48,13 @@ def measure_cluster(count: int) -> dict[str, Any]:
     from tasks.people.group import pairwise_scores
 
     added = count // 100
-    vectors, person = descriptors(count + added)
+    vectors, identity = descriptors(count + added)
     before = peak_mib()
     started = time.process_time()
     labels = cluster(vectors[:count], max_distance=0.5, neighbours=64)
     seconds = time.process_time() - started
     peak = peak_mib()
-    scores = pairwise_scores(labels, person[:count])
+    scores = pairwise_scores(labels, identity[:count])
     known = np.concatenate([labels, np.full(added, -1)])
     started = time.process_time()
     cluster(vectors, max_distance=0.5, neighbours=64, known=known)
@@ -89,7 +85,7 @@ def _neighbours_found(vectors: NDArray[np.float32]) -> float:
 
 
 def make_annotations(folder: Path, rows: int) -> Path:
-    """A committed annotations dataset of `rows` faces with ids and figures, and without pictures and descriptors."""
+    """A committed annotations dataset of `rows` faces with ids and figures, without images and descriptors."""
     from schemas.ledger import CommitRecord, Item
     from schemas.parquet import write_table
     from tasks.store.storage import hash_file
@@ -138,7 +134,8 @@ def measure_rows(rows: int) -> dict[str, Any]:
         {"source": "/photos", "dest": "x", "identity": {"pattern": "{identity}/{image}"}, "filters": {"max_yaw": None}}
     )
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*_SELF, "--make", folder, "--rows", str(rows)], check=True)
+        command = [sys.executable, "-m", "benchmarks.grouping", "--make", folder, "--rows", str(rows)]
+        subprocess.run(command, check=True)  # a child, whose memory is not counted
         before = peak_mib()
         started = time.process_time()
         first = group(folder, config, None)
@@ -160,18 +157,14 @@ def growth(rows: list[dict[str, Any]], figure: str) -> float:
     return float(np.polyfit(counts, np.log([max(row[figure], 0.1) for row in rows]), 1)[0])
 
 
-_SELF = [sys.executable, "-m", "benchmarks.grouping"]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faces", type=int, nargs="*", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
-    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--quick", action="store_true", help="10k and 30k descriptors, 100k and 1M rows")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--faces", type=int, nargs="*", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
+    arguments.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
+    arguments.add_argument("--quick", action="store_true", help="10k and 30k descriptors, 100k and 1M rows")
+    arguments.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.make:
         make_annotations(Path(options.make), options.rows[0])
         return
@@ -185,14 +178,12 @@ def main() -> None:
         other = "--rows" if name == "--faces" else "--faces"
         rows = []
         for count in counts:
-            command = [*_SELF, "--here", other, name, str(count)]
-            rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            rows.append(in_child("benchmarks.grouping", "--here", other, name, count))
             print(rows[-1], flush=True)
         if len(rows) > 1:
             print(f"growth: time^{growth(rows, 'seconds'):.2f}, peak^{growth(rows, 'peak_mib'):.2f}")
         table += rows
-    if options.json:
-        Path(options.json).write_text(json.dumps(table, indent=1))
+    save(options, table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the driver of many units costs: `python -m benchmarks.ledger --units 400000`.
+"""Cost of the driver with many units: `python -m benchmarks.ledger --units 400000`.
 
-The engine's own bookkeeping over a simulated object store: files in memory behind an fsspec driver that counts requests
-as S3 would (a thousand names an answer). A worker that does nothing commits its units in a process of its own and sends
-their records, as Ray does; the driver takes units, books records, logs, tells progress and moves records to snapshots.
-Ray's own share is measured apart, with --ray. Every figure is of a process of its own; CPU is that of all its threads.
+The engine's bookkeeping over an emulated object store: files in memory behind an fsspec driver that counts requests as
+S3 would (a thousand names per answer). An idle worker commits its units in a process of its own and sends their
+records, as Ray does; the driver takes units, records commits, logs, reports progress and compacts records into
+snapshots. --ray measures Ray's own share. Each figure is of a process of its own; CPU is of all its threads.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from benchmarks.common import in_child, parser, peak_mib, save
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import CommitRecord, Item
 from schemas.progress import UnitProgress
@@ -45,20 +46,20 @@ from tasks.units.progress import TerminalProgress
 from tasks.units.rounds import open_or_build
 from tasks.units.verify import status
 
-SIZES = (1_000, 40_000)  # units, before those that are asked for
+SIZES = (1_000, 40_000)  # units, measured before --units
 PAGE = 1000  # names in an answer of S3
 REQUESTS = ("ls", "info", "cat_file", "put_file", "pipe_file", "rm_file", "rm", "open")
-FLIGHTS = 64  # units that the worker has at once
+IN_FLIGHT = 64  # units
 MEMORY = "/dev/shm"
 LIMITS = {"ms a commit": 1.0, "ratio": 1.5, "MiB": 400, "requests": 200}
 
 
 class CountedStore(LocalFileSystem):
-    """counted:///a/folder: files of a folder as objects of a bucket, requests counted by kind."""
+    """counted:///a/folder: the files of a folder as objects of a bucket, with requests counted by kind."""
 
     protocol = "counted"
     requests: ClassVar[Counter[str]] = Counter()
-    inside = threading.local()  # a local listing looks up every file, a store's does not
+    inside = threading.local()  # a local listing stats every file, a store's does not
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -96,11 +97,11 @@ class CountedStore(LocalFileSystem):
 
 
 fsspec.register_implementation("counted", CountedStore, clobber=True)
-S3.add("counted")  # what deletes a thousand at once
+S3.add("counted")  # protocols that delete a thousand objects per request
 
 
 class Nothing:
-    """A worker that makes a row an item, out of nothing."""
+    """An idle worker: a row per item."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
         return UnitOutput(pa.table({"face_id": [f"{item.image_id}-00" for item in items]}))
@@ -111,7 +112,7 @@ def items(count: int) -> Iterator[Item]:
 
 
 def record(plan: Plan, unit: int, rows: int) -> CommitRecord:
-    """What the worker's unit comes to, but for the part, which no driver looks at."""
+    """Return the commit record of a unit; its part, which no driver reads, does not exist."""
     sha256 = f"{unit * 0x9E3779B97F4A7C15:064x}"[-64:]
     return CommitRecord(
         unit=unit,
@@ -131,7 +132,7 @@ def record(plan: Plan, unit: int, rows: int) -> CommitRecord:
 
 
 def make(dest: str, units: int, size: int) -> dict[str, float]:
-    """Plan so many units of `size` items."""
+    """Plan `units` units of `size` items."""
     open_or_build(
         dest, "s3://bucket", items=items(units * size), units=UnitsConfig(items_per_unit=size), code="benchmark"
     )
@@ -139,7 +140,7 @@ def make(dest: str, units: int, size: int) -> dict[str, float]:
 
 
 def work(dest: str) -> None:
-    """The worker: units come by stdin, a line each; their pickled records go to stdout."""
+    """Run the worker: reads units from stdin, a line each, and writes their pickled records to stdout."""
     plan, out = load_plan(dest), sys.stdout.buffer
     for line in sys.stdin:
         unit, rows = map(int, line.split())
@@ -150,22 +151,23 @@ def work(dest: str) -> None:
 
 
 def drive(dest: str) -> dict[str, float]:
-    """The driver, which books FLIGHTS units at a time as the engine books them."""
+    """Run the driver, which keeps IN_FLIGHT units in flight, as the engine does."""
     plan = load_plan(dest)
-    worker = subprocess.Popen(again("work", dest), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "benchmarks.ledger", "--process", "work", dest]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert worker.stdin is not None
     assert worker.stdout is not None
     shown = TerminalProgress("nothing", io.StringIO())
-    pa.array([0])  # imports pandas, once a process: 0.3 s that planning, in the same process, has spent before a run
+    pa.array([0])  # imports pandas, 0.3 s once a process, which planning has spent before a run
     before = usage()["cpu_seconds"]
     with Compactor(plan) as compactor:
         ledger = _Ledger(plan, compactor, 3, shown, None)
         opened = usage()["cpu_seconds"] - before
-        while flights := [unit for unit in (ledger.next_unit() for _ in range(FLIGHTS)) if unit is not None]:
+        while units := [unit for unit in (ledger.next_unit() for _ in range(IN_FLIGHT)) if unit is not None]:
             began = time.monotonic()
-            worker.stdin.write(b"".join(b"%d %d\n" % (unit.index, len(unit.items)) for unit in flights))
+            worker.stdin.write(b"".join(b"%d %d\n" % (unit.index, len(unit.items)) for unit in units))
             worker.stdin.flush()
-            for unit in flights:
+            for unit in units:
                 ledger.take(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
     cpu = usage()["cpu_seconds"] - before
     worker.stdin.close()
@@ -187,13 +189,13 @@ def look(dest: str) -> dict[str, float]:
 
 
 def drive_ray(dest: str) -> dict[str, float]:
-    """The same with Ray and two actors, parts and all."""
+    """Run the units by Ray with two actors, parts included."""
     cpu = []
 
     def seen(progress: UnitProgress) -> None:
         cpu.append(usage()["cpu_seconds"])
 
-    from benchmarks import ledger  # not this module as __main__: workers import it, and so know the store
+    from benchmarks import ledger  # not this module as __main__: workers must import the store
 
     plan = load_plan(dest)
     run_units(plan, ledger.Nothing, RayConfig(workers=2), seen)
@@ -202,7 +204,7 @@ def drive_ray(dest: str) -> dict[str, float]:
 
 def usage() -> dict[str, float]:
     found = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_seconds": found.ru_utime + found.ru_stime, "peak_mib": found.ru_maxrss / 1024}
+    return {"cpu_seconds": found.ru_utime + found.ru_stime, "peak_mib": peak_mib()}
 
 
 PROCESSES: dict[str, Callable[..., Any]] = {
@@ -210,22 +212,20 @@ PROCESSES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def again(process: str, dest: str, *more: int) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.ledger", "--process", process, dest, *map(str, more)]
-
-
 def run(process: str, dest: str, *more: int) -> dict[str, float]:
-    done = subprocess.run(again(process, dest, *more), check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(in_child("benchmarks.ledger", "--process", process, dest, *more))
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------
 
 
 def measure(units: int, size: int, ray: bool) -> dict[str, Any]:
-    """All figures of a plan of so many units."""
+    """Return all figures of a plan of `units` units."""
     folder = Path(tempfile.mkdtemp(prefix="deca-ledger-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-    tempfile.tempdir, os.environ["TMPDIR"] = str(folder), str(folder)  # the store is in memory: so is what goes there
+    tempfile.tempdir, os.environ["TMPDIR"] = (
+        str(folder),
+        str(folder),
+    )  # in memory, as the store
     dest = f"counted://{folder}/out"
     try:
         planned = run("make", dest, units, size)
@@ -244,18 +244,17 @@ def measure(units: int, size: int, ray: bool) -> dict[str, Any]:
 
 
 def exponent(first: tuple[float, float], last: tuple[float, float]) -> float:
-    """Of growth between two (size, figure)."""
+    """Return the exponent of growth between two (size, figure)."""
     return math.log(last[1] / first[1]) / math.log(last[0] / first[0])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--units", type=int, default=400_000)
-    parser.add_argument("--items-per-unit", type=int, default=1, help="items that the driver reads of a plan and sends")
-    parser.add_argument("--ray", action="store_true", help="with Ray and its two actors")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--units", type=int, default=400_000)
+    arguments.add_argument("--items-per-unit", type=int, default=1, help="items that the driver reads and sends")
+    arguments.add_argument("--ray", action="store_true", help="with Ray and its two actors")
+    arguments.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.process:
         name, dest, *more = options.process
         found = partial(make, dest)(*map(int, more)) if name == "make" else PROCESSES[name](dest)
@@ -266,12 +265,11 @@ def main() -> None:
         rows.append(row := measure(units, options.items_per_unit, options.ray))
         print(f"{units:,} units", json.dumps(row), flush=True)
     report(rows)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+    save(options, rows)
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """The table, the exponents, and what is over its limit."""
+    """Print the table, the exponents, and the figures over their limit."""
     print("   units  driver ms/commit  driver MiB  open: requests, CPU s, MiB  status: requests, CPU s, MiB")
     for row in rows:
         one, two, three = row["driver"], row["open"], row["status"]

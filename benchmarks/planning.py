@@ -1,7 +1,7 @@
 """Memory and time of planning a large bucket: `python -m benchmarks.planning --objects 1000000`.
 
-The real discovery and planning run over s3fs, whose one network call (list_objects_v2) is answered here, page by page;
-the plan is written to a local folder. Each size runs in a process of its own, so that its peak is its own.
+The real discovery and planning run over s3fs, whose one network call (list_objects_v2) is emulated here, page by page;
+the plan is written to a local folder. Each size runs in a process of its own, with a peak of its own.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import in_child, parser, peak_mib, save
 
 PAGE = 1000  # keys in a page of S3's answer
 KEY = "{:04d}/photo-{:07d}.jpg"  # sorted, 1000 in a folder
 
 
 def list_page(objects: int, token: str | None) -> dict[str, Any]:
-    """What S3 answers to list_objects_v2 on a bucket of `objects` pictures."""
+    """What S3 answers to list_objects_v2 for a bucket of `objects` images."""
     first = int(token or 0)
     last = min(first + PAGE, objects)
     contents = [
@@ -32,7 +31,7 @@ def list_page(objects: int, token: str | None) -> dict[str, Any]:
 
 
 def measure(objects: int) -> dict[str, float]:
-    """Plan `objects` listed pictures in this process."""
+    """Plan `objects` listed images in this process."""
     from s3fs import S3FileSystem
 
     from tasks.units.rounds import open_or_build
@@ -42,27 +41,26 @@ def measure(objects: int) -> dict[str, float]:
         return list_page(objects, request.get("ContinuationToken"))
 
     S3FileSystem.call_s3 = call_s3
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     started, cpu = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as dest:
         plan = open_or_build(dest, "s3://bucket")
         assert plan.record.items == objects
         size = sum(path.stat().st_size for path in Path(dest).rglob("*") if path.is_file())
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "objects": objects,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu, 2),
         "objects_per_second": round(objects / seconds),
-        "peak_mib": round(peak / 1024),
-        "imports_mib": round(before / 1024),
+        "peak_mib": peak_mib(),
+        "imports_mib": before,
         "plan_bytes": size,
     }
 
 
 def extrapolate(small: dict[str, float], large: dict[str, float], objects: int) -> None:
-    """Say what the growth from one size to the next makes of `objects`."""
+    """Extrapolate the growth from one size to the next to `objects`."""
     step, left = large["objects"] / small["objects"], objects / large["objects"]
     for name in ("cpu_seconds", "peak_mib", "plan_bytes"):
         exponent = math.log(large[name] / small[name]) / math.log(step)
@@ -70,21 +68,17 @@ def extrapolate(small: dict[str, float], large: dict[str, float], objects: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--objects", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--objects", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    arguments.add_argument(
         "--to", type=int, default=100_000_000, help="objects that the last two sizes are extrapolated to"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.here:
         print(json.dumps(measure(options.objects[0])))
         return
-    rows = []
-    for objects in options.objects:
-        command = [sys.executable, "-m", "benchmarks.planning", "--here", "--objects", str(objects)]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    rows = [in_child("benchmarks.planning", "--here", "--objects", objects) for objects in options.objects]
     print("   objects   seconds  CPU s  objects/s  peak MiB  of it imports MiB  plan MB")
     for row in rows:
         names = ("objects", "seconds", "cpu_seconds", "objects_per_second", "peak_mib", "imports_mib")
@@ -92,9 +86,7 @@ def main() -> None:
         print(f"{row['plan_bytes'] / 1e6:>8.1f}")
     if len(rows) > 1:
         extrapolate(*rows[-2:], options.to)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    save(options, rows)
 
 
 if __name__ == "__main__":

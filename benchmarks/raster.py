@@ -1,23 +1,21 @@
-"""Cost of visibility and of the rendering after it: `python -m benchmarks.raster`.
+"""Cost of rasterisation and of the rendering after it: `python -m benchmarks.raster`.
 
-The procedural head (10 546 faces) in random poses, as large as in a training crop. Needs torch and numpy; each backend
-is measured where it can run. Milliseconds an image: the best and the median of all repeats.
+The procedural head (10 546 faces) in random poses, as large as in a training crop. Needs torch and numpy; measures
+every backend that runs here. Milliseconds an image: the best and the median of all repeats.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import parser, save
 from deca_core.assets import procedural_head
 from deca_core.camera import project
 from deca_core.detail import detail_normals
@@ -26,13 +24,13 @@ from deca_core.raster import Backend, rasterize
 from deca_core.render import fragments, vertex_normals
 from deca_core.uv import UVAtlas
 
-SEED, SCALE = 0, 8.0  # of the poses; of the camera: the head covers some 60 % of the picture
-MODULES: dict[Backend, str] = {"numba": "numba", "triton": "triton", "reference": "numpy"}
+SEED, SCALE = 0, 8.0  # of the poses; of the camera: the head covers some 60 % of the image
+MODULES: dict[Backend, str] = {"numba": "numba", "triton": "triton", "pytorch3d": "pytorch3d", "reference": "numpy"}
 Row = dict[str, float | str]
 
 
 class Scene:
-    """Heads of one batch on a device, and what is timed on them."""
+    """Heads of one batch on a device, and the timed work on them."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
         bundle = procedural_head()
@@ -54,7 +52,7 @@ class Scene:
     def visibility(self, backend: Backend) -> Tensor:
         return rasterize(self.projected, self.faces, self.size, self.size, backend)
 
-    def picture(self, backend: Backend) -> Tensor:
+    def image(self, backend: Backend) -> Tensor:
         """Visibility, barycentrics and interpolated normals."""
         visible = fragments(self.visibility(backend), self.projected, self.faces)
         return visible.vertex_attributes(vertex_normals(self.vertices, self.faces), self.faces)
@@ -67,7 +65,7 @@ class Scene:
         return self.atlas(torch.cat([self.vertices, self.vertices], dim=-1))
 
     def detail(self) -> Tensor:
-        """Normals of the detailed surface, positions and normals given."""
+        """Normals of the detailed surface for given positions and normals."""
         return detail_normals(self.maps[:, :3], self.maps[:, 3:], self.z, self.mask, self.fixed)
 
     @property
@@ -78,7 +76,7 @@ class Scene:
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int, images: int) -> dict[str, float]:
-    """Best and median of `repeats` runs, an image; before several, two more compile and warm up."""
+    """Return the best and median milliseconds an image of `repeats` runs, after two runs that compile and warm up."""
     spent = []
     warm = 2 if repeats > 1 else 0
     for _ in range(repeats + warm):
@@ -91,7 +89,7 @@ def milliseconds(work: Callable[[], object], device: torch.device, repeats: int,
 
 
 def usable(device: torch.device) -> list[Backend]:
-    """Backends that run here on tensors of the device."""
+    """Return the backends that run here on tensors of the device."""
     found = [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
     return [name for name in found if name != "triton" or device.type == "cuda"]
 
@@ -122,7 +120,7 @@ def measure(scene: Scene, device: torch.device, repeats: int) -> list[Row]:
             f"{same:.5%} as the reference",
         )
         if backend != "reference":
-            add(f"visibility to loss and back, {backend}", backward(lambda b=backend: scene.picture(b)), repeats)
+            add(f"visibility to loss and back, {backend}", backward(lambda b=backend: scene.image(b)), repeats)
     for name, work in (("vertex normals", scene.normals), ("UV transfer, 6 channels", scene.uv)):
         with torch.no_grad():
             add(name, work, repeats)
@@ -134,14 +132,13 @@ def measure(scene: Scene, device: torch.device, repeats: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="pixels on a side")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--batch", type=int, default=8)
+    arguments.add_argument("--size", type=int, default=224, help="pixels on a side")
+    arguments.add_argument("--repeats", type=int, default=10)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--threads", type=int, default=2, help="of torch on the CPU")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
@@ -152,9 +149,8 @@ def main() -> None:
     )
     print(f"{len(scene.faces)} faces that cover {seen:.0%}\n{'milliseconds an image':<44} {'best':>9} {'median':>9}")
     rows = measure(scene, device, options.repeats)
-    if options.json:
-        settings = {"machine": machine, "torch": torch.__version__, "batch": options.batch, "size": options.size}
-        options.json.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    settings = {"machine": machine, "torch": torch.__version__, "batch": options.batch, "size": options.size}
+    save(options, {**settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Throughput and memory of publishing faces/: `python -m benchmarks.sharding --faces 20000`; `--quick` for a minute.
 
-Synthetic annotations (random crops of 40 KB, which no codec makes smaller) are published for the first time, once more
+Synthetic annotations (random crops of 40 KB, incompressible) are published for the first time, again
 unchanged, and with one per cent of new faces, without Ray and with it, each in a process of its own. A plain copy of
-the same parts, file by file with fsync, in the same run says what the disk gives. Memory is the largest sum over the
-process and all it started, shared pages counted once, against the same sum before the publication; Ray's object store
-(shared memory) is in it.
+the same parts, file by file with fsync, in the same run, is the disk's ceiling. Memory is the largest sum over the
+process and its descendants, shared pages counted once, less the same sum before the publication; it includes Ray's
+object store (shared memory).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmarks.common import cpu_seconds, in_child, parser, save, tree
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig, ShardConfig
@@ -43,13 +42,13 @@ from tasks.units.rounds import open_or_build
 CROP_BYTES, MASK_BYTES = 40_000, 1_500
 EMBEDDING = 128
 FACES_AN_IDENTITY = 20
-FACES_A_SHARD = 512  # so that some thousand faces make shards enough to tell few from all
+FACES_A_SHARD = 512  # so that some thousand faces fill many shards
 SAMPLE_SECONDS = 0.2
 
 
 @dataclass
 class RandomFaces:
-    """One face an item, random in every column."""
+    """A worker that makes one face per item, random in every column."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
         draw = np.random.default_rng(items[0].index)
@@ -59,8 +58,8 @@ class RandomFaces:
             kind = field.type
             if field.name in ("crop", "skin_mask"):
                 size = CROP_BYTES if field.name == "crop" else MASK_BYTES
-                pictures = [{"bytes": draw.bytes(size), "path": None} for _ in items]
-                columns.append(pa.array(pictures, kind))
+                images = [{"bytes": draw.bytes(size), "path": None} for _ in items]
+                columns.append(pa.array(images, kind))
             elif pa.types.is_fixed_size_list(kind):
                 flat = pa.array(draw.random(count * kind.list_size, np.float32))
                 columns.append(pa.FixedSizeListArray.from_arrays(flat, type=kind))
@@ -72,7 +71,7 @@ class RandomFaces:
 
 
 def annotate(folder: str, faces: int) -> None:
-    """Annotations of `faces` faces; those that are there already stay."""
+    """Commit annotations of `faces` faces, extending those that exist."""
     items = (Item(index, f"memory://photos/{index:08d}.jpg", size=1, etag="0") for index in range(faces))
     units = UnitsConfig(items_per_unit=256)
     plan = open_or_build(f"{folder}/annotations", "photos", items=items, units=units, mode="extend")
@@ -80,7 +79,7 @@ def annotate(folder: str, faces: int) -> None:
 
 
 def assign(folder: str, faces: str) -> pa.Table:
-    """Everybody stays who they are in the version that holds; the other faces, in order of id, are new people."""
+    """Return assignments: those of the current version, then new identities for the other faces in order of id."""
     known = read_assignments(faces) or ASSIGNMENTS_SCHEMA.empty_table()
     ids = index_faces(f"{folder}/annotations").face_ids.combine_chunks().sort()
     fresh = ids.filter(pc.invert(pc.is_in(ids, known["face_id"])))
@@ -110,49 +109,32 @@ class Memory:
 
     def _now(self) -> float:
         total = 0
-        for process in _family():
-            with contextlib.suppress(OSError):  # gone meanwhile
+        for process in tree(os.getpid()):
+            with contextlib.suppress(OSError):  # it has ended
                 lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
                 total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         return total / 1024
 
 
-def _family() -> set[int]:
-    """Process ids of this process and of all it started."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    family = {os.getpid()}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return family
-
-
-def _cpu_seconds() -> float:
-    """Processor time of this process and of all it started that is still there."""
-    ticks = 0
-    for process in _family():
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # user and system time, its own and that of children it waited for
-    return ticks / os.sysconf("SC_CLK_TCK")
+def spent() -> float:
+    """Return the processor seconds of this process and its living descendants."""
+    return sum(cpu_seconds(process, waited=True) for process in tree(os.getpid()))
 
 
 def measure(folder: str, name: str, workers: int) -> dict[str, float | str]:
-    """Publish in this process; Ray is up before the clock starts."""
+    """Publish in this process; Ray starts before the clock."""
     shards = ShardConfig(faces_per_shard=FACES_A_SHARD)
     config = IngestConfig(source="photos", dest=folder, shards=shards, ray=RayConfig(workers=workers))
     faces = f"{folder}/faces-{workers}"
     assignments = assign(folder, faces)
     if workers:
-        shuffle.LITTLE = 0  # or Ray is left out where there is little to move
+        shuffle.LITTLE = 0  # use Ray however few bytes there are to move
         connect(config.ray)
     before = {shard.file for shard in version.shards} if (version := current(faces)) else set()
     with Memory() as memory:
-        started, cpu = time.monotonic(), _cpu_seconds()
+        started, cpu = time.monotonic(), spent()
         version, _ = publish(faces, f"{folder}/annotations", assignments, config)
-        seconds, cpu = time.monotonic() - started, _cpu_seconds() - cpu
+        seconds, cpu = time.monotonic() - started, spent() - cpu
     made = [shard for shard in version.shards if shard.file not in before]
     return {
         "case": f"{name}, {'Ray' if workers else 'no Ray'}",
@@ -167,18 +149,18 @@ def measure(folder: str, name: str, workers: int) -> dict[str, float | str]:
 
 
 def copy(folder: str) -> dict[str, float | str]:
-    """The committed parts, copied one by one and made durable."""
+    """Copy the committed parts one by one, with fsync."""
     target = Path(folder, "copy")
     target.mkdir()
     faces = sum(commit.rows for commit in read_commits(f"{folder}/annotations"))
-    started, cpu = time.monotonic(), _cpu_seconds()
+    started, cpu = time.monotonic(), spent()
     size = 0
     for part in committed_parts(f"{folder}/annotations"):
         made = shutil.copyfile(part, target / Path(part).name)
         with open(made, "rb") as file:
             os.fsync(file.fileno())
         size += made.stat().st_size
-    seconds, cpu = time.monotonic() - started, _cpu_seconds() - cpu
+    seconds, cpu = time.monotonic() - started, spent() - cpu
     shutil.rmtree(target)
     return {
         "case": "plain copy",
@@ -193,24 +175,21 @@ def copy(folder: str) -> dict[str, float | str]:
 
 
 def measurements(folder: str, faces: int) -> Iterator[dict[str, float | str]]:
-    """Every case in turn; those of one number of workers build on one another."""
+    """Measure every case in turn; those with the same number of workers build on one another."""
     for name, count in (("first", faces), ("unchanged", faces), ("1 % new", faces + faces // 100)):
         annotate(folder, count)
         if name != "unchanged":
             yield copy(folder)
         for workers in (0, 2):
-            command = [sys.executable, "-m", "benchmarks.sharding", "--here", folder, name, str(workers)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            yield json.loads(done.stdout.splitlines()[-1])
+            yield in_child("benchmarks.sharding", "--here", folder, name, workers)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faces", type=int, default=20_000)
-    parser.add_argument("--quick", action="store_true", help="2000 faces")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--faces", type=int, default=20_000)
+    arguments.add_argument("--quick", action="store_true", help="2000 faces")
+    arguments.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.here:
         print(json.dumps(measure(options.here[0], options.here[1], int(options.here[2]))))
         return
@@ -222,9 +201,7 @@ def main() -> None:
         for row in measurements(folder, 2000 if options.quick else options.faces):
             rows.append(row)
             print(form.format(row["case"], *map(row.get, columns)), flush=True)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    save(options, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Images a second of a training step, stage by stage, and where its time goes: `python -m benchmarks.step`.
+"""Images/s and time profile of a training step, by stage: `python -m benchmarks.step`.
 
-Random pictures, untrained networks (an identity network and a VGG19 of the usual size included), Adam. The profile
+Random images, untrained networks (including an identity network and a VGG19 of the usual size), Adam. The profile
 counts every operation for the part that called it, forward and backward; rendering is rasterise + render.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,6 +20,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.common import parser, save
 from deca_core import DECA, training
 from deca_core.assets import procedural_head
 from deca_core.losses import recipe
@@ -32,7 +31,7 @@ from deca_core.training import CoarseStep, DetailStep, FaceBatch
 STAGES = ("pretrain", "coarse", "detail")
 RENDERING = ("rasterise", "render")
 PREFIX = "part: "
-# Functions of the step that belong to a part; what no part claims is "losses".
+# Functions of the step by part; the rest counts as "losses".
 FUNCTIONS = {
     "rasterise": ("rasterize",),
     "render": ("fragments", "vertex_normals", "render_surface", "sample_uv", "shading", "detail_normals"),
@@ -41,7 +40,7 @@ Work = Callable[[], Any]
 
 
 def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, its operations marked as the part's."""
+    """Return the function with its operations marked as the part's."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -53,7 +52,7 @@ def labelled(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def parts(step: nn.Module, model: DECA) -> Iterator[None]:
-    """While this is open, every operation of the step is marked with its part."""
+    """Mark every operation of the step with its part while the context is open."""
     with contextlib.ExitStack() as stack:
         for part, names in FUNCTIONS.items():
             for name in names:
@@ -75,7 +74,7 @@ def parts(step: nn.Module, model: DECA) -> Iterator[None]:
 
 
 def shares(events: list[Any]) -> dict[str, dict[str, float]]:
-    """Seconds of every part, forward and backward, of a profiled step.
+    """Return the seconds of every part, forward and backward, of a profiled step.
 
     A node of the graph runs backward under the sequence number of the operation that made it.
     """
@@ -105,7 +104,7 @@ def shares(events: list[Any]) -> dict[str, dict[str, float]]:
 
 
 def build(stage: str, backbone: str, images: int, subjects: int) -> tuple[DECA, nn.Module, FaceBatch]:
-    """Model, step and batch of a stage; random pictures show no face, which costs the same."""
+    """Return model, step and batch of a stage; random images without a face cost the same."""
     torch.manual_seed(0)
     model = DECA(procedural_head(), backbone).to(memory_format=torch.channels_last)
     weights = recipe("paper")
@@ -115,15 +114,15 @@ def build(stage: str, backbone: str, images: int, subjects: int) -> tuple[DECA, 
         step = CoarseStep(model, weights.coarse, random_recognition())
     else:
         step = CoarseStep(model, weights.pretrain)
-    pictures = torch.rand(images, 3, 224, 224).to(memory_format=torch.channels_last)
+    pixels = torch.rand(images, 3, 224, 224).to(memory_format=torch.channels_last)
     landmarks = torch.cat([torch.rand(images, 68, 2) * 2 - 1, torch.ones(images, 68, 1)], dim=-1)
     labels = torch.arange(subjects).repeat_interleave(images // subjects)
-    batch = FaceBatch(pictures, landmarks, torch.ones(images, 1, 224, 224), labels, images // subjects)
+    batch = FaceBatch(pixels, landmarks, torch.ones(images, 1, 224, 224), labels, images // subjects)
     return model, step.train(), batch
 
 
 def measure(stage: str, backbone: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a step and the profile of one."""
+    """Return the images/s of a step, and the profile of one."""
     model, step, batch = build(stage, backbone, options.images, options.subjects)
     trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
     optimiser, generator = torch.optim.Adam(trained, lr=1e-4), torch.Generator().manual_seed(0)
@@ -159,16 +158,15 @@ def measure(stage: str, backbone: str, options: argparse.Namespace) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--backbones", nargs="+", default=["resnet50", "dlib"])
-    parser.add_argument("--images", type=int, default=8, help="in a batch")
-    parser.add_argument("--subjects", type=int, default=4, help="in a batch; must divide the images")
-    parser.add_argument("--steps", type=int, default=3, help="that are timed, after one to warm up")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the networks")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    arguments.add_argument("--backbones", nargs="+", default=["resnet50", "dlib"])
+    arguments.add_argument("--images", type=int, default=8, help="in a batch")
+    arguments.add_argument("--subjects", type=int, default=4, help="in a batch; must divide the images")
+    arguments.add_argument("--steps", type=int, default=3, help="that are timed, after one to warm up")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the networks")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
     for backbone in options.backbones:
@@ -178,9 +176,8 @@ def main() -> None:
             print("{backbone} {stage}: {images_per_second} images/s, rendering {rendering:.1%}".format(**row))
             for name, (forward, backward) in sorted(row["share"].items(), key=lambda item: -sum(item[1])):
                 print(f"    {name:<22} forward {forward:>6.1%}  backward {backward:>6.1%}", flush=True)
-    if options.json:
-        settings = {"images": options.images, "threads": options.threads, "precision": options.precision}
-        options.json.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    settings = {"images": options.images, "threads": options.threads, "precision": options.precision}
+    save(options, {**settings, "rows": rows})
 
 
 if __name__ == "__main__":

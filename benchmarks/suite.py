@@ -1,9 +1,9 @@
-"""Everything that bulk reconstruction's speed is made of, in one table: `python -m benchmarks.suite`; `make bench`.
+"""The speed of bulk reconstruction in one table: `python -m benchmarks.suite`; `make bench`.
 
-What the machine can do at best; what each stage takes for a picture, and the share of it that the stage's own floor
-would take; the whole flow in faces a second, with one worker and two, against a plain loop around the same worker
-(benchmarks/bare.py is the same for ingest); bytes a face. Pictures are 512 px JPEGs with labels beside them, so that no
-detector is in the way. `--json` keeps the figures, `--compare` sets them beside those of an earlier run.
+The machine's ceilings; milliseconds an image of each stage against its floor; faces/s of the whole flow with one worker
+and two, against a plain loop around the same worker (benchmarks/bare.py is the same for ingest); bytes a face. Images
+are 512 px JPEGs with label files, so that no detector runs. `--json` keeps the figures, `--compare` shows the changes
+since an earlier run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceilings
+from benchmarks.common import parser, save
 from deca_core import DECA
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import save_checkpoint
@@ -42,11 +43,11 @@ from tasks.units.commits import committed_parts
 from tasks.units.plan import load_plan
 from tasks.units.ray_cluster import connect
 
-SIZE = 512  # pixels on a side of a picture
+SIZE = 512  # pixels on a side of an image
 BATCH = 8
-DIFFERENT = 16  # pictures that are made; the others are copies
-UNIT = 64  # pictures
-NOTABLE = 0.05  # a change beyond is marked in a comparison
+DISTINCT = 16  # images; the others repeat them
+UNIT = 64  # images
+NOTABLE = 0.05  # a comparison marks larger changes
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Figure:
     name: str
     value: float
     unit: str
-    floor: float | None = None  # in the same unit: what the machine's ceiling would make of it
+    floor: float | None = None  # in the same unit: the value at the machine's ceiling
     better: Literal["higher", "lower"] = "lower"
 
     @property
     def share(self) -> float | None:
-        """How much of the ceiling is reached; of what is better low: the floor's share of it."""
+        """Return the share of the ceiling that is reached, or None without a floor."""
         if self.floor is None:
             return None
         return self.floor / self.value if self.better == "lower" else self.value / self.floor
@@ -72,18 +73,18 @@ class Figure:
 
 
 def machine(seconds: float) -> tuple[list[Figure], dict[str, float]]:
-    """Ceilings of one thread, as a worker has; and by name for the floors: GFLOP/s, bytes/s, pictures/s."""
+    """Return the ceilings of one thread, as a worker has, as figures and by name: FLOP/s, bytes/s, images/s."""
     torch.set_num_threads(1)
     rates = {f"GEMM {dtype}": ceilings.gemm(dtype, seconds) for dtype in ("fp32", "bf16")}
     copied, decoded = ceilings.copy(seconds), ceilings.jpeg_decode(seconds, SIZE)
     figures = [Figure("machine, one thread", name, rate, "GFLOP/s", better="higher") for name, rate in rates.items()]
     figures.append(Figure("machine, one thread", "memory copy", copied, "GB/s", better="higher"))
-    figures.append(Figure("machine, one thread", f"JPEG {SIZE} px", decoded, "pictures/s", better="higher"))
+    figures.append(Figure("machine, one thread", f"JPEG {SIZE} px", decoded, "images/s", better="higher"))
     return figures, {"flops": 1e9 * max(rates.values()), "bytes": 1e9 * copied, "jpeg": decoded}
 
 
 def flops(work: Callable[[], Any]) -> float:
-    """Operations of matrix products and convolutions, two for each product that is added."""
+    """Return the operations of matrix products and convolutions, two for each multiply-add."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work()
     return float(counter.get_total_flops())
@@ -92,7 +93,7 @@ def flops(work: Callable[[], Any]) -> float:
 def stages(
     name: str, model: DECA, precision: Precision, options: argparse.Namespace, floors: dict[str, float]
 ) -> Iterator[Figure]:
-    """The stages that depend on the networks, milliseconds a picture in batches of BATCH."""
+    """Yield the stages that run networks, milliseconds an image in batches of BATCH."""
     images = smooth_pictures(BATCH)
     frozen = Inference(model, precision, batch=BATCH if options.compile else 0)
     codes = frozen.codes(images)
@@ -104,7 +105,7 @@ def stages(
 
 
 def common_stages(folder: Path, floors: dict[str, float], seconds: float) -> Iterator[Figure]:
-    """The stages around the networks, milliseconds a picture."""
+    """Yield the stages around the networks, milliseconds an image."""
     data = ceilings.jpeg(SIZE)
     image = decode_image(data, max_pixels=10**8)
     transform = crop_transform(square_from_landmarks(landmarks()))
@@ -121,28 +122,28 @@ def common_stages(folder: Path, floors: dict[str, float], seconds: float) -> Ite
     yield timed("Parquet", lambda: write_table(table, path), moved / floors["bytes"], seconds, BATCH)
 
 
-def timed(name: str, work: Callable[[], Any], floor: float, seconds: float, pictures: int = 1) -> Figure:
-    """floor: seconds for all pictures of a call."""
+def timed(name: str, work: Callable[[], Any], floor: float, seconds: float, images: int = 1) -> Figure:
+    """Return the figure of a stage; floor: seconds of one call, which handles `images`."""
     with torch.no_grad():
         rate = ceilings.best_rate(work, seconds)
-    return Figure("stages", name, 1000 / (rate * pictures), "ms/picture", 1000 * floor / pictures)
+    return Figure("stages", name, 1000 / (rate * images), "ms/image", 1000 * floor / images)
 
 
 # --- the flow ---------------------------------------------------------------------------------------------------------
 
 
 def landmarks() -> np.ndarray:
-    """68 points as wide as a face that fills two thirds of the picture."""
+    """Return 68 points as wide as a face that fills two thirds of the image."""
     steps = np.linspace(0, 2 * np.pi, 68, endpoint=False)
     return (SIZE / 2 + SIZE / 3 * np.stack([np.cos(steps), np.sin(steps)], axis=1)).astype(np.float32)
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """JPEGs with their landmarks beside them."""
+def write_images(folder: Path, count: int) -> None:
+    """Write JPEG files with landmark files."""
     folder.mkdir()
-    pictures = [ceilings.jpeg(SIZE, seed) for seed in range(min(count, DIFFERENT))]
+    images = [ceilings.jpeg(SIZE, seed) for seed in range(min(count, DISTINCT))]
     for number in range(count):
-        (folder / f"{number:06d}.jpg").write_bytes(pictures[number % DIFFERENT])
+        (folder / f"{number:06d}.jpg").write_bytes(images[number % DISTINCT])
         np.save(folder / f"{number:06d}.npy", landmarks())
 
 
@@ -166,7 +167,7 @@ def settings(
 
 
 def flow(config: ReconstructConfig) -> float:
-    """Faces a second of the flow from its first worker's start to its last commit."""
+    """Return the faces/s of the flow from its first worker's start to its last commit."""
     from pipelines.reconstruct import reconstruct
     from schemas.progress import UnitProgress
 
@@ -177,7 +178,7 @@ def flow(config: ReconstructConfig) -> float:
 
 
 def plain_loop(config: ReconstructConfig, plan: str, folder: Path) -> float:
-    """Faces a second of the same worker on the units of `plan` without ledger, commits and Ray: a loop that writes."""
+    """Return the faces/s of the same worker on the units of `plan` without ledger, commits and Ray."""
     worker, rows = ReconstructWorker(config), 0
     started = time.monotonic()
     for unit in load_plan(plan).iter_units():
@@ -190,7 +191,7 @@ def plain_loop(config: ReconstructConfig, plan: str, folder: Path) -> float:
 def end_to_end(
     name: str, checkpoint: str, precision: Precision, folder: Path, options: argparse.Namespace, floor: float
 ) -> Iterator[Figure]:
-    """floor: seconds a face of the networks alone."""
+    """Yield the figures of the whole flow; floor: seconds a face of the networks alone."""
     rates: dict[str, float] = {}
     for repeat in range(options.repeats):
         for workers in options.workers:
@@ -213,7 +214,7 @@ def end_to_end(
 
 
 def sizes(section: str, dest: str) -> Iterator[Figure]:
-    """Bytes a face in the committed parts: of the maps, and of all."""
+    """Yield the bytes a face in the committed parts: of the maps, and of all columns."""
     maps = rows = total = 0
     for part in committed_parts(dest):
         metadata = pq.ParquetFile(part).metadata
@@ -225,22 +226,22 @@ def sizes(section: str, dest: str) -> Iterator[Figure]:
     yield Figure(section, "bytes a face, all", total / rows, "bytes")
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def measure(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
-    """All figures; workers as in the product: one thread each."""
+    """Yield all figures; workers have one thread each, as in the product."""
     figures, floors = machine(options.seconds)
     yield from figures
     yield from common_stages(folder, floors, options.seconds)
     if any(options.workers):
-        # Ray makes its workers nicer than others: beside other work they would wait where the plain loop does not.
+        # Ray lowers the priority of its workers: on a busy machine they would wait where the plain loop does not.
         os.environ.update(RAY_worker_niceness="0")
         connect(RayConfig(workers=max(options.workers)))
-    write_pictures(folder / "photos", options.faces)
+    write_images(folder / "photos", options.faces)
     for name in options.backbones:
         checkpoint = str(folder / name)
-        if name == "small":  # what comes with the package
+        if name == "small":  # the shipped weights
             model = load_model(ReconstructConfig(source="", dest=""))
         else:
             torch.manual_seed(0)
@@ -248,7 +249,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
         save_checkpoint(model, checkpoint)
         one = torch.rand(1, 3, 224, 224)
         floor = flops(lambda model=model, one=one: model.displacement(model.encode(one))) / floors["flops"]
-        yield Figure("stages", f"{name}: GFLOP a picture", floor * floors["flops"] / 1e9, "GFLOP")
+        yield Figure("stages", f"{name}: GFLOP an image", floor * floors["flops"] / 1e9, "GFLOP")
         precision = choose_precision(model, "cpu").precision
         options.precisions[name] = precision
         yield from stages(name, model, precision, options, floors)
@@ -256,7 +257,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def table(figures: list[Figure], before: dict[tuple[str, str], float] | None = None) -> Iterator[str]:
-    """Lines: value, floor and share; with earlier figures also those and the change, marked where it is notable."""
+    """Yield the lines: value, floor and share; given earlier figures, those and the change, marked where notable."""
     section = ""
     for figure in figures:
         if figure.section != section:
@@ -281,30 +282,29 @@ def _change(figure: Figure, earlier: float | None) -> str:
 
 
 def read_figures(path: Path) -> dict[tuple[str, str], float]:
-    """Values of an earlier run's JSON, by section and name."""
+    """Return the values of an earlier run's JSON by section and name."""
     return {(row["section"], row["name"]): row["value"] for row in json.loads(path.read_text())["figures"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faces", type=int, default=512)
-    parser.add_argument("--backbones", nargs="+", default=["small", "resnet50"], help="small: the package's own")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="0: in this process, without Ray")
-    parser.add_argument("--repeats", type=int, default=2, help="of the flow; the best counts")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for a ceiling or a stage")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("--faces", type=int, default=512)
+    arguments.add_argument("--backbones", nargs="+", default=["small", "resnet50"], help="small: the shipped weights")
+    arguments.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="0: in this process, without Ray")
+    arguments.add_argument("--repeats", type=int, default=2, help="of the flow; the best counts")
+    arguments.add_argument("--seconds", type=float, default=2.0, help="for a ceiling or a stage")
+    arguments.add_argument(
         "--quick", action="store_true", help="16 faces, the small backbone, no Ray: does it run at all?"
     )
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="as plans of thousands of pictures do"
+    arguments.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="as plans of thousands of images do"
     )
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="an earlier run's --json")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args()
+    arguments.add_argument("--compare", type=Path, metavar="OLD.json", help="an earlier run's --json")
+    options = arguments.parse_args()
     if options.quick:
         options.faces, options.backbones, options.workers, options.repeats = 16, ["small"], [0], 1
         options.seconds, options.compile = 0.1, False
-    options.precisions = {}  # that were chosen, by backbone
+    options.precisions = {}  # chosen, by backbone
     before = read_figures(options.compare) if options.compare else None
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="deca-suite-") as name:
@@ -313,11 +313,9 @@ def main() -> None:
             print(f"{figure.section}: {figure.name} {figure.value:,.3f} {figure.unit}", flush=True)
     print(f"precisions: {options.precisions}")
     print("\n".join([f"\n{'':<46} {'value':>14} {'':<11}{'floor':>14} {'reached':>8}", *table(figures, before)]))
-    if options.json:
-        rows = [asdict(figure) | {"share": figure.share} for figure in figures]
-        asked = {name: value for name, value in vars(options).items() if name not in ("json", "compare")}
-        versions = {"torch": torch.__version__, "cores": os.cpu_count()}
-        options.json.write_text(json.dumps({"options": asked, **versions, "figures": rows}, indent=1) + "\n")
+    rows = [asdict(figure) | {"share": figure.share} for figure in figures]
+    given = {name: value for name, value in vars(options).items() if name not in ("json", "compare")}
+    save(options, {"options": given, "torch": torch.__version__, "cores": os.cpu_count(), "figures": rows})
 
 
 if __name__ == "__main__":

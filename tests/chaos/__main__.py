@@ -1,7 +1,7 @@
 """Seeded faults over ingest, train and reconstruct: `python -m tests.chaos --markdown docs/chaos-table.md`.
 
-Every fault is followed by the same command again, and then compared with a run that nothing has disturbed
-(tests/chaos). Exit code 1 where a row is lost or doubled, a file differs, or `verify` finds anything.
+After every fault the same command runs again, and the dataset is compared with an undisturbed run's. Exit code 1 where
+a row is lost or doubled, a file differs, or `verify` finds a problem.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tests.chaos.kinds import KINDS, Kind
 from tests.chaos.suite import Fault, Result, Suite
 
 EVERY_STEP = "end at a step of writing"
-TRAIN_STRIDE = 5  # of the steps of train, whose runs are dear
+TRAIN_STRIDE = 5  # of the steps of train, whose runs are slow
 
 
 def seeded(count: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
-    """Faults in the kinds' shares, the jobs in turn; the first ones of a kind are the same however many there are."""
+    """Return `count` faults by the kinds' shares, the jobs in turn; a larger count only appends to each kind."""
     shares = {kind.name: kind.share for kind in kinds if kind.share}
     given = dict.fromkeys(shares, 0)
     for _ in range(count if shares else 0):
@@ -43,9 +43,9 @@ def seeded(count: int, seed: int, kinds: Sequence[Kind]) -> list[Fault]:
 
 
 def at_steps(suite: Suite, jobs: Sequence[str], seed: int) -> Iterator[Fault]:
-    """An end before every step of the jobs over units, which is after the one before it; of train, at some of them.
+    """Yield an end before every step of the jobs over units, and before every TRAIN_STRIDE-th step of train.
 
-    Making durable is left out: a dead process leaves the same with and without. A power cut does not.
+    fsync is left out: it makes no difference to a killed process, only to a power cut.
     """
     for job in jobs:
         steps = [n for n, step in enumerate(suite.baseline(job, False).steps) if not step.startswith("os.fsync")]
@@ -56,15 +56,15 @@ def at_steps(suite: Suite, jobs: Sequence[str], seed: int) -> Iterator[Fault]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=120, help="seeded ones, besides an end at every step")
+    parser.add_argument("--faults", type=int, default=120, help="number of seeded faults, besides an end at every step")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default="", help="only those whose names contain one of these (commas between)")
+    parser.add_argument("--kinds", default="", help="only kinds whose names contain one of these, separated by commas")
     parser.add_argument("--jobs", default=",".join(JOBS), help="only some of them")
     parser.add_argument("--no-steps", action="store_true", help="leave out the end at every step")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     options = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # machines are taken down, and the table is written
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that services stop and the table is written
     kinds = [kind for kind in KINDS.values() if any(word.strip() in kind.name for word in options.kinds.split(","))]
     jobs = [job for job in JOBS if job in options.jobs.split(",")]
     started, results, planned = time.monotonic(), list[Result](), 0
@@ -81,7 +81,7 @@ def main() -> None:
                 print("".join(f"       {what}\n" for what in result.wrong), end="", flush=True)
     except KeyboardInterrupt:
         print("stopped", flush=True)
-    except Exception:  # a machine of the suite's own that does not start: what was done before is still worth a table
+    except Exception:  # a service of the suite does not start: the earlier results still make a table
         traceback.print_exc()
     total = summary(results, planned) + f"; {time.monotonic() - started:.0f} s on {os.cpu_count()} cores"
     total += f", seed {options.seed}"
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def summary(results: Sequence[Result], planned: int) -> str:
-    """What came of all of them, in a sentence."""
+    """Return the summary in a sentence."""
     tried = [result for result in results if not result.skipped]
     lost, doubled, hit = (sum(getattr(result, name) for result in tried) for name in ("lost", "doubled", "hit"))
     return (
@@ -115,7 +115,7 @@ def line(result: Result) -> str:
 
 
 def markdown(results: Sequence[Result], total: str) -> str:
-    """The table of the documentation."""
+    """Return the page docs/chaos-table.md."""
     lines = [
         "# Faults",
         "",
@@ -135,7 +135,7 @@ def markdown(results: Sequence[Result], total: str) -> str:
 
 
 def figures(found: Sequence[Result]) -> list[str]:
-    """Cells of a row."""
+    """Return the cells of a row."""
     seconds = [result.seconds for result in found if result.hit] or [0.0]
     counts = (
         len(found),

@@ -1,13 +1,13 @@
-"""Erasures killed at every step that changes storage, then finished: what is left, and whether the bytes are the same.
+"""Erasures killed before every change of storage, then completed: nothing is left, and the bytes are the same.
 
     python -m tests.chaos.erasures              every step (some minutes)
     python -m tests.chaos.erasures --kinds      one step of each kind
 
-A person of 20 pictures is erased from four datasets (annotations, faces, heads with a file a row and a consensus,
-exports with two files a face). Process n is killed with SIGKILL right before its n-th change of storage: every moment
-between "bytes written" and "commit visible" is one of these. The same command then runs to the end; the datasets must
-be byte for byte those of an undisturbed erasure, the audit empty, every dataset whole, and a run of the flows that made
-the annotations and the faces must bring nobody back.
+A subject of 20 images is erased from four datasets (annotations, faces, heads with a file a row and a consensus,
+exports with two files a face). Process n is killed with SIGKILL right before its n-th change of storage, which
+covers every moment between "bytes written" and "commit visible". The same command then completes; the datasets must
+equal those of an undisturbed erasure byte for byte, the audit must be empty, every dataset must verify, and running the
+flows of annotations and faces again must bring no erased face back.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tasks.units.tombstones import Erased
 from tasks.units.verify import verify
 from tests.tasks import erasable
 
-CHANGES = ("publish", "create", "delete", "delete_folder")  # what `Store` does to storage
-LIMIT = 120  # seconds for a process, on a busy machine too
+CHANGES = ("publish", "create", "delete", "delete_folder")  # methods of Store that change storage
+LIMIT = 120  # seconds of one process on a busy machine
 PERSON = Asked(identities=frozenset({erasable.PERSON}))
 
 
@@ -45,21 +45,21 @@ class Step:
     """One change of storage."""
 
     number: int  # from 0
-    what: str  # method and place, numbers and hashes left out
+    what: str  # method and place, without numbers and hashes
     place: str
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one killed and finished erasure came to."""
+    """The outcome of one killed and completed erasure."""
 
     step: Step
-    seconds: float  # to finish it
+    seconds: float  # to complete it
     problems: list[str]
 
 
 class Harness:
-    """The datasets, copied anew for each trial to the one place that their plans know."""
+    """The datasets, copied for each trial to the place that their plans name."""
 
     def __init__(self, folder: Path) -> None:
         self.base, self.work, self.log = folder / "base", folder / "work", folder / "steps"
@@ -77,14 +77,14 @@ class Harness:
         return [place for name in self.names for place in find_places(name)]
 
     def of_each_kind(self) -> list[Step]:
-        """The first step of each kind and the last step of all."""
+        """Return the first step of each kind, and the last step."""
         first: dict[str, Step] = {}
         for step in self.steps:
             first.setdefault(step.what, step)
         return sorted({*first.values(), self.steps[-1]}, key=lambda step: step.number)
 
     def trial(self, step: Step) -> Trial:
-        """Kill an erasure before `step`, finish it, look."""
+        """Kill an erasure before `step`, complete it, check."""
         shutil.rmtree(self.work)
         shutil.copytree(self.base, self.work)
         problems = [] if _in_child(lambda: self._erase(step.number))[0] == -signal.SIGKILL else ["was not killed"]
@@ -94,11 +94,11 @@ class Harness:
         problems += [] if code == 0 else [f"the second erasure ended with {code}"]
         problems += _in_child(self.look)[1] or []
         if erasable.contents(self.work) != self.undisturbed:
-            problems.append("other bytes than an undisturbed erasure leaves")
+            problems.append("bytes differ from those of an undisturbed erasure")
         return Trial(step, seconds, problems)
 
     def look(self) -> list[str]:
-        """What is wrong with the datasets as they lie there."""
+        """Return the problems of the datasets as they are."""
         problems = []
         for place in self.places():
             found = occurrences(place, self.erased)
@@ -107,7 +107,7 @@ class Harness:
         return problems
 
     def run_again(self) -> list[str]:
-        """What is wrong after the flows ran once more over the same pictures, every one of them touched."""
+        """Return the problems after the flows ran again over the same images, all of them touched."""
 
         def flows() -> list[str]:
             erasable.annotate(self.work)
@@ -115,12 +115,12 @@ class Harness:
             return self.look()
 
         for path in (self.work / "photos").rglob("*.jpg"):
-            path.write_bytes(path.read_bytes())  # a new time of change: planned anew
+            path.write_bytes(path.read_bytes())  # a new modification time, so that it is planned again
         code, problems = _in_child(flows)
         return [f"the flows ended with {code}"] if code else list(problems)
 
     def _erase(self, at: int) -> None:
-        """Erase and note every change of storage; killed right before change number `at`."""
+        """Erase and log every change of storage; the process is killed right before change number `at`."""
         count = 0
 
         def watched(name: str) -> Callable[..., Any]:
@@ -145,14 +145,14 @@ class Harness:
 
 
 def _kind(place: str) -> str:
-    """A place without what differs between files of one kind."""
+    """Return a place without the numbers and hashes that differ between files of one kind."""
     return re.sub(r"[0-9a-f]{16}-\d\d|[0-9a-f]{8}|(?<=/)[0-9a-f]{2}(?=/)|\d+", "*", place)
 
 
 def _in_child(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Do something in a process of its own: (exit code, or minus the signal that ended it; what it returned).
+    """Run a function in a forked process; return its exit code (negative: signal) and its result.
 
-    This process stays without threads of its own, so that its children can be forks.
+    This process has no threads, so that forking is safe.
     """
     with tempfile.TemporaryFile("w+") as answer:
         child = os.fork()
@@ -163,7 +163,7 @@ def _in_child(work: Callable[[], Any]) -> tuple[int, Any]:
                 json.dump(work(), answer)
                 answer.flush()
                 code = 0
-            except BaseException as error:  # the parent sees the code, a person the words
+            except BaseException as error:  # the parent gets the code, the log the message
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
             finally:
                 os._exit(code)
@@ -190,7 +190,7 @@ def main() -> None:
             problems = "; ".join(problem for one in some for problem in one.problems) or "none"
             print(f"| `{what}` | {len(some)} | {max(one.seconds for one in some):.1f} | {problems} |")
         again = harness.run_again()
-        print(f"run again over the same pictures: {'; '.join(again) or 'nobody is back'}")
+        print(f"run again over the same images: {'; '.join(again) or 'no erased face is back'}")
     sys.exit(1 if again or any(trial.problems for trial in trials) else 0)
 
 

@@ -1,7 +1,7 @@
 """Faults inside a process: an end at one step of writing, a power cut, a clock that jumps.
 
-The product knows nothing of it: `apply` is called by the launcher, in the process that runs the command, and wraps
-what Python writes with. A step is one call of them below DEST: bytes written, made durable, given their name, deleted.
+The product is unchanged: the launcher calls `apply` in the process that runs the command, which wraps Python's calls
+that write. A step is one such call below DEST: bytes written, made durable, renamed, deleted.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-ENDED = 77  # exit code of a process that a fault has ended
-# Calls that change what lies below DEST, and which argument says where. Arrow and safetensors write temp files in
-# C++: those bytes are there at the next step, which makes them durable.
+ENDED = 77  # exit code of a process that a fault ended
+# Calls that change files below DEST, and the argument with the path. Arrow and safetensors write temp files in C++:
+# those bytes exist at the next step, which makes them durable.
 CALLS = {
     "os.fsync": (os, "fsync", 0),
     "os.replace": (os, "replace", 1),
@@ -28,16 +28,16 @@ CALLS = {
     "write": (Path, "write_bytes", 0),
 }
 DELETIONS = ("os.unlink", "os.remove", "os.rmdir")
-VISIBLE = ("os.replace", "os.link")  # steps that give a name
+VISIBLE = ("os.replace", "os.link")  # steps that give a file its name
 Action = Literal["end", "power", "clock", "none"]
 
 
 @dataclass(frozen=True)
 class Injection:
-    """What happens before a step, which is after the one before it.
+    """A fault right before step `at`.
 
-    end: the process is gone; power: so is whatever was not made durable; clock: `time.time` jumps by `seconds`. Where
-    `record` is named, the steps are written there.
+    end: the process ends; power: it ends, and data that was not made durable is lost; clock: `time.time` jumps by
+    `seconds`. `record`: file that gets the steps.
     """
 
     dest: str
@@ -48,14 +48,14 @@ class Injection:
 
 
 def apply(injection: Injection) -> None:
-    """Wrap the calls of this process."""
+    """Wrap the calls of this process that write."""
     steps = _Steps(injection)
     for name, (owner, attribute, argument) in CALLS.items():
         setattr(owner, attribute, steps.wrapped(name, getattr(owner, attribute), argument))
 
 
 class _Steps:
-    """Counts steps and strikes at one of them."""
+    """Counts steps and injects the fault at one of them."""
 
     def __init__(self, injection: Injection) -> None:
         self.injection, self.root = injection, os.path.realpath(injection.dest)
@@ -81,7 +81,7 @@ class _Steps:
         return stepped
 
     def place(self, where: Any, folder: int | None) -> str | None:
-        """The path that a call is about, below DEST; None where it lies elsewhere."""
+        """Return the path of a call below DEST, or None where it is elsewhere."""
         if isinstance(where, int):
             path = os.readlink(f"/proc/self/fd/{where}")
         else:
@@ -90,7 +90,7 @@ class _Steps:
         return os.path.relpath(path, self.root) if f"{path}/".startswith(f"{self.root}/") else None
 
     def idle(self, name: str, place: str) -> bool:
-        """Whether a deletion finds nothing to delete, as after every temp file that was given its name."""
+        """Return whether a deletion finds nothing, as after every temp file that was renamed."""
         return name in DELETIONS and not os.path.lexists(os.path.join(self.root, place))
 
     def begin(self, name: str, place: str) -> None:
@@ -114,7 +114,7 @@ class _Steps:
             time.time = lambda: now() + seconds
 
     def tear(self) -> None:
-        """What a power cut may do: of every file whose content was never made durable, half is gone."""
+        """Emulate a power cut: cut every file in half whose content was never made durable."""
         for path, stat in list(_files(self.root)):
             if stat.st_ino not in self.durable:
                 os.truncate(path, stat.st_size // 2)
@@ -128,10 +128,10 @@ def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def read_steps(record: Path) -> list[str]:
-    """The steps of a run: "<call> <name below DEST>", in order."""
+    """Return the steps of a run in order: "<call> <name below DEST>"."""
     return record.read_text().splitlines()
 
 
 def visible(step: str) -> bool:
-    """Whether a step gives a file its name."""
+    """Return whether a step gives a file its name."""
     return step.startswith(VISIBLE)

@@ -1,8 +1,8 @@
-"""The commands that faults strike, what they read, and what must come out of each of them however often it died.
+"""The commands under fault injection, their sources, and what each must produce however often it was killed.
 
-ingest        a small archive with one damaged picture: annotations/, faces/ in shards, quarantine, card
-extend        the same DEST once more after the archive has grown and a picture has changed: rows are taken out of
-              committed parts, a round is planned, version 2 of faces/ takes the place of version 1
+ingest        a small archive with one damaged image: annotations/, faces/ in shards, quarantine, card
+extend        the same DEST once more after the archive has grown and an image has changed: rows are removed from
+              committed parts, a round is planned, version 2 of faces/ replaces version 1
 reconstruct   `deca fit`, with maps as files beside the parts
 train         three stages with a checkpoint a step, and the model
 """
@@ -41,8 +41,8 @@ from tasks.training.report import read_metrics
 from tasks.units.commits import committed_parts, standing_quarantine
 from tasks.units.verify import status, verify
 
-PEOPLE = ("ann", "bob", "cyd", "dan")
-PICTURES = 3  # of each
+SUBJECTS = ("ann", "bob", "cyd", "dan")
+IMAGES = 3  # of each
 BROKEN = "ann/broken.jpg"
 SMALL = {"units.items_per_unit": 3, "annotate.provider": "sidecar", "inputs.exclude": '["*_mask.png"]'}
 SHARDS = {"shards.faces_per_shard": 5, "shards.val_fraction": 0.2}
@@ -82,7 +82,7 @@ TRAIN = {
 
 @dataclass(frozen=True)
 class Sources:
-    """What the commands read, in one folder."""
+    """The inputs of the commands, in one folder."""
 
     folder: Path
 
@@ -94,23 +94,23 @@ class Sources:
         }
 
     def write(self) -> None:
-        """Pictures with their labels (landmarks, skin mask) beside them, and the settings of train.
+        """Write images with label files (landmarks, skin mask), and the config of train.
 
-        `grown` holds what `photos` does until `grow` is called.
+        `grown` equals `photos` until `grow` is called.
         """
         (self.folder / "train.yaml").write_text(yaml.safe_dump(TRAIN))
         for source in ("photos", "grown"):
-            for number, name in enumerate(person for person in PEOPLE for _ in range(PICTURES)):
-                self._picture(source, f"{name}/{number}", number)
+            for number, name in enumerate(subject for subject in SUBJECTS for _ in range(IMAGES)):
+                self._image(source, f"{name}/{number}", number)
             (self.folder / source / BROKEN).write_bytes(_jpeg(0)[:2000])
 
     def grow(self) -> None:
-        """One more person and one more picture; another picture is replaced, and the damaged one mended."""
+        """Add a subject and an image, replace another image, and repair the damaged one."""
         for number, name in ((20, "eve/20"), (21, "eve/21"), (22, "bob/22"), (23, "cyd/6")):
-            self._picture("grown", name, number)
-        self._picture("grown", BROKEN.removesuffix(".jpg"), 24)
+            self._image("grown", name, number)
+        self._image("grown", BROKEN.removesuffix(".jpg"), 24)
 
-    def _picture(self, source: str, name: str, number: int) -> None:
+    def _image(self, source: str, name: str, number: int) -> None:
         path = self.folder / source / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_jpeg(number))
@@ -119,7 +119,7 @@ class Sources:
         mask.save(path.with_name(f"{path.stem}_mask.png"))
 
     def upload(self, uri: str) -> None:
-        """The photographs and their labels into a bucket."""
+        """Upload the photographs and their labels into a bucket."""
         for path in sorted((self.folder / "photos").rglob("*.*")):
             Store(uri).write(path.relative_to(self.folder / "photos").as_posix(), path.read_bytes())
 
@@ -137,7 +137,7 @@ def _head() -> Image.Image:
 
 
 def _jpeg(number: int) -> bytes:
-    """The head, a little turned."""
+    """The head, rotated a little."""
     buffer = io.BytesIO()
     _head().rotate(_angle(number)).save(buffer, "JPEG", quality=92 - number % 7)
     return buffer.getvalue()
@@ -154,7 +154,7 @@ def _found() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def _labels(number: int) -> tuple[NDArray[np.float32], Image.Image]:
-    """Landmarks and skin mask of a picture, turned as it is."""
+    """Landmarks and skin mask of an image, rotated with it."""
     points, mask = _found()
     cosine, sine = np.cos(np.radians(_angle(number))), np.sin(np.radians(_angle(number)))
     middle = np.array(_head().size, np.float32) / 2
@@ -170,22 +170,21 @@ def command(job: str, dest: str, places: dict[str, str], workers: int = 0) -> li
     return words
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+# --- the results ----------------------------------------------------------------------------------------------------
 
-OF_A_RUN = ("_report/summary.json", "tensorboard/")  # times, and event files, which hold times
+PER_RUN = ("_report/summary.json", "tensorboard/")  # times, and event files, which hold times
 CONFIG = re.compile(r"(^|/)_config\.json")
 COMMIT = re.compile(r"(^|/)_commits/[^/]+\.json")
 
 
 def contents(dest: str) -> dict[str, str]:
-    """SHA-256 of every file of a dataset by name: everything that is compared byte for byte.
+    """Return the SHA-256 of every file of a dataset by name, which must equal the undisturbed run's.
 
-    Left out is what belongs to a run and not to its result: OF_A_RUN; of a commit record the seconds; of the stored
-    settings DEST and what ran them.
+    Per-run data is left out: PER_RUN; the seconds of commit records; DEST and the engine of the stored config.
     """
     found = {}
     for name, data in _files(dest):
-        if not name.startswith(OF_A_RUN):
+        if not name.startswith(PER_RUN):
             if COMMIT.search(name):
                 data = _without(data, "seconds")
             elif CONFIG.search(name):
@@ -208,12 +207,12 @@ def _without(data: bytes, *names: str) -> bytes:
 
 
 def leftovers(names: list[str]) -> list[str]:
-    """Temp files among names: a run that goes on sweeps those of the dead."""
+    """Return the temp files among names: a resumed run sweeps those of killed ones."""
     return [name for name in names if name.rpartition("/")[2].startswith(SCRATCH_PREFIX) or name.endswith(".tmp")]
 
 
 def rows(job: str, dest: str) -> Counter[str]:
-    """How often every row occurs that the dataset shall hold once: faces, quarantined rows; steps and validations."""
+    """Count every row, which must occur once: faces, quarantined rows; training steps and validations."""
     if job == "train":
         return Counter(_steps(dest))
     if job == "reconstruct":
@@ -243,7 +242,7 @@ def _steps(dest: str) -> Iterator[str]:
 
 
 def problems(job: str, dest: str) -> list[str]:
-    """What `deca verify` finds, and units that are not done."""
+    """Return the problems that `deca verify` finds, and pending units."""
     if job == "train":
         return _unreadable(dest)
     planned = dest if job == "reconstruct" else f"{dest}/annotations"
@@ -257,7 +256,7 @@ def problems(job: str, dest: str) -> list[str]:
 
 
 def _unreadable(dest: str) -> list[str]:
-    """Checkpoints whose files are not what their records say; a model that is missing."""
+    """Return checkpoints whose files differ from their records, and a missing model."""
     store = Store(dest)
     found = [] if store.exists(f"model/{WEIGHTS_FILE}") else ["no model"]
     for stage in STAGES:
@@ -272,5 +271,5 @@ def _unreadable(dest: str) -> list[str]:
 
 
 def count_files(dest: str) -> int:
-    """Files that a local run has published so far."""
+    """Return the number of files that a local run has published so far."""
     return sum(not name.endswith(".tmp") for _, _, names in os.walk(dest) for name in names)

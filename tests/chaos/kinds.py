@@ -1,4 +1,4 @@
-"""The kinds of fault: how each strikes a run. A seed decides where."""
+"""The kinds of fault and how each is injected; a seed decides where."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.chaos.proxy import Rule
 from tests.chaos.suite import Strike, Striker, Trial
 
 DAY = 24 * 3600.0
-FILE_SECONDS = 0.05  # about what one file takes: a kill falls anywhere between two
-STARTED_SECONDS = 240.0  # for Ray's workers to appear
+FILE_SECONDS = 0.05  # about the time of one file: a kill falls anywhere between two
+STARTED_SECONDS = 240.0  # until Ray's workers must have started
 UNITS = ("ingest", "extend", "reconstruct")
 BLOCK = 4096  # bytes of tmpfs
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault. share: of the seeded faults, in parts."""
+    """A kind of fault. share: relative number of seeded faults."""
 
     name: str
     strike: Striker
@@ -47,7 +47,7 @@ def kind(name: str, share: int, jobs: tuple[str, ...] = JOBS) -> Callable[[Strik
 
 
 def wait_for_files(trial: Trial, run: Run, before: int) -> int:
-    """Wait until a drawn number of files is published, and a little longer; the number."""
+    """Wait until a drawn number of files is published, and a little longer; return the number."""
     number = trial.draw.randrange(trial.baseline.files)
     while count_files(trial.dest) < before + number and run.poll() is None:
         time.sleep(0.002)
@@ -82,7 +82,7 @@ def interrupt(trial: Trial) -> Strike:
 @kind("kill -9 of a Prefect flow run", 6)
 def kill_flow_run(trial: Trial) -> Strike:
     prefect = trial.suite.prefect
-    trial.start_anew = lambda arguments, log: Plain(arguments, log, prefect.environment)
+    trial.start_new = lambda arguments, log: Plain(arguments, log, prefect.environment)
     return signalled(trial, signal.SIGKILL)
 
 
@@ -124,7 +124,7 @@ def step_clock(trial: Trial) -> Strike:
 
 
 def blocks(folder: Path) -> int:
-    """Bytes of a folder on a small disk."""
+    """Return the bytes of a folder in blocks of a small disk."""
     return sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in folder.rglob("*") if path.is_file())
 
 
@@ -149,7 +149,7 @@ def fill_disk(trial: Trial) -> Strike:
 
 
 def on_bucket(trial: Trial, rule: Rule) -> Strike:
-    """A run with DEST on the bucket, its calls befallen by a rule."""
+    """Run with DEST on the bucket behind a rule of faults."""
     trial.remote, bucket = True, trial.suite.bucket
     trial.environment = bucket.environment
     trial.prepare()
@@ -162,17 +162,17 @@ def on_bucket(trial: Trial, rule: Rule) -> Strike:
 
 
 def write_at(trial: Trial) -> int:
-    """A write of the run, by number."""
+    """Draw the index of a write of the run."""
     trial.remote = True
     return trial.draw.randrange(trial.baseline.named)
 
 
 for _name, _share in (("500", 6), ("503", 6), ("timeout", 4), ("slow", 4), ("torn GET", 5)):
 
-    def _befallen(trial: Trial, name: str = _name) -> Strike:
+    def _some_calls(trial: Trial, name: str = _name) -> Strike:
         return on_bucket(trial, Rule(name, trial.fault.seed))
 
-    kind(f"object store: {_name}", _share)(_befallen)
+    kind(f"object store: {_name}", _share)(_some_calls)
 
 for _name, _share in (("torn PUT", 6), ("lost answer", 6), ("revoked", 6), ("read-only", 4)):
 
@@ -191,7 +191,7 @@ for _name in ("kill before", "kill after"):
 
 @kind("object store: stale listing", 6)
 def stale_listing(trial: Trial) -> Strike:
-    """Listings miss what is younger than some seconds; the run is killed, so that the next one lists in the dark."""
+    """Kill the run; listings of the next one miss objects younger than some seconds."""
     seconds, at = trial.draw.uniform(1.0, 5.0), write_at(trial)
     killed = on_bucket(trial, Rule("kill after", trial.fault.seed, at=at))
     rule = Rule("stale listing", trial.fault.seed, seconds=seconds)
@@ -208,7 +208,7 @@ def stale_listing(trial: Trial) -> Strike:
 
 
 def on_nodes(trial: Trial, strike: Callable[[Run], bool], within: float) -> Strike:
-    """A run on the two nodes; `strike` comes at most `within` seconds after its workers are up."""
+    """Run on the two nodes; `strike` at most `within` seconds after the workers have started."""
     nodes = trial.suite.nodes
     trial.environment, trial.workers = {"RAY_ADDRESS": nodes.cluster.address}, 1 if trial.fault.job == "train" else 2
     trial.prepare()
@@ -219,7 +219,7 @@ def on_nodes(trial: Trial, strike: Callable[[Run], bool], within: float) -> Stri
     time.sleep(wait)
     at = time.monotonic()
     hit = run.poll() is None and strike(run)
-    return Strike(at if hit else None, run.wait(), f"{wait:.1f} s after the first worker came up")
+    return Strike(at if hit else None, run.wait(), f"{wait:.1f} s after the first worker started")
 
 
 @kind("kill -9 of a Ray worker", 5)

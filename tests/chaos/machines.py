@@ -1,4 +1,4 @@
-"""What some faults need beside the command: an S3 endpoint, two Ray nodes, a Prefect server, a small disk."""
+"""Services that some faults need: an S3 endpoint, two Ray nodes, a Prefect server, a small disk."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CREDENTIALS = {
 
 
 class Bucket:
-    """A bucket of moto's S3 server, and the faulty network before it."""
+    """A bucket of moto's S3 server, behind a faulty network."""
 
     def __init__(self, endpoint: str | None = None) -> None:
-        """endpoint: of a server that runs already; None: one of its own."""
+        """endpoint: of a running server; None starts one."""
         import boto3
         from moto.server import ThreadedMotoServer
 
@@ -43,13 +43,13 @@ class Bucket:
             endpoint = f"http://{host}:{port}"
         self.endpoint = endpoint or ""
         self.before = {name: os.environ.get(name) for name in (*CREDENTIALS, "AWS_ENDPOINT_URL")}
-        os.environ.update(CREDENTIALS | {"AWS_ENDPOINT_URL": self.endpoint})  # the suite itself looks past the proxy
+        os.environ.update(CREDENTIALS | {"AWS_ENDPOINT_URL": self.endpoint})  # the suite itself bypasses the proxy
         boto3.client("s3", endpoint_url=self.endpoint).create_bucket(Bucket=BUCKET)
         self.proxy = Proxy(self.endpoint)
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a command that shall meet the faulty network."""
+        """Environment of a command behind the faulty network."""
         return CREDENTIALS | {"AWS_ENDPOINT_URL": self.proxy.endpoint}
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Bucket:
 
 
 class Nodes:
-    """A Ray cluster of two nodes with a core each, on this machine; the second one may die."""
+    """A Ray cluster of two nodes with a core each, on this machine; the second one can be killed."""
 
     def __init__(self) -> None:
         self.environment, self.handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
@@ -75,23 +75,23 @@ class Nodes:
         self.join()
 
     def join(self) -> None:
-        """Start the second node. Ray's handler of SIGTERM, which every node brings, would end the suite unheard."""
+        """Start the second node. Restores the SIGTERM handler, which every node replaces by Ray's."""
         self.second = self.cluster.add_node(**self.options)
         self.cluster.wait_for_nodes()
         signal.signal(signal.SIGTERM, self.handler)
 
     def workers(self) -> list[int]:
-        """Processes of the actors that run units, or that train."""
+        """Return the processes of the actors that run units or train."""
         return named(descendants(os.getpid()), "ray::_Runner", "ray::RayTrainWorker", "ray::_RayTrainWorker")
 
     def lose(self) -> None:
-        """kill -9 of everything on the second node, as if its machine had gone."""
+        """kill -9 of everything on the second node, as if its machine was lost."""
         for process in [entry for entries in self.second.all_processes.values() for entry in entries]:
             for pid in (process.process.pid, *descendants(process.process.pid)):
                 kill(pid)
 
     def mend(self) -> None:
-        """Another second node in the place of the lost one."""
+        """Replace the lost second node."""
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.join()
 
@@ -145,7 +145,7 @@ class Prefect:
 
 
 class Plain(Run):
-    """A command in a process that was started afresh, with its imports: Prefect reads its settings while it loads."""
+    """A command in a new process, with its imports: Prefect reads its settings while it loads."""
 
     def __init__(self, arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
         with open(log, "a") as file:
@@ -168,7 +168,7 @@ class Plain(Run):
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of `size` bytes. PermissionError where this user may not mount one."""
+    """Mount a file system of `size` bytes. Raises PermissionError where this user must not mount one."""
     folder.mkdir(parents=True)
     options = ["-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     if (
@@ -183,5 +183,5 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def enlarge(folder: Path, size: int) -> None:
-    """Room on a small disk, as if somebody had cleared up."""
+    """Enlarge a small disk, as if files had been removed."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

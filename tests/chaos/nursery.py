@@ -1,7 +1,7 @@
-"""Starts commands as forks of one process that has the program and its models loaded.
+"""Starts commands as forks of one process that has the program and its models loaded, so that no fault costs an import.
 
-`python -m tests.chaos.nursery JOBS`: a fault then costs no import. One JSON line asks for a run; the answers are the
-child's number, and how it ended. The child is the leader of a session of its own, as a command in a terminal is.
+`python -m tests.chaos.nursery JOBS` reads one JSON line per run and answers with the child's process id, then its exit
+code. The child leads a session of its own, as a command in a terminal does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-READ_TIMEOUT = 1.5  # seconds that the S3 driver of a child waits for an answer; its own 15 would make timeouts dear
+READ_TIMEOUT = 1.5  # seconds that a child's S3 client waits for an answer; its default of 15 makes timeouts slow
 
 
 def warm(jobs: Sequence[str]) -> None:
-    """Load what runs of these jobs load, by small runs."""
+    """Load everything that these jobs import, by small runs."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
@@ -34,10 +34,10 @@ def warm(jobs: Sequence[str]) -> None:
 
     with tempfile.TemporaryDirectory(prefix="deca-warm-") as folder:
         source = Path(folder) / "source"
-        for person in ("ann", "bob"):
-            (source / person).mkdir(parents=True)
+        for subject in ("ann", "bob"):
+            (source / subject).mkdir(parents=True)
             for number in range(2):
-                (source / person / f"{number}.jpg").write_bytes(_picture())
+                (source / subject / f"{number}.jpg").write_bytes(_image())
         here = {"source": str(source), "annotate": {"dlib": {"max_upsample": 1}}, "ray": {"workers": 0}}
         named = {"identity": {"pattern": "{identity}/{image}"}, "shards": {"val_fraction": 0.2}}
         ingest(IngestConfig.model_validate({**here, **named, "dest": f"{folder}/faces"}))
@@ -53,7 +53,7 @@ def warm(jobs: Sequence[str]) -> None:
             train(TrainConfig.model_validate({**TRAIN, **places, "ray": {"workers": 0}}))
 
 
-def _picture() -> bytes:
+def _image() -> bytes:
     import io
 
     from PIL import Image
@@ -65,7 +65,7 @@ def _picture() -> bytes:
 
 
 def run(request: dict[str, Any]) -> int:
-    """The command, in this process; its exit code. `log` gets everything printed."""
+    """Run the command in this process, with its output to the log; return its exit code."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
@@ -96,7 +96,7 @@ def run(request: dict[str, Any]) -> int:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what models print while they load is no answer
+    os.dup2(2, 1)  # models print while they load
     sys.dont_write_bytecode = True
     warm(sys.argv[1:])
     answers.write("ready\n")
@@ -107,7 +107,7 @@ def main() -> None:
             code = 70
             try:
                 code = run(json.loads(line))
-            except KeyboardInterrupt:  # before the command has begun
+            except KeyboardInterrupt:  # before the command starts
                 code = 130
             except BaseException:
                 sys.excepthook(*sys.exc_info())

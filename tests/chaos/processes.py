@@ -1,4 +1,4 @@
-"""The side of the suite: runs of `deca` in processes that can be killed."""
+"""Runs of `deca` in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.inject import Injection
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300.0  # seconds of one run; a busy machine is three times slower than a quiet one
-# Of every process: the tree's own modules, one thread, no Prefect but where it is the point, no telemetry.
+# Of every process: this checkout's modules, one thread, no Prefect by default, no telemetry.
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
@@ -32,11 +32,11 @@ ENVIRONMENT = {
 
 
 class Hung(Exception):
-    """A run that did not end."""
+    """A run did not end in time."""
 
 
 class Nursery:
-    """Runs commands one after the other, as forks of a process that is loaded already."""
+    """Runs commands one after the other, as forks of a process with the program loaded."""
 
     def __init__(self, jobs: Sequence[str]) -> None:
         self.process = subprocess.Popen(
@@ -66,7 +66,7 @@ class Nursery:
         environment: Mapping[str, str] | None = None,
         injection: Injection | None = None,
     ) -> Run:
-        """`deca ARGUMENTS` in a process of its own; what it prints is added to the log."""
+        """`deca ARGUMENTS` in a process of its own, with its output appended to the log."""
         request = {
             "arguments": list(arguments),
             "log": str(log),
@@ -78,7 +78,7 @@ class Nursery:
         return Run(self, int(self.answer(TIMEOUT) or 0), log)
 
     def answer(self, seconds: float) -> str | None:
-        """The next line, None where none comes in time."""
+        """Return the next line, or None where none comes in time."""
         assert self.process.stdout is not None
         end = time.monotonic() + seconds
         while b"\n" not in self.rest:
@@ -93,7 +93,7 @@ class Nursery:
 
 @dataclass
 class Run:
-    """One command at work."""
+    """A running command."""
 
     nursery: Nursery
     pid: int
@@ -101,13 +101,13 @@ class Run:
     code: int | None = None
 
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
+        """Return the exit code, negative for a signal, or None while it runs."""
         if self.code is None and (line := self.nursery.answer(0)) is not None:
             self.code = int(line)
         return self.code
 
     def wait(self, seconds: float = TIMEOUT) -> int:
-        """Exit code. Raises Hung, and kills the process, where it does not end in time."""
+        """Return the exit code. Kills the process and raises Hung where it does not end in time."""
         if self.code is None:
             line = self.nursery.answer(seconds)
             if line is None:
@@ -125,13 +125,13 @@ class Run:
         return True
 
     def said(self) -> str:
-        """The last line that was printed."""
+        """Return the last line of its output."""
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def kill(pid: int) -> bool:
-    """kill -9; False where there is no such process."""
+    """kill -9; return False where there is no such process."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -140,7 +140,7 @@ def kill(pid: int) -> bool:
 
 
 def named(pids: Sequence[int], *names: str) -> list[int]:
-    """Those whose command line holds one of the names."""
+    """Return the processes whose command line contains one of the names."""
     found = []
     for pid in pids:
         try:

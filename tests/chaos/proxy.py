@@ -1,4 +1,4 @@
-"""A faulty network before an S3 endpoint: an HTTP proxy on loopback that errs, stalls, cuts and forgets, by a seed."""
+"""A faulty network in front of an S3 endpoint: an HTTP proxy on loopback with seeded errors, stalls and cut bodies."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ERRORS = {
 
 @dataclass
 class Rule:
-    """What befalls calls. Made anew for each fault; `struck` counts."""
+    """Which calls fail, and how; one rule per fault. `struck` counts the failed calls."""
 
     kind: str = "none"
     seed: int = 0
-    share: float = 0.1  # of the calls, for the kinds that befall some
-    at: int = 0  # number of the write from which on, or at which
+    share: float = 0.1  # of the calls, for the kinds that hit some
+    at: int = 0  # index of the first write, or the only one, that is hit
     seconds: float = 0.0  # for how long new objects are not listed
     pid: int | None = None  # of the client, where it is to be killed
     struck: int = 0
@@ -44,11 +44,11 @@ class Rule:
         self.draw = random.Random(self.seed)
 
     def choose(self, method: str, listing: bool) -> str:
-        """What befalls this call: the name of a fault, or nothing."""
+        """Return the name of the fault that hits this call, or ''."""
         with self.lock:
             write = method in CHANGES
             number, self.writes = self.writes, self.writes + write
-            befallen = {
+            hits = {
                 "500": self.draw.random() < self.share,
                 "503": self.draw.random() < self.share,
                 "timeout": self.draw.random() < self.share / 2,
@@ -62,7 +62,7 @@ class Rule:
                 "kill before": write and number == self.at,
                 "kill after": write and number == self.at,
             }.get(self.kind, False)
-            if not befallen:
+            if not hits:
                 return ""
             if self.kind != "stale listing":
                 self.note()
@@ -90,7 +90,7 @@ class Proxy:
         self.server.server_close()
 
     def forget(self, listing: bytes) -> bytes:
-        """A listing as it was some seconds ago: without the objects that are newer."""
+        """Return a listing without the objects that are younger than the rule's seconds."""
         rule, now = self.rule, time.monotonic()
 
         def old(match: re.Match[bytes]) -> bytes:
@@ -185,15 +185,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.cut()
 
     def cut(self) -> None:
-        """The connection ends here."""
+        """Close the connection."""
         self.close_connection = True
         try:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the client was faster
+        except OSError:  # the client has closed it
             pass
 
 
 def _key(path: str) -> str:
-    """The key of an object's path: without bucket and query."""
+    """Return the key in an object's path, without bucket and query."""
     return urllib.parse.unquote(path.partition("?")[0].lstrip("/").partition("/")[2])

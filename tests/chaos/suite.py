@@ -1,4 +1,4 @@
-"""One fault after another: an undisturbed run to compare with, a disturbed one, the same command again, the check."""
+"""One fault at a time: an undisturbed run as baseline, a run with the fault, the same command again, the check."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.chaos.proxy import Rule
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: everything about it follows from these."""
+    """One fault, determined by these fields."""
 
     kind: str
     job: str
     seed: int
-    step: int | None = None  # where the kind strikes at a given one
+    step: int | None = None  # for a kind that strikes at a given step
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an undisturbed run of a job makes, and how."""
+    """The result of an undisturbed run of a job, and its steps."""
 
-    code: int  # of the command: 2 where a picture is in quarantine
+    code: int  # of the command: 2 where an image is in quarantine
     contents: dict[str, str]
     rows: Counter[str]
     files: int  # that it published
@@ -43,13 +43,13 @@ class Baseline:
 
     @property
     def named(self) -> int:
-        """Steps that give a name: as many objects are put on a bucket."""
+        """Number of steps that give a file its name, which is the number of PUTs on a bucket."""
         return sum(visible(step) for step in self.steps)
 
 
 @dataclass
 class Strike:
-    """A disturbed run. at: monotonic moment of the fault, None where the run was over before."""
+    """A run with a fault. at: monotonic time of the fault, None where the run ended before it."""
 
     at: float | None
     code: int
@@ -58,18 +58,18 @@ class Strike:
 
 @dataclass
 class Result:
-    """What became of the dataset of one fault."""
+    """The outcome of one fault."""
 
     fault: Fault
     hit: bool = False
-    survived: bool = False  # the disturbed run itself came to its end
+    survived: bool = False  # the run with the fault completed
     lost: int = 0
     doubled: int = 0
     equal: bool = False
     seconds: float = 0.0  # from the fault to the whole dataset
     detail: str = ""
     wrong: list[str] = field(default_factory=list)
-    skipped: str = ""  # why it could not be tried here
+    skipped: str = ""  # why it was skipped here
 
     @property
     def ok(self) -> bool:
@@ -80,15 +80,15 @@ Striker = Callable[["Trial"], Strike]
 
 
 class Suite:
-    """The sources, the undisturbed runs and the machines, each made when a fault first needs it."""
+    """The sources, the baselines and the services, each made when a fault first needs it."""
 
     def __init__(self, folder: Path, jobs: Sequence[str] = JOBS, s3_endpoint: str | None = None) -> None:
-        """jobs: those that will be struck. s3_endpoint: of a server that runs already."""
+        """jobs: those under test. s3_endpoint: of a running server."""
         self.folder, self.s3_endpoint = folder, s3_endpoint
         self.nursery = Nursery(jobs)
         self.sources = Sources(folder)
         self.baselines: dict[tuple[str, bool], Baseline] = {}
-        self.base = folder / "base"  # a finished ingest of the archive as it was before it grew
+        self.base = folder / "base"  # a finished ingest of the archive before it grew
         self.trials = 0
         self.sources.write()
         self.run_clean("extend", str(self.base))
@@ -118,11 +118,11 @@ class Suite:
         return Prefect()
 
     def places(self, remote: bool) -> dict[str, str]:
-        """Where the commands read: with DEST on the bucket, the archive that does not grow lies there too."""
+        """Return the sources by name: with DEST on the bucket, `photos` is there too."""
         return self.sources.places | ({"photos": f"s3://{BUCKET}/photos"} if remote else {})
 
     def run_clean(self, job: str, dest: str, injection: Injection | None = None, remote: bool = False) -> int:
-        """An undisturbed run; its exit code. Raises RuntimeError where it fails."""
+        """Run without a fault; return the exit code. Raises RuntimeError where it fails."""
         log = self.folder / "undisturbed.log"
         environment = self.bucket.environment if remote else {}
         code = self.nursery.start(command(job, dest, self.places(remote)), log, environment, injection).wait()
@@ -131,7 +131,7 @@ class Suite:
         return code
 
     def baseline(self, job: str, remote: bool) -> Baseline:
-        """The undisturbed run of a job; the bucket's own where the job reads from it."""
+        """Return the baseline of a job; one on the bucket where the job reads from it."""
         remote = remote and job in ("ingest", "reconstruct")
         if (job, remote) not in self.baselines:
             dest, record = self.folder / f"calm-{job}", self.folder / f"steps-{job}"
@@ -150,7 +150,7 @@ class Suite:
         return self.baselines[job, remote]
 
     def prepare(self, job: str, dest: str) -> None:
-        """What DEST holds before the command: nothing, or the dataset that is to be extended."""
+        """Prepare DEST: leave it empty, or copy the dataset to be extended."""
         if job != "extend":
             return
         if "://" not in dest:
@@ -161,7 +161,7 @@ class Suite:
                 Store(dest).write(path.relative_to(self.base).as_posix(), path.read_bytes())
 
     def run(self, fault: Fault, strike: Striker) -> Result:
-        """One fault from beginning to end."""
+        """Run one fault from start to check."""
         self.trials += 1
         trial = Trial(self, fault, self.folder / f"trial-{self.trials}")
         result = Result(fault)
@@ -170,7 +170,7 @@ class Suite:
             trial.folder.mkdir()
             try:
                 trial.go(strike, result)
-            except PermissionError as error:  # of this machine: no small disk
+            except PermissionError as error:  # this machine allows no small disk
                 result.skipped = str(error)
             except Hung as error:
                 result.wrong.append(str(error))
@@ -180,15 +180,15 @@ class Suite:
 
 @dataclass
 class Trial:
-    """One fault on its way."""
+    """One fault in progress."""
 
     suite: Suite
     fault: Fault
     folder: Path
-    remote: bool = False  # DEST lies on the bucket
+    remote: bool = False  # DEST is on the bucket
     workers: int = 0
     environment: dict[str, str] = field(default_factory=dict)
-    start_anew: Callable[[list[str], Path], Run] | None = None  # where the nursery's forks will not do
+    start_new: Callable[[list[str], Path], Run] | None = None  # where forks of the nursery do not work
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     place: Path | None = None  # of DEST, where it is not in the trial's folder
 
@@ -207,19 +207,19 @@ class Trial:
         return self.suite.baseline(self.fault.job, self.remote)
 
     def prepare(self) -> None:
-        """DEST as it is before the command."""
-        assert self.baseline  # made before anything is disturbed
+        """Prepare DEST."""
+        assert self.baseline  # made before the fault
         self.suite.prepare(self.fault.job, self.dest)
 
     def start(self, injection: Injection | None = None) -> Run:
-        """The command."""
+        """Start the command."""
         arguments = command(self.fault.job, self.dest, self.suite.places(self.remote), self.workers)
-        if self.start_anew:
-            return self.start_anew(arguments, self.log)
+        if self.start_new:
+            return self.start_new(arguments, self.log)
         return self.suite.nursery.start(arguments, self.log, self.environment, injection)
 
     def go(self, strike: Striker, result: Result) -> None:
-        """Strike, go on, check."""
+        """Run with the fault, resume, check."""
         struck = strike(self)
         ended = time.monotonic()
         result.hit, result.detail = struck.at is not None, struck.detail
@@ -230,23 +230,23 @@ class Trial:
         self.check(code, result)
 
     def resume(self) -> int:
-        """The same command again, with nothing in its way."""
+        """Run the same command again without faults."""
         if self.remote:
             self.suite.bucket.proxy.rule = Rule()
         return self.start().wait()
 
     def check(self, code: int, result: Result) -> None:
-        """Compare what is there with what the undisturbed run made."""
+        """Compare the dataset with the baseline."""
         expected = self.baseline
         if code != expected.code:
             result.wrong.append(f"the second run ended with {code}: {self.log.read_text()[-300:]}")
         if (said := self.log.read_text(errors="replace")) and "Traceback" in said:
-            result.wrong.append(f"a traceback in place of one line: {said[said.index('Traceback') :][-600:]}")
+            result.wrong.append(f"a traceback instead of one line: {said[said.index('Traceback') :][-600:]}")
         try:
             found = rows(self.fault.job, self.dest)
             result.wrong += problems(self.fault.job, self.dest)
             now = contents(self.dest)
-        except Exception as error:  # a dataset that cannot be read is the result
+        except Exception as error:  # an unreadable dataset is a result
             result.wrong.append(f"unreadable: {type(error).__name__}: {error}")
             return
         result.lost = sum((expected.rows - found).values())
@@ -257,7 +257,7 @@ class Trial:
         result.wrong += [f"differs: {name}" for name in sorted(differing)[:5]]
 
     def clear(self) -> None:
-        """Take the trial's data away."""
+        """Delete the trial's data."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.remote:
             Store(self.dest).delete_folder("")

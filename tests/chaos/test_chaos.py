@@ -1,4 +1,4 @@
-"""A seeded handful of the faults; `make chaos` runs all of them. And that the check sees what it is there to see."""
+"""A few seeded faults (`make chaos` runs all of them), and a test that the check finds loss and doubling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_end_at_a_step_of_writing(suite: Suite, job: str) -> None:
         assert result.hit
 
 
-def test_what_the_check_sees(suite: Suite, tmp_path: Path) -> None:
+def test_the_check_finds_loss_doubling_and_leftovers(suite: Suite, tmp_path: Path) -> None:
     fault = Fault("none", "ingest", 0)
     trial = Trial(suite, fault, tmp_path)
     trial.prepare()
@@ -77,7 +77,7 @@ def test_what_the_check_sees(suite: Suite, tmp_path: Path) -> None:
     trial.check(code, lost)
     assert lost.lost == 3
     assert not lost.equal
-    # A record that claims the rows of another unit: every row of it is there twice.
+    # A record that claims the rows of another unit: every row of it exists twice.
     record = json.loads(text) | {key: json.loads(records[2].read_text())[key] for key in ("part", "bytes", "sha256")}
     records[1].write_text(json.dumps(record))
     doubled = Result(fault)
