@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from deca_core.animation import PRESETS, Motion, eased, is_preset, preset
 from deca_core.assets import AssetBundle
-from deca_core.codes import Codes
+from deca_core.codes import CODE_NAMES, Codes
 from deca_core.errors import DecaError
 from schemas.animate import CAST_FOLDER, EXPRESSIONS_SCHEMA, IDENTITIES_SCHEMA, AnimateConfig
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.reconstruct import ReconstructConfig
 from tasks.heads.reconstruct import ReconstructWorker
-from tasks.heads.selection import CODES, HeadsError, codes_of, heads_plan, iter_heads, read_heads
+from tasks.heads.selection import HeadsError, codes_of, heads_plan, iter_heads, read_heads
 from tasks.heads.track_records import read_track, read_tracks, tracks_record
 from tasks.heads.tracks import make_tracks
 from tasks.models.loading import weights_hash
@@ -130,7 +130,7 @@ class Casting:
             tracks = dict.fromkeys(read_tracks(dest)["track_id"].to_pylist())
             yield from ((f"{dest}#{track}", codes_of(read_track(dest, track).slice(0, 1))) for track in tracks)
             return
-        for batch in iter_heads(dest, where=where, columns=["face_id", *CODES]):
+        for batch in iter_heads(dest, where=where, columns=["face_id", *CODE_NAMES]):
             codes = codes_of(batch)
             for row, face in enumerate(batch["face_id"].to_pylist()):
                 yield f"{dest}#{face}", codes[row : row + 1]
@@ -146,7 +146,7 @@ class Casting:
         self._check_bundle(dest)
         if TRACK.fullmatch(part) or (not part and tracks_record(dest) is not None):
             return _track(dest, part or None)
-        heads = read_heads(dest, [part] if part else None, columns=["face_id", *CODES])
+        heads = read_heads(dest, [part] if part else None, columns=["face_id", *CODE_NAMES])
         if len(heads) > 1:
             some = ", ".join(heads.face_ids[:3])
             raise HeadsError(
