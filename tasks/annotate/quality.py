@@ -1,4 +1,4 @@
-"""How good a picture of a face is: sharpness, turn of the head, size, how much of its skin is seen."""
+"""How good an image of a face is: sharpness, turn of the head, size, how much of its skin is seen."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measure(
     """All figures of a face.
 
     crop (N, N, 3) and mask (N, N) uint8; landmarks (68, 2) in source pixels; transform (2, 3) from source to crop
-    pixels; size: width and height of the source picture.
+    pixels; size: width and height of the source image.
     """
     region = bare_region((len(crop), len(crop)), apply(transform, landmarks))
     yaw, pitch = head_turn(landmarks)
@@ -95,7 +95,7 @@ def head_turn(landmarks: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _seen(transform: NDArray[Any], size: tuple[int, int], side: int) -> NDArray[np.bool_]:
-    """The crop's pixels (side, side) that lie in the picture, clear of its edges."""
+    """The crop's pixels (side, side) that lie in the image, clear of its edges."""
     to_source = invert(transform)
     axis = np.arange(side)
     border = BORDER * to_source[0, 0]

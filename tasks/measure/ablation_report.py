@@ -79,10 +79,10 @@ def model_figures(
 
     labels: method -> label, in the order of the rows. Methods in `coarse_only` have no figures of detail.
     """
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for one in methods:
         pooled = {SCAN_MEDIAN.name: one.scan.median, SHAPE_RATIO.name: one.shape_ratio}
-        found[one.method] = {name: figure.mean for name, figure in one.metrics.items()} | pooled
+        found[one.method] = {**{name: figure.mean for name, figure in one.metrics.items()}, **pooled}
     rows: dict[str, dict[str, list[float]]] = {}
     for method in dict.fromkeys([*(name for name in labels if name in found), *found]):
         row = rows.setdefault(labels.get(method, method), {})

@@ -109,7 +109,7 @@ def scan_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def metric_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """A row a metric that anybody has, a column a method: mean ± standard deviation over pictures."""
+    """A row a metric that anybody has, a column a method: mean ± standard deviation over images."""
     shown = [metric for metric in METRICS if any(metric.name in method.metrics for method in methods)]
     return [
         {
@@ -123,12 +123,12 @@ def metric_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def spread_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """How consistent the shapes of a person are: a row a method."""
+    """How consistent the shapes of a subject are: a row a method."""
     return [
         {
             "method": method.method,
-            "one person's pictures (mm)": _number(method.shape_within_mm),
-            "two people's (mm)": _number(method.shape_between_mm),
+            "one subject's images (mm)": _number(method.shape_within_mm),
+            "two subjects' (mm)": _number(method.shape_between_mm),
             "ratio": _number(method.shape_ratio),
         }
         for method in methods
@@ -136,7 +136,7 @@ def spread_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def challenge_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """Median by NoW's kind of picture: a row a method; empty outside NoW."""
+    """Median by NoW's kind of image: a row a method; empty outside NoW."""
     return [
         {"method": method.method, **{kind: _number(values.median) for kind, values in method.challenges.items()}}
         for method in methods
@@ -162,10 +162,10 @@ def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) ->
             for title, column in (("With scale", "scan_mm"), ("Metrical", "scan_metrical_mm"))
         ],
         tables=[
-            ("Scan to surface, all vertices of all pictures", scan_table(summary.methods)),
-            ("Median by kind of picture (mm)", challenge_table(summary.methods)),
-            ("Against the truth, mean ± standard deviation over pictures", metric_table(summary.methods)),
-            ("Shape of one person and of two", spread_table(summary.methods)),
+            ("Scan to surface, all vertices of all images", scan_table(summary.methods)),
+            ("Median by kind of image (mm)", challenge_table(summary.methods)),
+            ("Against the truth, mean ± standard deviation over images", metric_table(summary.methods)),
+            ("Shape of one subject and of two", spread_table(summary.methods)),
         ],
     )
     Store(plan.dest).write(REPORT, page.encode())

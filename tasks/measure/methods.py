@@ -27,26 +27,26 @@ class FaceCrop:
     """A face as the networks see it."""
 
     item: Item
-    transform: NDArray[np.float64]  # (2, 3) pixels of the picture to pixels of the crop
+    transform: NDArray[np.float64]  # (2, 3) pixels of the image to pixels of the crop
     image: NDArray[np.float32]  # (3, 224, 224)
-    landmarks: NDArray[np.float32] | None  # (68, 2) pixels of the picture: the truth, where it is known
+    landmarks: NDArray[np.float32] | None  # (68, 2) pixels of the image: the truth, where it is known
     found: NDArray[np.float32] | None  # (68, 2) the same, or an annotator's: what the face was cropped by
 
-    def from_picture(self, points: NDArray) -> NDArray[np.float64]:
-        """Pixels of the picture (N,2) to pixels of the crop."""
+    def from_image(self, points: NDArray) -> NDArray[np.float64]:
+        """Pixels of the image (N,2) to pixels of the crop."""
         return np.asarray(points, np.float64) @ self.transform[:, :2].T + self.transform[:, 2]
 
     def normalised(self, points: NDArray) -> Tensor:
-        """Pixels of the picture (N,2) to the crop as [-1, 1], float64."""
-        return from_pixels(torch.from_numpy(self.from_picture(points)))
+        """Pixels of the image (N,2) to the crop as [-1, 1], float64."""
+        return from_pixels(torch.from_numpy(self.from_image(points)))
 
-    def to_picture(self, points: NDArray) -> NDArray[np.float64]:
-        """Pixels of the crop (N,2) to pixels of the picture."""
+    def to_image(self, points: NDArray) -> NDArray[np.float64]:
+        """Pixels of the crop (N,2) to pixels of the image."""
         return (np.asarray(points, np.float64) - self.transform[:, 2]) @ np.linalg.inv(self.transform[:, :2]).T
 
 
 class Method(Protocol):
-    """Pictures to codes, and codes to displacement."""
+    """Images to codes, and codes to displacement."""
 
     name: str
 

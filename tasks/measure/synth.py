@@ -30,7 +30,7 @@ def world_source(config: SynthConfig) -> str:
 
 
 def world_items(config: SynthConfig) -> Iterator[Item]:
-    """One item a picture, one identity after the other."""
+    """One item an image, one identity after the other."""
     for index in range(config.identities * config.images_per_identity):
         identity, picture = divmod(index, config.images_per_identity)
         yield Item(index, f"{world_source(config)}/{config.first_identity + identity}/{picture}", root="")
@@ -52,7 +52,7 @@ class SynthWorker:
         self.store = Store(f"{config.dest.rstrip('/')}/{PHOTOS}")
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Pictures first, rows after: a committed row always has its picture."""
+        """Images first, rows after: a committed row always has its image."""
         tar = f"photos-{_numbers(items[0])[0]:06d}-{_numbers(items[0])[1]:03d}.tar"
         members: list[tuple[str, bytes]] = []
         batches = []
@@ -106,7 +106,7 @@ class SynthWorker:
 
 
 def _numbers(item: Item) -> tuple[int, int]:
-    """(identity, picture) of an item."""
+    """(identity, image) of an item."""
     identity, picture = item.uri.rsplit("/", 2)[1:]
     return int(identity), int(picture)
 

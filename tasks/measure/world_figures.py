@@ -86,7 +86,7 @@ class WorldFigures:
     def _geometry(self, crop: FaceCrop, codes: Codes, out: Reconstruction, truth: TrueFace) -> dict[str, float]:
         """Landmarks, pose, expression and vertices."""
         true = truth.codes
-        points = torch.from_numpy(crop.to_picture(to_pixels(out.landmarks2d)[0].numpy()))[None]
+        points = torch.from_numpy(crop.to_image(to_pixels(out.landmarks2d)[0].numpy()))[None]
         landmarks = torch.from_numpy(truth.landmarks)[None]
         moved = self._at_rest(true.replace(exp=codes.exp, pose=codes.pose))
         neutral, true_neutral = (neutral_head(self.flame, each.shape)[0][self.face] for each in (codes, true))
@@ -102,7 +102,7 @@ class WorldFigures:
         }
 
     def _look(self, crop: FaceCrop, predicted: Prediction, out: Reconstruction, truth: TrueFace) -> dict[str, float]:
-        """Albedo, light, displacement, normals and the picture itself."""
+        """Albedo, light, displacement, normals and the image itself."""
         codes = predicted.codes
         rendering = self.model.render(codes, out)
         albedo = (self.model.albedo(codes) - self.model.albedo(truth.codes))[0].abs().numpy()
@@ -120,7 +120,7 @@ class WorldFigures:
         }
 
     def _hidden(self, truth: TrueFace) -> NDArray[np.bool_]:
-        """Texels of the face that the picture does not show: turned away, or behind what is no skin of the face."""
+        """Texels of the face that the image does not show: turned away, or behind what is no skin of the face."""
         vertices = torch.from_numpy(truth.vertices)[None]
         projected = project(vertices, truth.codes.cam)[..., :2]
         attributes = torch.cat([vertex_normals(vertices, self.model.faces), projected], dim=-1)
@@ -130,7 +130,7 @@ class WorldFigures:
         return self.mask & ~shown[0, 0].numpy()
 
     def _transfer(self, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace) -> dict[str, float]:
-        """The driver's expression on this head, against the head and the wrinkles that the world gives this person."""
+        """The driver's expression on this head, against the head and the wrinkles that the world gives this subject."""
         assert predicted.animated is not None
         codes, z = predicted.animated
         true = Codes.animate(truth.codes, driver.codes)

@@ -1,4 +1,4 @@
-"""Who is in a picture, as its path or a table says."""
+"""Who is in an image, as its path or a table says."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Labels: TypeAlias = pa.Array  # one text a face, null where there is none
 
 
 class IdentityError(DecaError):
-    """Labels that name none of the pictures, or that cannot be read; says what was found and what was expected."""
+    """Labels that name none of the images, or that cannot be read; says what was found and what was expected."""
 
 
 def places_below(uris: pa.Array, root: str) -> pa.Array:
-    """Paths of pictures below the source; as they are where they lie elsewhere."""
+    """Paths of images below the source; as they are where they lie elsewhere."""
     folder = f"{root.rstrip('/')}/"
     below = pc.utf8_ltrim(pc.utf8_slice_codeunits(uris, len(folder)), "/")
     return pc.if_else(pc.starts_with(uris, folder), below, uris) if root else uris
@@ -58,7 +58,7 @@ def path_labels(places: pa.Array, pattern: str) -> Labels:
     labels = pc.struct_field(pc.extract_regex(places, f"(?s)\\A{expression}\\z"), "identity")
     if labels.null_count == len(labels):
         raise IdentityError(
-            f"identity.pattern {pattern!r} matches none of the {len(places)} faces' pictures. A path is, for example, "
+            f"identity.pattern {pattern!r} matches none of the {len(places)} faces' images. A path is, for example, "
             f"{places[0].as_py()!r}; the pattern is for the whole of it, {{image}} ends at a folder and "
             "{any} does not"
         )
@@ -66,9 +66,9 @@ def path_labels(places: pa.Array, pattern: str) -> Labels:
 
 
 def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
-    """The identity that a table gives each picture, null where it names another or none.
+    """The identity that a table gives each image, null where it names another or none.
 
-    A row names a picture by its URI, its path below the source, or its path from the table's own folder.
+    A row names an image by its URI, its path below the source, or its path from the table's own folder.
     """
     uri = normalise(table)
     paths, identities = _read_table(uri)
@@ -79,7 +79,7 @@ def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
         first = differing.slice(0, 1).to_pylist()[0]
         raise IdentityError(
             f"{uri}: {first['path']!r} is said to be {first['identity_min']!r} and {first['identity_max']!r}. "
-            f"Leave one row a picture ({len(differing)} have several)"
+            f"Leave one row an image ({len(differing)} have several)"
         )
     paths, identities = told["path"].combine_chunks(), told["identity_min"].combine_chunks()
     base = uri.rpartition("/")[0]
@@ -92,8 +92,8 @@ def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
     labels = identities.take(at)
     if labels.null_count == len(labels):
         raise IdentityError(
-            f"{uri} names none of the {len(uris)} faces' pictures. It says, for example, {paths[0].as_py()!r}, and a "
-            f"picture is {places[0].as_py()!r}, or in full {uris[0].as_py()!r}"
+            f"{uri} names none of the {len(uris)} faces' images. It says, for example, {paths[0].as_py()!r}, and a "
+            f"image is {places[0].as_py()!r}, or in full {uris[0].as_py()!r}"
         )
     return labels
 
@@ -120,7 +120,7 @@ def _read_table(uri: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         raise IdentityError(f"{uri}: {error} (identity.table)") from error
     table = table.filter(pc.and_(_says_something(table["path"]), _says_something(table["identity"])))
     if not len(table):
-        raise IdentityError(f"{uri}: no row names a picture and a person (identity.table)")
+        raise IdentityError(f"{uri}: no row names an image and a subject (identity.table)")
     longest = pc.max(pc.utf8_length(table["identity"])).as_py()
     if longest > NAME_LIMIT:
         raise IdentityError(

@@ -3,7 +3,7 @@
 The rule. The place of an identity is the first 8 bytes of SHA-256(identity_id) as a fraction of 2^64; it is held back
 for validation where the second 8 bytes, read the same way, are below `val_fraction`. The shards of a split are 2^k
 equal ranges of places, k the smallest that leaves at most `faces_per_shard` faces a shard on average; rows are sorted
-by (place, identity_id, face_id). So an identity lies in one shard (which it may make larger), adding people touches
+by (place, identity_id, face_id). So an identity lies in one shard (which it may make larger), adding subjects touches
 only the shards they fall into, and a dataset that doubles splits each shard in two.
 """
 
@@ -66,9 +66,9 @@ def lay_out(assignments: pa.Table, config: ShardConfig) -> Layout:
     order = np.lexsort((_rank(names), place, held_back))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    person = pc.index_in(kept["identity_id"], names).to_numpy()
-    rows = np.argsort(rank[person], kind="stable")  # stable: face_id stays the last key
-    place, held_back = place[person[rows]], held_back[person[rows]]
+    subject = pc.index_in(kept["identity_id"], names).to_numpy()
+    rows = np.argsort(rank[subject], kind="stable")  # stable: face_id stays the last key
+    place, held_back = place[subject[rows]], held_back[subject[rows]]
     splits: list[tuple[Split, int, int]] = [("train", 0, len(rows) - int(held_back.sum()))]
     splits.append(("val", splits[0][2], len(rows)))
     shards = []

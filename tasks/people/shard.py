@@ -2,7 +2,7 @@
 
 Only shards whose rows differ from those of the current version are made, and rows that did not change come from the
 current shards, where they lie together, rather than from the annotations, where they are scattered; so what a nightly
-run costs grows with the shards that new pictures fall into.
+run costs grows with the shards that new images fall into.
 
 Order: data files, index files, the record `versions/NNNNNN.json` (created, never replaced), `_current.json` (replaced
 in one write). Interrupted anywhere, the old version holds, and the next run gives the same files the same names.

@@ -1,4 +1,4 @@
-"""The card of a faces/ dataset: a page for people (card.html) and the README.md that Hugging Face `datasets` reads.
+"""The card of a faces/ dataset: a page for readers (card.html) and the README.md that Hugging Face `datasets` reads.
 
 Both lie beside the data, hold no time and no place, and are drawn from a fixed sample: the same version gives the same
 bytes. The README names the files of the version it describes, so `load_dataset(folder)` reads exactly that version.
@@ -38,7 +38,7 @@ from tasks.units.reasons import quarantine_reasons
 
 CARD, README = "card.html", "README.md"
 CHART_SHARDS = 64  # shards whose figures are charted: a quarter of a million faces
-SAMPLE_GROUPS, SAMPLES = 32, 240  # row groups that are read for pictures, and faces taken from them
+SAMPLE_GROUPS, SAMPLES = 32, 240  # row groups that are read for images, and faces taken from them
 SHOWN, SHOWN_SIZE = 24, 200  # faces on the page, and pixels on a side
 CHARTED = ("det_score", *QUALITY)
 SAMPLED = ("crop", "skin_mask", "landmarks", "crop_transform", "identity_id", "source_uri", "yaw", "eye_distance")
@@ -51,7 +51,7 @@ LICENCES = {
     "facexlib": "facexlib's weights were trained on WIDER FACE, CelebAMask-HQ (non-commercial research) and MS1M "
     "(withdrawn by its owner).",
     "face_alignment": "FAN's weights were trained on 300W-LP.",
-    "sidecar": "Labels beside the pictures: the terms of whoever made them.",
+    "sidecar": "Labels beside the images: the terms of whoever made them.",
 }
 
 _templates = Environment(
@@ -67,7 +67,7 @@ _templates = Environment(
 class Face:
     """A face of the sample grid."""
 
-    picture: str  # data URI
+    image: str  # data URI
     identity: str
     uri: str
     note: str
@@ -203,8 +203,8 @@ def _tones(samples: pa.Table) -> Iterator[float | None]:
         yield typology_angle(_pixels(crop, "RGB"), _pixels(mask, "L"))
 
 
-def _pixels(picture: dict[str, Any], mode: str) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert(mode))
+def _pixels(image: dict[str, Any], mode: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert(mode))
 
 
 def _shown(samples: pa.Table) -> Iterator[Face]:
@@ -214,9 +214,9 @@ def _shown(samples: pa.Table) -> Iterator[Face]:
     landmarks, transforms = fixed_values(rows, "landmarks"), fixed_values(rows, "crop_transform")
     plain = rows.select(["crop", "skin_mask", "identity_id", "source_uri", "yaw", "eye_distance"]).to_pylist()
     for row, points, transform in zip(plain, landmarks, transforms, strict=True):
-        picture = _drawn(row, points @ transform[:, :2].T + transform[:, 2])
+        image = _drawn(row, points @ transform[:, :2].T + transform[:, 2])
         note = f"yaw {row['yaw']:.0f}°, eyes {row['eye_distance']:.0f} px"
-        yield Face(picture, row["identity_id"], row["source_uri"], note)
+        yield Face(image, row["identity_id"], row["source_uri"], note)
 
 
 def _drawn(row: dict[str, Any], points: NDArray[np.float64]) -> str:
@@ -225,12 +225,12 @@ def _drawn(row: dict[str, Any], points: NDArray[np.float64]) -> str:
     inner = np.zeros_like(skin)
     inner[1:-1, 1:-1] = skin[:-2, 1:-1] & skin[2:, 1:-1] & skin[1:-1, :-2] & skin[1:-1, 2:]
     pixels[skin & ~inner] = (255, 176, 0)
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
     for x, y in points:
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 255, 90), outline=(0, 60, 0))
     buffer = io.BytesIO()
-    picture.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
+    image.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the summary and the contact sheet of sampled faces."""
+"""The summary and the contact sheet of sampled faces of a reconstruct run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
-    """Draw sampled faces (picture, landmarks, mesh, shape, detail, displacement) and publish one PNG in DEST.
+    """Draw sampled faces (image, landmarks, mesh, shape, detail, displacement) and publish one PNG in DEST.
 
     The rows are spread evenly over the dataset, so the same dataset gives the same sheet. Returns its URI, or None
     when there is nothing to show.
@@ -101,7 +101,7 @@ def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
 
 
 def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | None:
-    """The crop that the codes of a row are said in, (3,224,224); None where the picture has gone since."""
+    """The crop that the codes of a row are said in, (3,224,224); None where the image has gone since."""
     if sample.item is None:
         return None
     transform = fixed_values(sample.row, "crop_transform")[0].astype(np.float64)
@@ -125,14 +125,14 @@ def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArr
     )
     found = crop_of(sample, config)
     crop = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32) if found is None else found  # the rest still shows
-    pictures = model.render(codes, model.decode(codes))
-    alpha = pictures.alpha[0].numpy()
+    rendered = model.render(codes, model.decode(codes))
+    alpha = rendered.alpha[0].numpy()
     points = row["landmarks"][0] @ row["crop_transform"][0][:, :2].T + row["crop_transform"][0][:, 2]
     return [
         to_bytes(crop),
         with_points(to_bytes(crop), points),
-        to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * pictures.shape[0].numpy() * alpha),
-        to_bytes(pictures.shape[0].numpy()),
-        to_bytes(pictures.shaded_detail[0].numpy()),
+        to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * rendered.shape[0].numpy() * alpha),
+        to_bytes(rendered.shape[0].numpy()),
+        to_bytes(rendered.shaded_detail[0].numpy()),
         grey_map(row["displacement"][0]),
     ]

@@ -1,6 +1,6 @@
-"""The pictures of the report on reconstructions: sampled faces as panels, and what of them is at hand at all.
+"""The images of the report on reconstructions: sampled faces as panels, and what of them is at hand at all.
 
-Nothing here is needed for the data: a picture whose source has gone, a head without its bundle, a dataset that stores
+Nothing here is needed for the data: an image whose source has gone, a head without its bundle, a dataset that stores
 no displacement each leave a panel out, and a note says why.
 """
 
@@ -30,7 +30,7 @@ from tasks.store.storage import StorageError, Store
 from tasks.units.plan import Plan
 
 JPEG_QUALITY = 84
-OVERLAY = 0.7  # of the shape on the picture
+OVERLAY = 0.7  # of the shape on the image
 CODES = tuple(name for name, _ in Codes.zeros().items())
 TITLES = {
     "picture": "picture",
@@ -154,7 +154,7 @@ def make_gallery(sculptor: Sculptor, rows: Sequence[Sample], config: Reconstruct
     gone = sum(face.crop is None for face in gallery.faces)
     if gone:
         gallery.notes.append(
-            f"{gone} of the {len(gallery.faces)} pictures cannot be read where they were: moved, changed or forbidden. "
+            f"{gone} of the {len(gallery.faces)} images cannot be read where they were: moved, changed or forbidden. "
             "The data is complete without them."
         )
     return gallery
@@ -194,13 +194,13 @@ def _panels(
         points = fixed_values(row, "landmarks")[0] @ transform[:, :2].T + transform[:, 2]
         yield "landmarks", with_points(to_bytes(crop), points)
     if codes is not None and head is not None and sculptor.model is not None:
-        pictures = sculptor.model.render(codes, head)
-        alpha, shape = pictures.alpha[0].numpy(), pictures.shape[0].numpy()
+        images = sculptor.model.render(codes, head)
+        alpha, shape = images.alpha[0].numpy(), images.shape[0].numpy()
         if crop is not None:
             yield "overlay", to_bytes(crop * (1 - OVERLAY * alpha) + OVERLAY * shape * alpha)
         yield "shape", to_bytes(shape)
         if displacement is not None:
-            yield "detail", to_bytes(pictures.shaded_detail[0].numpy())
+            yield "detail", to_bytes(images.shaded_detail[0].numpy())
     elif "preview" in row.column_names:
         yield "detail", _stored(row, "preview")
     if displacement is not None:
@@ -217,8 +217,8 @@ def _jpeg(panel: NDArray[np.uint8]) -> str:
     return data_uri(Image.fromarray(panel), JPEG_QUALITY)
 
 
-def data_uri(picture: Image.Image, quality: int) -> str:
-    """A picture as JPEG inside a page."""
+def data_uri(image: Image.Image, quality: int) -> str:
+    """An image as JPEG inside a page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,6 +1,6 @@
-"""The report on a reconstructions/ dataset: a page for people, and the README.md that Hugging Face `datasets` reads.
+"""The report on a reconstructions/ dataset: a page for readers, and the README.md that Hugging Face `datasets` reads.
 
-The page is one file that loads nothing: pictures, charts, the viewer's library and its data stand inside, and its
+The page is one file that loads nothing: images, charts, the viewer's library and its data stand inside, and its
 content security policy names the two scripts by hash and allows no connection.
 """
 
@@ -109,7 +109,7 @@ def _digest(script: str) -> str:
 
 def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tuple[str, str]]:
     return [
-        ("pictures planned", f"{plan.inputs.items:,}"),
+        ("images planned", f"{plan.inputs.items:,}"),
         ("faces", f"{cost.faces:,}"),
         ("rows in quarantine", f"{sum(reason.rows for reason in reasons):,}"),
         ("units done", f"{units:,} of {plan.units:,}"),

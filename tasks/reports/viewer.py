@@ -167,10 +167,10 @@ def _add_face(pack: Pack, model: DECA, face: Shown, index: int) -> dict[str, Any
 
 @torch.inference_mode()
 def _skin(model: DECA, face: Shown) -> Image.Image:
-    """The base colour of an export: the picture where it shows skin, the albedo elsewhere."""
+    """The base colour of an export: the image where it shows skin, the albedo elsewhere."""
     assert face.codes is not None
     assert face.head is not None
-    picture = None
+    image = None
     if face.crop is not None:
-        picture = picture_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
-    return Image.fromarray(to_bytes(texture(model, face.codes, face.head, picture)[0].numpy()))
+        image = picture_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
+    return Image.fromarray(to_bytes(texture(model, face.codes, face.head, image)[0].numpy()))

@@ -29,7 +29,7 @@ DOUBLE = -1  # as an offset: a member whose name an earlier member has
 
 # Headers of one member: names, times, access lists. Real ones are some kilobytes; a forged one may claim gigabytes.
 HEADER_LIMIT = 4 * 2**20
-# Pictures hardly shrink in a packed tar. What unpacks to more than this many times its size is a bomb, once it is so
+# Images hardly shrink in a packed tar. What unpacks to more than this many times its size is a bomb, once it is so
 # large that it takes time; deflate's own limit is 1032.
 BOMB_RATIO, BOMB_BYTES = 200, 64 * 2**20
 
@@ -79,7 +79,7 @@ def read_member(item: Item, max_bytes: int) -> bytes:
     if item.offset is None:
         raise ReadError(f"member {item.member!r} was planned without an offset; plan again with --new")
     if item.offset == DOUBLE:
-        raise ReadError(f"the archive holds {item.member!r} more than once; its first picture of that name counts")
+        raise ReadError(f"the archive holds {item.member!r} more than once; its first image of that name counts")
     if item.uri.lower().endswith(ZIP_SUFFIXES):
         return _read_zip(item, item.offset)
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
@@ -117,7 +117,7 @@ class _Bounded:
         while (at := self.stream.tell()) < target:
             before, at = at, self.stream.seek(min(target, at + BOMB_BYTES))
             if at > BOMB_BYTES and at > BOMB_RATIO * self.packed.tell():
-                raise tarfile.ReadError(f"unpacks to more than {BOMB_RATIO} times its size: a bomb, not pictures")
+                raise tarfile.ReadError(f"unpacks to more than {BOMB_RATIO} times its size: a bomb, not images")
             if at == before:
                 break  # the end, before the target: tarfile says so
         return self.stream.seek(target)

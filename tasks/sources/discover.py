@@ -1,6 +1,6 @@
-"""Every picture of a source, streamed in one fixed order and planned once.
+"""Every image of a source, streamed in one fixed order and planned once.
 
-A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, a video,
+A source is a folder, a bucket prefix, a pattern, one image, an archive, a Parquet file with images inside, a video,
 or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. What
 looks like an image by its name and is not read here is counted. Order
 is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
@@ -39,7 +39,7 @@ from tasks.store.storage import StorageError, check_command, is_local, normalise
 __all__ = ["SourceError", "discover", "source_root"]
 
 MD5 = re.compile(r"[0-9a-f]{32}")  # an S3 etag of another form (parts) is no hash of the content
-READ_AHEAD = 256  # pictures hashed as one block
+READ_AHEAD = 256  # images hashed as one block
 
 logger = logging.getLogger("deca")
 
@@ -54,7 +54,7 @@ def discover(
 
     skip: a folder inside the source to leave out (the output, when it lies there); left_out: counts, by ending, files
     that look like images and are not read, unless `config.extensions` says what to take.
-    Raises SourceError where the source is missing, cannot be listed, or holds no picture.
+    Raises SourceError where the source is missing, cannot be listed, or holds no image.
     """
     config = config or SourceConfig()
     left_out = Counter() if left_out is None else left_out
@@ -82,7 +82,7 @@ def discover(
         unread = f"left out: {left_out_words(left_out)}; " if left_out else ""
         patterns = ", include and exclude patterns apply" if config.include or config.exclude else ""
         raise SourceError(
-            f"no pictures in {uri} ({unread}looked for {kinds}, also inside tar, zip and Parquet, and videos with "
+            f"no images in {uri} ({unread}looked for {kinds}, also inside tar, zip and Parquet, and videos with "
             f"inputs.videos=true; hidden files are skipped{patterns}). Check with: {check_command(uri)}"
         )
 
@@ -91,7 +91,7 @@ def discover(
 
 
 def _is_list(uri: str, config: SourceConfig) -> bool:
-    """Whether the source is a list: by its name, or a Parquet file with a column of URIs and none of pictures."""
+    """Whether the source is a list: by its name, or a Parquet file with a column of URIs and none of images."""
     if is_list(uri):
         return is_file(uri)
     if not is_table(uri) or config.image_column or parse_glob(uri) or not is_file(uri):
@@ -111,7 +111,7 @@ def _is_list(uri: str, config: SourceConfig) -> bool:
         return False
     if not set(URI_COLUMNS) & set(schema.names):
         raise SourceError(
-            f"{uri}: no column of pictures (bytes or struct<bytes, path>) and none of URIs. The columns are "
+            f"{uri}: no column of images (bytes or struct<bytes, path>) and none of URIs. The columns are "
             f"{describe(schema)}. Name one: --set inputs.image_column=NAME or --set inputs.uri_column=NAME"
         )
     return True
@@ -130,7 +130,7 @@ def _listed(uri: str, root: str, config: SourceConfig, left_out: Counter[str]) -
             place = entry[len(root) :].lstrip("/") if entry.startswith(f"{root}/") else entry
             yield from _expand(file, place, config, left_out, chosen=True)
     if doubled:
-        logger.info("%s names %d pictures more than once; each is planned once", uri, doubled)
+        logger.info("%s names %d images more than once; each is planned once", uri, doubled)
 
 
 def _walked(
@@ -179,9 +179,9 @@ def _expand(
 
 
 def _members(file: File, place: str, config: SourceConfig, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item.
+    """(member, offset, size) of the images of an archive; what lies beside them (`key.json`) is no item.
 
-    Of several pictures of one name the first counts, for a name gives one id; the others are planned to fail.
+    Of several images of one name the first counts, for a name gives one id; the others are planned to fail.
     """
     seen = Digests()
     for member, offset, size in archive_members(file.uri, config.zip_encoding):
@@ -202,7 +202,7 @@ def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str,
 
 
 def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:
-    """(member, row, -1) of a Parquet file; nothing where it has no pictures, unless somebody has named it."""
+    """(member, row, -1) of a Parquet file; nothing where it has no images, unless somebody has named it."""
     if not named and any(part.startswith("_") for part in place.split("/")):  # as all readers of Parquet folders do
         return
     schema, rows = table_schema(file.uri)
@@ -211,7 +211,7 @@ def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator
         others = (other.name for other in image_columns(schema) if other.struct and other != column)
         _tell_others(column.name, ", ".join(others))
     if column is None and named:
-        raise SourceError(f"{file.uri}: no column of pictures. The columns are {describe(schema)}")
+        raise SourceError(f"{file.uri}: no column of images. The columns are {describe(schema)}")
     if column is None:
         return
     for member, row in image_rows(file.uri, column, rows):
@@ -320,7 +320,7 @@ def _deduplicated(items: Iterator[Item], config: SourceConfig) -> Iterator[Item]
             else:
                 doubled += 1
     if doubled:
-        logger.info("%d pictures have the content of an earlier one and are not planned", doubled)
+        logger.info("%d images have the content of an earlier one and are not planned", doubled)
 
 
 def _known_digest(item: Item) -> bytes | None:

@@ -26,7 +26,7 @@ NAME_LIMIT = 200  # characters of an identity: a longer line is a file of anothe
 
 
 class LabelError(DecaError):
-    """A label that is missing or does not fit its picture; costs that picture or face only."""
+    """A label that is missing or does not fit its image; costs that image or face only."""
 
 
 def read_landmarks(data: bytes, name: str) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ def _listed(found: NDArray[Any]) -> str:
 
 
 def read_identity(data: bytes, name: str) -> str:
-    """Who is in a picture: the first line of a UTF-8 text, without the blanks around it. Raises LabelError."""
+    """Who is in an image: the first line of a UTF-8 text, without the blanks around it. Raises LabelError."""
     try:
         identity = data.decode("utf-8-sig").partition("\n")[0].strip()
     except UnicodeDecodeError as error:

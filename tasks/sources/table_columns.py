@@ -111,7 +111,7 @@ def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> ImageColumn
     names = [column.name for column in candidates]
     if len(names) > 1:
         raise SourceError(
-            f"{uri}: pictures may be in {' or '.join(names)}. Say which: --set inputs.image_column="
+            f"{uri}: images may be in {' or '.join(names)}. Say which: --set inputs.image_column="
             f"{names[0]}. The columns are {describe(schema)}"
         )
     return candidates[0] if candidates else None

@@ -250,7 +250,7 @@ def _check_size(parquet: Any, group: int, leaves: list[str], *, counted: bool) -
         if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
             raise ReadError(
                 f"row group {group}: {packed} bytes that unpack to {unpacked}, more than {BOMB_RATIO} times their "
-                "size: a bomb, not pictures"
+                "size: a bomb, not images"
             )
         if counted and chunk.num_values > MOST_VALUES:
             raise ReadError(f"row group {group}: {chunk.num_values} values in lists, the limit is {MOST_VALUES}")

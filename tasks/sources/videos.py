@@ -46,7 +46,7 @@ def is_video(uri: str) -> bool:
 
 
 def frame_of(source_uri: str) -> Frame | None:
-    """The frame that a source_uri names; None for a picture.
+    """The frame that a source_uri names; None for an image.
 
     >>> frame_of("clips/a.mp4#t=0.480000&frame=12")
     Frame(video='clips/a.mp4', number=12, seconds=0.48)
@@ -101,7 +101,7 @@ def _open(file: IO[bytes]) -> tuple[Any, Any]:
         container = av.open(file, "r")
     except av.FFmpegError as error:
         raise ValueError(f"no video that can be opened ({_words(error)})") from error
-    stream = container.streams.best("video")  # not the picture of a cover
+    stream = container.streams.best("video")  # not the image of a cover
     if stream is None:
         container.close()
         raise ValueError("the file holds no video stream")

@@ -25,7 +25,7 @@ WILDCARD = re.compile(r"[*?[]")
 
 
 class SourceError(DecaError):
-    """A source that is missing, unreadable or without pictures; says what to try."""
+    """A source that is missing, unreadable or without images; says what to try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,12 @@ class Occurrence:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a trace of the person; a plan only says where the source has, or had, a picture."""
+        """Whether it is a trace of the subject; a plan only says where the source has, or had, an image."""
         return self.how not in ("plan", "unreadable")
 
 
 def find_places(dest: str) -> list[Place]:
-    """The datasets that a person means by DEST: itself, or what an ingest has put below it. EraseError if none."""
+    """Return the datasets that DEST refers to: itself, or those of an ingest below it. EraseError if none."""
     store = Store(dest)
     if store.exists(TRAINING):
         raise EraseError(

@@ -1,11 +1,11 @@
-"""Erasure: faces, pictures or people leave every dataset, and tombstones keep them away.
+"""Erasure: faces, images or subjects leave every dataset, and tombstones keep them away.
 
 Four steps, each for all datasets before the next one begins:
 
-1. Ids become faces, from whatever datasets know who is on which picture.
+1. Ids become faces, from whatever datasets know who is on which image.
 2. Tombstones are written. From here on no run brings the faces back, and an interruption forgets nobody.
 3. The rows go: parts, quarantine, files beside them and versions are replaced by ones without the erased, then whatever
-   else has a trace of them is deleted (leftovers of killed runs, pictures in reports, datasets made of the rows).
+   else has a trace of them is deleted (leftovers of killed runs, images in reports, datasets made of the rows).
 4. The datasets are searched once more; where nothing is left, a record of the erasure is written.
 
 A run that is writing the same dataset need not be stopped: see tasks/units/commit.py.
@@ -58,7 +58,7 @@ logger = logging.getLogger("deca")
 
 @dataclass(frozen=True)
 class Asked:
-    """Ids as a person gives them. images: image_ids, or the places of pictures."""
+    """Ids as the user gives them. images: image_ids or source_uris."""
 
     faces: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
@@ -99,7 +99,7 @@ def erase(datasets: Sequence[str], asked: Asked) -> list[Outcome]:
 def resolve(places: Sequence[Place], asked: Asked, strict: bool = True) -> list[Request]:
     """What is asked for, with the faces that the datasets know of; where `strict`, EraseError for ids that none has.
 
-    Faces of an earlier, interrupted request for the same person come from its tombstone: their rows may be gone.
+    Faces of an earlier, interrupted request for the same subject come from its tombstone: their rows may be gone.
     """
     known = _Known(asked, places)
     for place in places:
@@ -121,21 +121,21 @@ class _Known:
 
     def __init__(self, asked: Asked, places: Sequence[Place]) -> None:
         self.faces = dict.fromkeys(sorted(asked.faces), False)  # whether it is anywhere
-        self.people: dict[str, set[str]] = {identity_hash(name): set() for name in asked.identities}
+        self.identities: dict[str, set[str]] = {identity_hash(name): set() for name in asked.identities}
         self.names = {identity_hash(name): name for name in asked.identities}
-        self.seen: set[str] = set()  # hashes of people who are anywhere
+        self.seen: set[str] = set()  # hashes of subjects who are anywhere
         roots = {place.root for place in places if place.kind == "units"}
-        # A picture may be named by its place: what its id is depends on the source of each dataset.
+        # An image may be named by its place: what its id is depends on the source of each dataset.
         self.images = {name: {name, *(image_id_of(_place(name), root) for root in roots)} for name in asked.images}
         self.found: dict[str, set[str]] = {}  # image_id: its faces
 
     def look(self, table: pa.Table) -> None:
         wanted = {image for ids in self.images.values() for image in ids}
-        people = [name for name in table.column_names if name.endswith("identity_id") or name == LABEL]
-        columns = [name for name in table.column_names if name == "face_id" or name in people or name == "image_id"]
+        identities = [name for name in table.column_names if name.endswith("identity_id") or name == LABEL]
+        columns = [name for name in table.column_names if name == "face_id" or name in identities or name == "image_id"]
         if not columns:
             return
-        chosen = Erased(faces=frozenset(self.faces), images=frozenset(wanted), identities=frozenset(self.people))
+        chosen = Erased(faces=frozenset(self.faces), images=frozenset(wanted), identities=frozenset(self.identities))
         for row in table.select(columns).filter(pa.array(chosen.rows(table.select(columns)))).to_pylist():
             face = row.get("face_id")
             image = row.get("image_id") or (FACE_NUMBER.sub("", face) if face else None)
@@ -143,10 +143,10 @@ class _Known:
                 self.faces[face] = True
             if image in wanted:
                 self.found.setdefault(image, set()).update([face] if face else [])
-            for name in people:
-                if row[name] is not None and (person := identity_hash(row[name])) in self.people:
-                    self.seen.add(person)
-                    self.people[person].update([face] if face else [])
+            for name in identities:
+                if row[name] is not None and (identity := identity_hash(row[name])) in self.identities:
+                    self.seen.add(identity)
+                    self.identities[identity].update([face] if face else [])
 
     def buried(self, requests: Iterable[Request]) -> None:
         wanted = {image for ids in self.images.values() for image in ids}
@@ -155,9 +155,9 @@ class _Known:
                 self.faces[request.id] = True
             elif request.kind == "image" and request.id in wanted:
                 self.found.setdefault(request.id, set()).update(request.faces)
-            elif request.kind == "identity" and request.id in self.people:
+            elif request.kind == "identity" and request.id in self.identities:
                 self.seen.add(request.id)
-                self.people[request.id].update(request.faces)
+                self.identities[request.id].update(request.faces)
 
     def images_missing(self) -> bool:
         return any(not ids & self.found.keys() for ids in self.images.values())
@@ -170,7 +170,7 @@ class _Known:
     def check(self) -> None:
         missing = [f"face {face}" for face, there in self.faces.items() if not there]
         missing += [f"image {name}" for name, ids in self.images.items() if not ids & self.found.keys()]
-        missing += [f"identity {self.names[person]}" for person in self.people if person not in self.seen]
+        missing += [f"identity {self.names[identity]}" for identity in self.identities if identity not in self.seen]
         if missing:
             raise EraseError(
                 f"{', '.join(sorted(missing))}: in none of these datasets. Nothing was erased. A face_id is an "
@@ -182,12 +182,12 @@ class _Known:
         return [
             *(Request(kind="face", id=face) for face in self.faces),
             *(Request(kind="image", id=image, faces=sorted(self.found.get(image, ()))) for image in images),
-            *(Request(kind="identity", id=one, faces=sorted(faces)) for one, faces in sorted(self.people.items())),
+            *(Request(kind="identity", id=one, faces=sorted(faces)) for one, faces in sorted(self.identities.items())),
         ]
 
 
 def _place(name: str) -> str:
-    """A picture's place as datasets spell it."""
+    """An image's place as datasets spell it."""
     uri, mark, member = name.partition("#")
     return f"{normalise(uri)}{mark}{member}" if "/" in name else name
 

@@ -122,7 +122,7 @@ def _publish_shard(store: Store, shard: ShardFile, table: pa.Table) -> StoredFil
 
 
 def _runs(table: pa.Table) -> pa.Table:
-    """Rows of IDENTITIES_SCHEMA but for the shard: the people of a shard, each in one piece."""
+    """Rows of IDENTITIES_SCHEMA but for the shard: the subjects of a shard, each in one piece."""
     rows = table.select(["identity_id", "identity_source", "split"]).to_pylist()
     runs = [(key, len(list(run))) for key, run in groupby(rows, lambda row: tuple(row.values()))]
     counts = [count for _, count in runs]

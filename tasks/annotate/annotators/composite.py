@@ -24,7 +24,7 @@ Points = NDArray[np.float32]
 class CompositeAnnotator:
     """The `Annotator` protocol, each step done by the provider chosen for it.
 
-    The `_batch` forms take several pictures or faces (images[i] is the picture of face i) and hand them to the provider
+    The `_batch` forms take several images or faces (images[i] is the image of face i) and hand them to the provider
     at once where it can, one by one where it cannot. One that fails, fails the batch.
     """
 
@@ -32,7 +32,7 @@ class CompositeAnnotator:
         self._providers = providers
 
     def for_item(self, item: Item) -> CompositeAnnotator:
-        """The annotator for the picture of `item`: what `sidecar` needs to know; for other providers itself."""
+        """The annotator for the image of `item`: what `sidecar` needs to know; for other providers itself."""
         if not any(isinstance(provider, SidecarAnnotator) for provider in self._providers.values()):
             return self
         labels: dict[int, SidecarAnnotator] = {}  # one for all its steps: a label file is read once

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.annotate import AnnotateConfig, Provider, Step
-from tasks.annotate.annotators.base import AnnotatorError, Detection, check_picture
+from tasks.annotate.annotators.base import AnnotatorError, Detection, check_image
 from tasks.annotate.annotators.geometry import apply, box_transform, cut, invert
 from tasks.annotate.annotators.weights import WeightFile, load_state, pick_device, versions
 
@@ -59,11 +59,11 @@ class FaceAlignmentAnnotator:
     def landmarks_batch(
         self, images: Sequence[NDArray[np.uint8]], detections: Sequence[Detection]
     ) -> list[NDArray[np.float32]]:
-        """As `landmarks`, for several faces; images[i] is the picture of face i."""
+        """As `landmarks`, for several faces; images[i] is the image of face i."""
         from face_alignment.utils import flip
 
         for image in images:
-            check_picture(image)
+            check_image(image)
         frames = [self._frame(detection) for detection in detections]
         crops = [cut(image, frame, INPUT) for image, frame in zip(images, frames, strict=True)]
         batch = torch.from_numpy(np.stack(crops)).to(self._device).permute(0, 3, 1, 2).float() / 255

@@ -309,7 +309,7 @@ def test_landmarks_outside_the_picture_are_no_crop():
     image, points = drawn_face(120)
     for shift in ([500, 0], [0, -500]):
         face = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points + np.float32(shift))
-        with pytest.raises(tasks.annotate.annotate.CropError, match="outside the picture of 120 x 120"):
+        with pytest.raises(tasks.annotate.annotate.CropError, match="outside the image of 120 x 120"):
             crop_face(Picture(face.item, image, CompositeAnnotator({})), face)
     inside = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points - np.float32([60, 0]))
     assert isinstance(crop_face(Picture(inside.item, image, CompositeAnnotator({})), inside), CroppedFace)

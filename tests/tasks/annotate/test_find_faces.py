@@ -149,7 +149,7 @@ def test_one_bad_face_in_a_batch_of_landmarks(greys, fault):
 
 def test_groups_are_bounded_by_pictures_and_by_pixels(greys, monkeypatch):
     everything = outcome(faulty_finder({})[0], greys)
-    for limits in ({"PICTURES_AT_ONCE": 2}, {"PIXELS_AT_ONCE": 2 * 60 * 60}, {"PIXELS_AT_ONCE": 1}):
+    for limits in ({"IMAGES_AT_ONCE": 2}, {"PIXELS_AT_ONCE": 2 * 60 * 60}, {"PIXELS_AT_ONCE": 1}):
         with monkeypatch.context() as patch:
             for name, value in limits.items():
                 patch.setattr(tasks.annotate.find_faces, name, value)

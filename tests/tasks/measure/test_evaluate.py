@@ -90,7 +90,7 @@ class Truthful:
         scale, tx, ty = face.codes.cam[0].double().numpy()
         plane = np.array([[0.0, 0.0], [0.1, 0.1]])
         picture = (np.stack([scale * (plane[:, 0] + tx), -scale * (plane[:, 1] + ty)], 1) + 1) * face.size / 2
-        seen = crop.from_picture(picture) / 112 - 1
+        seen = crop.from_image(picture) / 112 - 1
         own = (seen[1, 0] - seen[0, 0]) / 0.1
         return face.codes.replace(cam=torch.tensor([[own, seen[0, 0] / own, -seen[0, 1] / own]]).float())
 
@@ -338,10 +338,10 @@ def test_an_annotators_landmarks_choose_the_crop_and_are_fitted(archive, checkpo
         # What is fitted is what the annotator found, not the truth.
         points = to_pixels(worker.geometry.decode(fits[row : row + 1]).landmarks2d)[0].numpy()
         off, beside = (
-            np.linalg.norm(points - crop.from_picture(to), axis=1).mean() for to in (crop.found, face.landmarks)
+            np.linalg.norm(points - crop.from_image(to), axis=1).mean() for to in (crop.found, face.landmarks)
         )
         assert off < 0.5 * beside
-        inside = crop.from_picture(face.landmarks)
+        inside = crop.from_image(face.landmarks)
         assert ((inside > -30) & (inside < 254)).all()
 
 
@@ -356,7 +356,7 @@ def test_what_is_no_world_is_refused_with_the_next_command(archive, checkpoint, 
     data = photo.read_bytes()
     photo.unlink()
     try:
-        with pytest.raises(EvaluateError, match="1 of 6 pictures"):
+        with pytest.raises(EvaluateError, match="1 of 6 images"):
             WorldTruth(archive).items()
     finally:
         photo.write_bytes(data)
@@ -428,7 +428,7 @@ def test_now(model, bundle, checkpoint, tmp_path):
     shapes = torch.randn(2, 100, generator=torch.Generator().manual_seed(1)) * 0.8
     write_now(tmp_path / "now", model, shapes)
     worker, [items] = planned(config(str(tmp_path / "now"), tmp_path / "out", checkpoint, benchmark="now"))
-    [square, _] = [worker.benchmark.dataset.square(picture) for picture in worker.benchmark.dataset.pictures]
+    [square, _] = [worker.benchmark.dataset.square(picture) for picture in worker.benchmark.dataset.images]
     assert (square.center, square.size) == ((130.0, 160.0), 240.0)
     worker.methods = [Told(shapes), worker.methods[-1]]
     output = worker.process(items)
@@ -448,7 +448,7 @@ def test_now_with_pictures_in_the_release_folder(model, tmp_path):
     dataset = NowDataset(str(tmp_path))
     [item] = dataset.items()
     assert Path(item.uri).is_file()
-    assert dataset.square(dataset.pictures[0]).size == 240.0
+    assert dataset.square(dataset.images[0]).size == 240.0
 
 
 def test_an_incomplete_now_is_refused_before_any_work(model, tmp_path):

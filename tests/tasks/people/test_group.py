@@ -179,7 +179,7 @@ def test_labels_that_name_nothing_are_errors(archive: Archive, tmp_path: Path) -
     archive.add(crowd(range(1), 2))
     with pytest.raises(IdentityError, match=r"matches none of the 2 .* '00-\d\.jpg'"):
         archive.group(identity={"pattern": "{identity}/{image}"})
-    with pytest.raises(IdentityError, match="no picture has a label beside it"):
+    with pytest.raises(IdentityError, match="no image has a label beside it"):
         archive.group(identity={"method": "sidecar"})
 
 

@@ -109,7 +109,7 @@ def test_sources_that_are_gone_leave_their_panels_out(plan, tmp_path):
         text = report(plan)
     finally:
         hidden.rename(names[0].parent)
-    assert "2 of the 2 pictures cannot be read" in text
+    assert "2 of the 2 images cannot be read" in text
     assert Elements(text).found.count(("img", {})) == 0
     titles = re.findall(r"<th>([^<]+)</th>", text)[:3]
     assert titles == ["shape", "detail", "displacement"]

@@ -253,8 +253,8 @@ def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path, s3: Any) -> No
     (tmp_path / "notes.txt").write_text("")
     cases = {
         f"{tmp_path}/gone": rf"{tmp_path}/gone does not exist. Check with: ls -ld '{tmp_path}'",
-        f"{tmp_path}": r"no pictures in .*jpg.*Check with",
-        s3.uri("nothing/here"): r"no pictures in s3://photos/nothing/here .*aws s3 ls s3://photos/",
+        f"{tmp_path}": r"no images in .*jpg.*Check with",
+        s3.uri("nothing/here"): r"no images in s3://photos/nothing/here .*aws s3 ls s3://photos/",
         "s3://no-such-bucket/photos": r"s3://no-such-bucket/photos does not exist.*aws s3 ls",
         "nope://photos": r"no file system for nope://",
     }
@@ -333,7 +333,7 @@ def test_what_looks_like_an_image_and_is_not_read_is_counted(tmp_path: Path) -> 
 def test_a_source_of_nothing_that_can_be_read_says_why(tmp_path: Path) -> None:
     fill(tmp_path, ["a.heic", "b.heic"])
     with pytest.raises(
-        SourceError, match=r"no pictures in .*\(left out: 2 \.heic \(pip install pillow-heif\); looked for"
+        SourceError, match=r"no images in .*\(left out: 2 \.heic \(pip install pillow-heif\); looked for"
     ):
         list(discover(str(tmp_path)))
 

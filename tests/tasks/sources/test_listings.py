@@ -149,7 +149,7 @@ def test_a_table_in_a_list_must_hold_pictures(folder: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"]}), folder / "t.parquet")
     pq.write_table(pa.table({"age": [1.5]}), folder / "ages.parquet")
     assert names(folder, put(folder / "l.txt", "t.parquet\na.jpg\n")) == ["t.parquet", "a.jpg"]
-    with pytest.raises(SourceError, match=r"ages.parquet: no column of pictures. The columns are age"):
+    with pytest.raises(SourceError, match=r"ages.parquet: no column of images. The columns are age"):
         names(folder, put(folder / "l.txt", "ages.parquet\n"))
 
 

@@ -118,9 +118,9 @@ def test_which_column(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=message):
             list(discover(place, SourceConfig(**settings)))
     write(tmp_path / "none" / "t.parquet", age=[1.5])
-    with pytest.raises(SourceError, match=r"no column of pictures .* and none of URIs. The columns are age \(double\)"):
+    with pytest.raises(SourceError, match=r"no column of images .* and none of URIs. The columns are age \(double\)"):
         list(discover(str(tmp_path / "none" / "t.parquet")))
-    with pytest.raises(SourceError, match="no pictures in"):
+    with pytest.raises(SourceError, match="no images in"):
         list(discover(str(tmp_path / "none")))
 
 

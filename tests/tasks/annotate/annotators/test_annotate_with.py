@@ -16,7 +16,7 @@ from schemas.parquet import fixed_values
 from tasks.annotate.annotate import AnnotateWorker, CroppedFace, crop_face
 from tasks.annotate.annotators import AnnotatorError, facexlib_provider, load_annotator
 from tasks.annotate.annotators.geometry import cut
-from tasks.annotate.find_faces import Face, Picture
+from tasks.annotate.find_faces import DecodedImage, Face
 from tasks.sources.discover import discover
 
 
@@ -33,7 +33,7 @@ def off_centre(face) -> tuple[np.ndarray, CroppedFace]:
     (found,) = annotator.detect(image)
     points = annotator.landmarks(image, found)
     item = Item(0, "x.png")
-    return image, crop_face(Picture(item, image, annotator), Face(item, 0, (900, 700), found, points))
+    return image, crop_face(DecodedImage(item, image, annotator), Face(item, 0, (900, 700), found, points))
 
 
 @pytest.mark.parametrize("provider", ["dlib", "facexlib"])

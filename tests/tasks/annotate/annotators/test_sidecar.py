@@ -128,7 +128,7 @@ def test_labels_go_to_the_face_that_a_detector_found(tmp_path):
 def test_a_mask_of_another_size(tmp_path):
     items = items_of(in_folder(tmp_path))
     annotator = load_annotator(SIDECAR).for_item(items["a.jpg"])
-    with pytest.raises(LabelError, match=r"a_mask.png: the mask has 120 x 120 pixels, the picture 120 x 100"):
+    with pytest.raises(LabelError, match=r"a_mask.png: the mask has 120 x 120 pixels, the image 120 x 100"):
         annotator.segment(IMAGE[:100], POINTS)
 
 
@@ -154,7 +154,7 @@ def test_a_label_map_is_read_with_the_setting(tmp_path):
 
 def test_labels_outside_the_picture(tmp_path):
     items = items_of(in_folder(tmp_path))
-    with pytest.raises(LabelError, match=r"lies outside the picture of 20 x 20 pixels"):
+    with pytest.raises(LabelError, match=r"lies outside the image of 20 x 20 pixels"):
         load_annotator(SIDECAR).for_item(items["a.jpg"]).detect(IMAGE[:20, :20])
 
 
