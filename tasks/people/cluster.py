@@ -1,4 +1,4 @@
-"""Who is who from descriptors alone: components of a mutual-neighbour graph whose threshold follows the surroundings.
+"""Identity clustering by descriptor: components of a mutual-neighbour graph with a locally scaled threshold.
 
 1. Each face's nearest neighbours (faiss). Its scale r is the mean distance of the nearest SCALE_NEIGHBOURS.
 2. Two faces that are among each other's neighbours (Jarvis & Patrick 1973) are linked where d <= max_distance and
@@ -53,7 +53,7 @@ def cluster(
     images: Rows | None = None,
     known: Rows | None = None,
 ) -> Rows:
-    """Label (N,) of each of N descriptors (N, D); equal labels are one subject.
+    """Return a label (N,) for each of N descriptors (N, D); equal labels are one subject.
 
     max_distance: Euclidean, above it two faces are never linked; neighbours: nearest ones looked at per face;
     images (N,): which image a face is from, and two faces of one image are two subjects; known (N,): identity >= 0 of
@@ -120,7 +120,7 @@ def _edges(vectors: NDArray[np.float32], new: NDArray[np.bool_], max_distance: f
 
 
 def index_of(vectors: NDArray[np.float32]) -> Any:
-    """Exhaustive up to EXACT faces, above it a small-world graph (HNSW, Malkov & Yashunin 2018).
+    """Return a search index: exhaustive up to EXACT faces, HNSW above (Malkov & Yashunin 2018).
 
     The graph depends on the order of insertion, so it is built by one thread; its random levels have faiss's fixed
     seed. Inverted lists need a tenth of all lists, and more time than this, for the same recall.

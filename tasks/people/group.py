@@ -1,4 +1,4 @@
-"""Who is who among the annotated faces, and which of them enter faces/.
+"""Assigns an identity to each annotated face, and decides which faces enter faces/.
 
 Identities come from the images' paths, a table, labels beside the images, or clustering. Every annotated face gets
 one row of ASSIGNMENTS_SCHEMA: with an identity where it has one, and with a reason where it is left out. The reasons,
@@ -114,7 +114,7 @@ class _Faces:
 
 
 def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None) -> Grouping:
-    """Identities of all annotated faces.
+    """Return the grouping of all annotated faces.
 
     previous: ASSIGNMENTS_SCHEMA of the current version. Clustering keeps its identities (unless identity.regroup): a
     face keeps its own for good, new faces join them or found new ones. Labels are taken as they are each time.
@@ -147,12 +147,12 @@ def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None
 
 
 def read_annotations(dest: str, columns: Sequence[str]) -> pa.Table:
-    """These columns of every committed face, sorted by face_id; raises PlanError, StorageError, FileNotFoundError."""
+    """Return columns of every committed face, sorted by face_id; raises PlanError, StorageError, FileNotFoundError."""
     return _read(dest, columns).table.select(list(columns))
 
 
 def pairwise_scores(assigned: NDArray, true: NDArray) -> Scores:
-    """Agreement of two labellings (N,) from the counts of their common faces."""
+    """Return the agreement of two labellings (N,) from the counts of their common faces."""
     if not len(assigned):
         return Scores(1.0, 1.0, 1.0, 0)
     _, cluster_of = np.unique(assigned, return_inverse=True)
@@ -244,7 +244,7 @@ def _columns(config: IngestConfig, method: Method) -> list[str]:
 
 
 def _filter(faces: _Faces, limits: FilterConfig) -> None:
-    """Leave out what is beyond a limit; a figure that is not a number is."""
+    """Leave out faces beyond a limit; NaN counts as beyond."""
     least = {
         "eye_distance": limits.min_eye_distance,
         "sharpness": limits.min_sharpness,

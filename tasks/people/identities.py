@@ -1,4 +1,4 @@
-"""Who is in an image, as its path or a table says."""
+"""Identity labels from paths or tables."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class IdentityError(DecaError):
 
 
 def places_below(uris: pa.Array, root: str) -> pa.Array:
-    """Paths of images below the source; as they are where they lie elsewhere."""
+    """Return the paths of images relative to the source; unchanged where they are stored elsewhere."""
     folder = f"{root.rstrip('/')}/"
     below = pc.utf8_ltrim(pc.utf8_slice_codeunits(uris, len(folder)), "/")
     return pc.if_else(pc.starts_with(uris, folder), below, uris) if root else uris
 
 
 def path_labels(places: pa.Array, pattern: str) -> Labels:
-    """What {identity} of the pattern is in each path, null where the path is another.
+    """Return what {identity} of the pattern matches in each path, null where the pattern does not match.
 
     >>> path_labels(pa.array(["ada/1.jpg", "2.jpg"]), "{identity}/{image}").to_pylist()
     ['ada', None]
@@ -66,7 +66,7 @@ def path_labels(places: pa.Array, pattern: str) -> Labels:
 
 
 def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
-    """The identity that a table gives each image, null where it names another or none.
+    """Return the identity of each image in a table, null where it has none.
 
     A row names an image by its URI, its path below the source, or its path from the table's own folder.
     """
@@ -158,7 +158,7 @@ def _read_csv(data: bytes, uri: str) -> pa.Table:
 def _columns(names: Sequence[str], uri: str) -> list[str]:
     """The column of paths and that of identities."""
     found = [next((name for name in usual if name in names), None) for usual in (URI_COLUMNS, IDENTITY_COLUMNS)]
-    for column, usual, what in zip(found, (URI_COLUMNS, IDENTITY_COLUMNS), ("pictures", "people"), strict=True):
+    for column, usual, what in zip(found, (URI_COLUMNS, IDENTITY_COLUMNS), ("images", "identities"), strict=True):
         if column is None:
             raise IdentityError(
                 f"{uri}: no column of {what} ({', '.join(usual)}); the columns are {', '.join(names)} (identity.table)"

@@ -1,4 +1,4 @@
-"""Where every face of a version lies, decided before any crop is read: the shard rule, and what a shard hangs on.
+"""The layout of a version, decided before any crop is read: which shard each face is in, and what a shard depends on.
 
 The rule. The place of an identity is the first 8 bytes of SHA-256(identity_id) as a fraction of 2^64; it is held back
 for validation where the second 8 bytes, read the same way, are below `val_fraction`. The shards of a split are 2^k
@@ -55,7 +55,7 @@ class Layout:
 
 
 def lay_out(assignments: pa.Table, config: ShardConfig) -> Layout:
-    """The layout of the faces that nothing leaves out. assignments: rows of ASSIGNMENTS_SCHEMA in any order."""
+    """Return the layout of the faces that are not left out. assignments: rows of ASSIGNMENTS_SCHEMA in any order."""
     kept = assignments.filter(pc.is_null(assignments["left_out"]))
     kept = kept.select(["face_id", "identity_id", "identity_source"]).sort_by("face_id").combine_chunks()
     if kept["identity_id"].null_count:
@@ -123,7 +123,7 @@ class FaceIndex:
 
 
 def index_faces(annotations: str) -> FaceIndex:
-    """The ids of every committed face, read without the other columns.
+    """Return the index of every committed face, from the id columns alone.
 
     Raises FacesError for a face that two parts hold, and for parts whose descriptors differ in length.
     """
@@ -177,7 +177,7 @@ def _check_index(index: FaceIndex, embeddings: list[int]) -> None:
 
 
 def row_digests(layout: Layout, part: NDArray[np.int64], index: FaceIndex, settings: Mapping[str, str]) -> list[str]:
-    """`rows_sha256` of every shard: over its faces in their order, who they are, and the hashes of their parts.
+    """Return `rows_sha256` of every shard: over its faces in order, their identities, and the hashes of their parts.
 
     Equal digests mean equal files, so a shard whose digest is that of an earlier version need not be made again.
     part: of each face of the layout. settings: what else goes into every file.

@@ -53,7 +53,7 @@ def checkpoint(model, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> str:
-    """Three people, two pictures of each; tests only read it."""
+    """Three subjects, two images of each; tests only read it."""
     dest = str(tmp_path_factory.mktemp("evaluate") / "world")
     world = {"identities": 3, "images_per_identity": 2, "size": PICTURE_SIZE, "seed": 5, "max_yaw": 30.0}
     assert synth(SynthConfig.model_validate({**world, "dest": dest, "ray": {"workers": 0}})).outcome == "complete"
@@ -264,7 +264,7 @@ def test_baselines_are_chosen(archive, checkpoint, tmp_path):
         config(archive, tmp_path, checkpoint, compare={LANDMARK_FIT: checkpoint})
 
 
-def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
+def test_figures_pool_vertices_and_tell_subjects_apart(judged, bundle):
     worker, units = judged
     worker.methods = [Truthful(worker)]
     table = worker.process([item for unit in units for item in unit]).table
@@ -281,7 +281,7 @@ def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
     assert figures(None, basis) == []
 
 
-def test_a_driver_is_the_next_person_whatever_the_units(archive):
+def test_a_driver_is_the_next_subject_whatever_the_units(archive):
     truth = WorldTruth(archive)
     assert truth.identities == ["000000"] * 2 + ["000001"] * 2 + ["000002"] * 2
     assert [truth.driver(index) for index in range(6)] == [2, 3, 4, 5, 0, 1]
@@ -295,7 +295,7 @@ def test_units_do_not_change_the_figures(judged):
     assert together.slice(1, 1).to_pydict() == apart[1].to_pydict()
 
 
-def test_a_bad_picture_costs_itself_alone(judged, tmp_path):
+def test_a_bad_image_costs_itself_alone(judged, tmp_path):
     worker, units = judged
     worker.methods = [Truthful(worker)]
     broken = tmp_path / "broken.jpg"
@@ -306,7 +306,7 @@ def test_a_bad_picture_costs_itself_alone(judged, tmp_path):
     assert output.table["face_id"].to_pylist() == ["000000-001"]
 
 
-def test_codes_that_are_not_finite_cost_the_picture_with_all_methods(judged):
+def test_codes_that_are_not_finite_cost_the_image_with_all_methods(judged):
     worker, units = judged
 
     def spoil(codes: Codes) -> Codes:
@@ -443,7 +443,7 @@ def test_now(model, bundle, checkpoint, tmp_path):
     assert challenge_table([told])[0]["selfie"] == f"{told.scan.median:.3f}"
 
 
-def test_now_with_pictures_in_the_release_folder(model, tmp_path):
+def test_now_with_images_in_the_release_folder(model, tmp_path):
     write_now(tmp_path, model, torch.zeros(1, 100), "final_release_version")
     dataset = NowDataset(str(tmp_path))
     [item] = dataset.items()

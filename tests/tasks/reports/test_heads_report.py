@@ -45,7 +45,7 @@ def report(plan: Plan, faces: int = 4) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Photographs of two people, the truth about them as reconstructions, and a picture of nobody."""
+    """Photographs of two subjects, the truth about them as reconstructions, and an image of nobody."""
     folder = tmp_path_factory.mktemp("report") / "archive"
     report_page.make_dataset(folder, people=2, pictures=1, unit=1, suffix=HOSTILE, walls=1)
     return folder
@@ -113,7 +113,7 @@ def test_sources_that_are_gone_leave_their_panels_out(plan, tmp_path):
     assert Elements(text).found.count(("img", {})) == 0
     titles = re.findall(r"<th>([^<]+)</th>", text)[:3]
     assert titles == ["shape", "detail", "displacement"]
-    assert 'id="canvas"' in text  # heads need no picture
+    assert 'id="canvas"' in text  # heads need no image
 
 
 def test_another_head_is_not_drawn(plan, tmp_path):

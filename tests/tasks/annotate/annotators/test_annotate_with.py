@@ -26,7 +26,7 @@ def worker(**annotate: object) -> AnnotateWorker:
 
 @pytest.fixture(scope="module")
 def off_centre(face) -> tuple[np.ndarray, CroppedFace]:
-    """The portrait in the corner of a larger picture, and its crop."""
+    """The portrait in the corner of a larger image, and its crop."""
     image = np.full((700, 900, 3), 90, np.uint8)
     image[-face.shape[0] :, -face.shape[1] :] = face
     annotator = load_annotator(AnnotateConfig())
@@ -37,7 +37,7 @@ def off_centre(face) -> tuple[np.ndarray, CroppedFace]:
 
 
 @pytest.mark.parametrize("provider", ["dlib", "facexlib"])
-def test_the_mask_of_a_window_is_that_of_the_whole_picture(provider, mirror, off_centre, monkeypatch):
+def test_the_mask_of_a_window_is_that_of_the_whole_image(provider, mirror, off_centre, monkeypatch):
     # Half of the classes: the skin of an untrained parser then has a share of about one half everywhere.
     monkeypatch.setitem(facexlib_provider.SKIN, "bisenet", tuple(range(10)))
     image, one = off_centre
