@@ -1,4 +1,4 @@
-"""The work of one evaluate unit: images to predictions to figures, a row an image and method."""
+"""Evaluate units: images to predictions to figures, a row per image and method."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EncodeError(DecaError):
 
 
 class EvaluateWorker:
-    """Holds networks and truth; turns units into rows. One lives in each Ray actor."""
+    """Turns units into rows; holds networks and truth, one per Ray actor."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
@@ -45,8 +45,9 @@ class EvaluateWorker:
         self.benchmark: WorldBenchmark | NowBenchmark = kind(config, self.geometry)
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Rows in the order of items, then methods. An image that one method fails on has no row of any, so that all
-        methods are judged on the same images; it is quarantined alone."""
+        """Return rows in the order of items, then methods.
+
+        An image that one method fails on is quarantined and has no row of any method: all share the same images."""
         quarantine: list[Quarantined] = []
         crops = list(self.benchmark.crops(items, quarantine))
         beside = list(self.benchmark.companions(crops))
@@ -77,7 +78,7 @@ class EvaluateWorker:
 
 
 def _encoded(method: Method, crops: Sequence[FaceCrop]) -> dict[int, Codes]:
-    """Codes of one face each by the item's index; those that are not finite are left out."""
+    """Return codes (1, ...) by item index; those that are not finite are left out."""
     codes = method.encode(crops) if crops else Codes.zeros(0)
     single = {crop.item.index: codes[row : row + 1] for row, crop in enumerate(crops)}
     return {index: own for index, own in single.items() if all(value.isfinite().all() for _, value in own.items())}
@@ -97,12 +98,12 @@ class WorldBenchmark:
             self.finder = FaceFinder(load_annotator(config.annotate), config.annotate, MAX_BYTES)
 
     def crops(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[FaceCrop]:
-        """The faces of the unit's images."""
+        """Yield the faces of the unit's images."""
         self._known = {}
         yield from self._crops(items, quarantine)
 
     def companions(self, crops: Sequence[FaceCrop]) -> Iterator[FaceCrop]:
-        """Faces outside the unit whose expressions are put on its faces; one that fails drives nobody."""
+        """Yield faces outside the unit whose expressions drive its faces; one that fails drives none."""
         own = {crop.item.index for crop in crops}
         drivers = {self.truth.driver(index) for index in own} - own - {None}
         size = self.plan.record.size
@@ -110,7 +111,7 @@ class WorldBenchmark:
         yield from self._crops([item for unit in units for item in unit.items if item.index in drivers], [])
 
     def measure(self, method: Method, crop: FaceCrop, found: dict[int, Codes]) -> Row:
-        """The figures of one face."""
+        """Return the figures of one face."""
         index = crop.item.index
         truth, codes = self._known[index], found[index]
         driver = self.truth.driver(index)
@@ -132,7 +133,7 @@ class WorldBenchmark:
             try:
                 transform = crop_transform(square_from_landmarks(landmarks))
                 crop = warp(image, transform)
-            except Exception as error:  # whatever a face does to a library, it costs that face only
+            except Exception as error:  # a library error costs this face only
                 quarantine.append(Quarantined.of(item, "crop", error))
                 continue
             yield FaceCrop(item, transform, crop, self._known[item.index].landmarks, landmarks)
@@ -140,7 +141,7 @@ class WorldBenchmark:
     def _found(
         self, items: Sequence[Item], quarantine: list[Quarantined]
     ) -> Iterator[tuple[Item, NDArray[np.uint8], NDArray[np.float32]]]:
-        """Images with the landmarks that they are cropped by: the truth, or those of the face nearest to it."""
+        """Yield images with the landmarks to crop by: the truth, or those of the detected face nearest to it."""
         if self.finder is None:
             for item, image in decoded(items, self.config.annotate.max_pixels, quarantine):
                 yield item, image, self._known[item.index].landmarks
@@ -164,7 +165,7 @@ class NowBenchmark:
         self.dataset = NowDataset(config.source, config.pictures, config.scan_units)
 
     def crops(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[FaceCrop]:
-        """The faces in the boxes that come with the images."""
+        """Yield the faces in the dataset's boxes."""
         for item, image in decoded(items, self.config.annotate.max_pixels, quarantine):
             try:
                 transform = crop_transform(self.dataset.square(self._listed(item)))
@@ -175,11 +176,11 @@ class NowBenchmark:
             yield FaceCrop(item, transform, crop, None, None)
 
     def companions(self, crops: Sequence[FaceCrop]) -> Iterator[FaceCrop]:
-        """None: nobody's expression is known."""
+        """Yield nothing: expressions are unknown."""
         return iter(())
 
     def measure(self, method: Method, crop: FaceCrop, found: dict[int, Codes]) -> Row:
-        """The distances of one face."""
+        """Return the distances of one face."""
         source = self._listed(crop.item)
         scan, landmarks = self.dataset.scan(source.subject)
         return {
@@ -196,10 +197,10 @@ class NowBenchmark:
 def decoded(
     items: Sequence[Item], max_pixels: int, quarantine: list[Quarantined]
 ) -> Iterator[tuple[Item, NDArray[np.uint8]]]:
-    """Images (H,W,3) in the order of the items; what cannot be read or decoded is quarantined."""
+    """Yield images (H,W,3) in the order of the items; those that cannot be read or decoded are quarantined."""
     for item, data in read_items(items):
         stage: Stage = "read"
-        try:  # whatever an image does to a library, it costs that image only
+        try:  # a library error costs this image only
             if isinstance(data, Exception):
                 raise data
             stage = "decode"

@@ -48,7 +48,7 @@ class NowImage:
 
 
 class NowDataset:
-    """One list of the dataset. Raises EvaluateError where it is missing or does not look as above."""
+    """One list of the dataset. Raises EvaluateError where a file is missing or malformed."""
 
     def __init__(self, source: str, which: str = "validation", unit: str = "auto") -> None:
         self.root, self.unit = Store(source), unit
@@ -60,7 +60,7 @@ class NowDataset:
         self.scan = lru_cache(maxsize=2)(self._scan)
 
     def items(self) -> Iterator[Item]:
-        """The images, numbered as in the list. EvaluateError, before any work, where a subject has no scan."""
+        """Yield the images, numbered as in the list. EvaluateError, before any work, where a subject has no scan."""
         for subject in sorted(self._subjects):
             self._only(SCANS, subject, (".obj",))
             self._only(LANDMARKS, subject, (".pp", ".txt"))
@@ -68,7 +68,7 @@ class NowDataset:
         return (Item(index, f"{folder}/{image.place}") for index, image in enumerate(self.images))
 
     def square(self, image: NowImage) -> Square:
-        """The square of an image: the box that comes with it, its mean side times 1.6, about its centre."""
+        """Return the crop square of an image: its box's mean side times 1.6, about its centre."""
         place = f"{self._place(BOXES)}/{image.name}.npy"
         with temp_folder("box") as folder:
             copy = folder / "box.npy"
@@ -117,7 +117,7 @@ def _parse_line(line: str, uri: str) -> NowImage:
 
 
 def obj_vertices(data: bytes, uri: str) -> NDArray[np.float64]:
-    """The vertices (N,3) of a Wavefront file; colours behind them and everything else are left out."""
+    """Return the vertices (N,3) of a Wavefront file, without colours."""
     rows = [line.split()[1:4] for line in data.splitlines() if line.startswith((b"v ", b"v\t"))]
     try:
         vertices = np.array(rows, np.float64).reshape(-1, 3)
@@ -129,7 +129,7 @@ def obj_vertices(data: bytes, uri: str) -> NDArray[np.float64]:
 
 
 def picked_points(text: str, uri: str) -> NDArray[np.float64]:
-    """The seven landmarks (7,3) of MeshLab's picked points, or of a text file with three numbers a line.
+    """Return the seven landmarks (7,3) of MeshLab's picked points, or of a text file with three numbers per line.
 
     Read by pattern, not as XML: a foreign document's entities have nothing to say here.
     """

@@ -1,4 +1,4 @@
-"""The truth beside an archive of `deca synth`: rows by number, the images they tell of, and who drives whom."""
+"""Ground truth of a `deca synth` archive: rows by number, their images, and the driver of each face."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ class WorldTruth:
         return int(self.plan.record.source.rpartition("/")[2])
 
     def person(self, identity: str) -> Person:
-        """Who an identity of this world is."""
+        """Return the parameters of an identity of this world."""
         return person(self.seed, int(identity))
 
     def driver(self, index: int) -> int | None:
-        """The image whose expression is put on the face of image `index`: of the next subject; None if alone."""
+        """Return the index of the image whose expression drives image `index`: of the next subject; None if alone."""
         return self._drivers[index]
 
     def items(self) -> Iterator[Item]:
-        """The images in the order of the truth, which numbers them. EvaluateError where one is missing."""
+        """Yield the images in the order of the truth. EvaluateError where one is missing."""
         photos = Store(self.source).join(PHOTOS)
         found = {f"{PHOTOS}/{item.source_uri[len(photos) + 1 :]}": item for item in discover(photos)}
         missing = [path for path in self.paths if path not in found]
@@ -111,7 +111,7 @@ class WorldTruth:
         return (replace(found[path], index=index, root="") for index, path in enumerate(self.paths))
 
     def faces(self, indices: Sequence[int]) -> Iterator[TrueFace]:
-        """The truth about images, in the order asked for; cheap when that is the order of the truth."""
+        """Return the truth of images by index; fastest in the order of the truth."""
         for index in indices:
             which = int(np.searchsorted(self._ends, index, side="right"))
             part, rows = self._parts[which]
@@ -122,7 +122,7 @@ class WorldTruth:
 
 
 def _drivers(identities: Sequence[str]) -> list[int | None]:
-    """For every image the image of the same number of the next subject, in a ring."""
+    """Return for every image the image of the same number of the next subject, cyclically."""
     subjects: dict[str, list[int]] = {}
     for index, identity in enumerate(identities):
         subjects.setdefault(identity, []).append(index)

@@ -74,7 +74,7 @@ class Face:
 
 
 def write_card(faces_dest: str) -> str:
-    """Draw card.html and README.md of the current version; returns the page's URI. FacesError if there is no version.
+    """Write card.html and README.md of the current version; return the page's URI. FacesError if there is no version.
 
     The page also says what is in quarantine where annotations/ lies beside faces/.
     """
@@ -99,7 +99,7 @@ def write_card(faces_dest: str) -> str:
 
 
 def is_up_to_date(faces_dest: str) -> bool:
-    """Whether the card describes the current version, and the quarantine as it stands."""
+    """Return whether the card is of the current version and quarantine."""
     try:
         front = yaml.safe_load(Store(faces_dest).read(README).decode().split("---\n")[1])
         return bool(front["deca"] == _state(open_faces(faces_dest).version, _annotations(faces_dest)))
@@ -131,7 +131,7 @@ def _places(length: int, count: int) -> list[int]:
 
 @contextmanager
 def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only what is asked for is read. FacesError where it is missing."""
+    """Open a Parquet file for ranged reads. FacesError where it is missing."""
     uri = store.join(name)
     try:
         with storage_errors("read", uri):
@@ -156,7 +156,7 @@ def _figures(store: Store, shards: list[ShardFile]) -> dict[str, NDArray[np.floa
 
 
 def _samples(store: Store, shards: list[ShardFile]) -> pa.Table:
-    """Rows spread evenly over the dataset, from few row groups."""
+    """Return rows spread evenly over the dataset, from few row groups."""
     ends = np.cumsum([shard.rows for shard in shards])
     groups: dict[int, list[int]] = {}  # shard: rows whose row groups are read
     for place in _places(int(ends[-1]) if shards else 0, SAMPLE_GROUPS):
@@ -254,7 +254,7 @@ def _rows(version: FacesVersion, split: str) -> int:
 
 
 def _settings(version: FacesVersion, plan: Plan | None) -> str:
-    """Every setting that made the dataset, as YAML."""
+    """Return the config of the dataset as YAML."""
     made: dict[str, Any] = {}
     if plan:
         config = dict(plan.record.config)
@@ -263,7 +263,7 @@ def _settings(version: FacesVersion, plan: Plan | None) -> str:
 
 
 def _licences(plan: Plan | None) -> list[str]:
-    """What holds for the weights that took part; all of them where that is unknown."""
+    """Return the licence terms of the weights used; of all weights where that is unknown."""
     try:
         config = AnnotateConfig.model_validate(plan.record.config["annotate"] if plan else None)
     except (KeyError, ValidationError):  # faces/ without its annotations, or those of another version
@@ -272,7 +272,7 @@ def _licences(plan: Plan | None) -> list[str]:
 
 
 def _state(version: FacesVersion, plan: Plan | None) -> dict[str, Any]:
-    """What a card depends on; a changed quarantine shows in the number of committed units."""
+    """Return the state that a card depends on; a changed quarantine shows in the number of committed units."""
     units = {"units": len(committed_units(plan))} if plan else {}
     return {"version": version.version, "fingerprint": version.fingerprint, **units}
 

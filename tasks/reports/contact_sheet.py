@@ -62,7 +62,7 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
 
 
 def samples(plan: Plan, count: int) -> Iterator[Sample]:
-    """At most `count` rows spread evenly over a dataset, with what they came from; one row group is read for each."""
+    """Return at most `count` rows spread evenly over a dataset, with their items; one row group is read for each."""
     parts = [part for part in read_parts(plan) if part.rows]
     ends = np.cumsum([part.rows for part in parts])
     total = int(ends[-1]) if parts else 0
@@ -93,7 +93,7 @@ def _row(part: str, row: int) -> pa.Table:
 
 
 def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
-    """The item that a row came from; None where its shard of faces/ is gone."""
+    """Return the item of a row, or None where its shard of faces/ is gone."""
     if is_face_item(items[0]):
         return find_row(items, row["face_id"][0].as_py())
     image_id = row["image_id"][0].as_py()
@@ -101,7 +101,7 @@ def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
 
 
 def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | None:
-    """The crop that the codes of a row are said in, (3,224,224); None where the image has gone since."""
+    """Return the network crop (3,224,224) of a row, or None where the image is gone."""
     if sample.item is None:
         return None
     transform = fixed_values(sample.row, "crop_transform")[0].astype(np.float64)
@@ -118,7 +118,7 @@ def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | 
 
 @torch.inference_mode()
 def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArray[np.uint8]]:
-    """The panels of one face, (224,224,3) each."""
+    """Return the panels of one face, (224,224,3) each."""
     row = {name: fixed_values(sample.row, name) for name in ("landmarks", "crop_transform", "displacement")}
     codes = Codes(
         **{name: torch.from_numpy(fixed_values(sample.row, name).copy()) for name, _ in Codes.zeros().items()}

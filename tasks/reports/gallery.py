@@ -1,4 +1,4 @@
-"""The images of the report on reconstructions: sampled faces as panels, and what of them is at hand at all.
+"""Sampled faces as panels for the report on reconstructions, with notes on what is unavailable.
 
 Nothing here is needed for the data: an image whose source has gone, a head without its bundle, a dataset that stores
 no displacement each leave a panel out, and a note says why.
@@ -45,7 +45,7 @@ TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A sampled face: what there is of it."""
+    """A sampled face, with the parts that are available."""
 
     face_id: str
     source: str
@@ -59,20 +59,20 @@ class Shown:
 
 @dataclass
 class Gallery:
-    """The faces, and in words what is missing."""
+    """Sampled faces, and notes on what is missing."""
 
     faces: list[Shown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def titles(self) -> dict[str, str]:
-        """The panels that any face has, in order."""
+        """Return the titles of panels that any face has, in order."""
         there = {name for face in self.faces for name in face.panels}
         return {name: title for name, title in TITLES.items() if name in there}
 
 
 class Sculptor:
-    """Makes heads of rows, with whatever of bundle and checkpoint is at hand; `notes` say what is not."""
+    """Decodes heads of rows with the bundle and checkpoint that are available; `notes` name those that are not."""
 
     def __init__(self, plan: Plan, config: ReconstructConfig) -> None:
         self.plan, self.notes = plan, []  # type: tuple[Plan, list[str]]
@@ -120,7 +120,7 @@ class Sculptor:
 
     @torch.inference_mode()
     def displacement(self, row: pa.Table, codes: Codes | None) -> NDArray[np.float32] | None:
-        """The map of a row (256,256), metres: its column, its file, or what F_d makes of its codes."""
+        """Return the displacement of a row (256,256), metres: from its column, its file, or F_d."""
         if "displacement" in row.column_names:
             return fixed_values(row, "displacement")[0].astype(np.float32)
         if "displacement_file" in row.column_names:
@@ -141,14 +141,14 @@ class Sculptor:
 
     @torch.inference_mode()
     def head(self, codes: Codes, displacement: NDArray[np.float32] | None) -> Reconstruction:
-        """The posed head; without a displacement its surface is the coarse one."""
+        """Return the posed head; without a displacement, the coarse one."""
         assert self.model is not None
         fixed = self.model.fixed_displacement
         return head_of(self.model, codes, (fixed if displacement is None else torch.from_numpy(displacement))[None])
 
 
 def make_gallery(sculptor: Sculptor, rows: Sequence[Sample], config: ReconstructConfig) -> Gallery:
-    """Panels of sampled rows, in their order."""
+    """Return panels of sampled rows, in their order."""
     gallery = Gallery([_shown(sculptor, sample, config) for sample in rows])
     gallery.notes += sculptor.notes
     gone = sum(face.crop is None for face in gallery.faces)
@@ -218,7 +218,7 @@ def _jpeg(panel: NDArray[np.uint8]) -> str:
 
 
 def data_uri(image: Image.Image, quality: int) -> str:
-    """An image as JPEG inside a page."""
+    """Return an image as a JPEG data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -52,7 +52,7 @@ class Report:
 
 
 def write_report(plan: Plan, config: ReconstructConfig, faces: int) -> Report:
-    """Draw the page and the card of the reconstructions of a plan, as they stand now; complete or not.
+    """Write the page and the card of a plan's reconstructions in their current state, complete or not.
 
     config: the settings that lie beside the dataset. faces: sampled ones that are shown. Raises PlanError where no
     face was reconstructed yet, StorageError.
@@ -121,7 +121,7 @@ def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tu
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """What nobody may overlook: where the numbers come from."""
+    """Return warnings on the weights behind the numbers."""
     checkpoint = plan.record.weights.get("checkpoint", "")
     if checkpoint.startswith(UNTRAINED):
         return ["UNTRAINED NETWORK: shape, detail and displacement mean nothing."]
@@ -131,7 +131,7 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _partial(plan: Plan, units: int, reasons: list[Reason]) -> str:
-    """What is missing from the dataset as it stands; empty where it is complete."""
+    """Return what is missing from the dataset; empty where it is complete."""
     pending, failed = plan.units - units, sum(reason.rows for reason in reasons)
     if not pending and not failed:
         return ""
@@ -139,7 +139,7 @@ def _partial(plan: Plan, units: int, reasons: list[Reason]) -> str:
 
 
 def _settings(plan: Plan, config: ReconstructConfig) -> str:
-    """Every setting that made the dataset, as YAML."""
+    """Return the config of the dataset as YAML."""
     values = config.model_dump(mode="json", exclude={"ray", "existing", "contact_sheet_rows", "source", "dest"})
     return yaml.safe_dump({"source": plan.record.source, "code": plan.record.code, **values}, sort_keys=False)
 
