@@ -1,4 +1,4 @@
-"""The work of one annotate unit: images to their faces, with crop, skin mask, descriptor, label and quality."""
+"""Annotate units: images to faces with crop, skin mask, descriptor, label and quality."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CroppedFace:
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What is known of a face in the end."""
+    """A face with all its annotations."""
 
     cropped: CroppedFace
     label: str | None
@@ -58,7 +58,7 @@ class Described:
 
 
 class AnnotateWorker:
-    """Holds the annotator; turns units into rows of annotations/. One lives in each Ray actor."""
+    """Turns units into rows of annotations/; holds the annotator, one per Ray actor."""
 
     def __init__(self, config: IngestConfig) -> None:
         self.annotator = load_annotator(config.annotate)
@@ -67,7 +67,7 @@ class AnnotateWorker:
         self.schema = annotations_schema(self.annotator.embedding_size)
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Rows of every face of every item, in the items' order; what failed is quarantined alone."""
+        """Return a row per face, in the order of the items; failed faces are quarantined."""
         quarantine: list[Quarantined] = []
         batches = []
         for found in self.finder.find(items, quarantine):
@@ -96,7 +96,7 @@ class AnnotateWorker:
         return described
 
     def _labels(self, sources: list[DecodedImage], quarantine: list[Quarantined]) -> dict[DecodedImage, str | None]:
-        """The identity beside each image; a damaged one costs the image, since it would go unnoticed later."""
+        """Return the sidecar identity of each image; an image with a damaged label is quarantined."""
         read = apart(sources, lambda some: [self.sidecar.for_item(source.item).identity() for source in some], 1)
         labels = {}
         for source, label in zip(sources, read, strict=True):
@@ -107,8 +107,8 @@ class AnnotateWorker:
         return labels
 
     def _segment(self, faces: Sequence[CroppedFace]) -> list[tuple[NDArray[np.uint8], Quality]]:
-        """The skin mask of each face in its crop's pixels, and the figures that need it."""
-        if self.finder.labelled("segment"):  # a mask of the whole image, which is let go of at once
+        """Return the skin mask of each face in crop pixels, and the figures that need it."""
+        if self.finder.labelled("segment"):  # a mask of the whole image, which is released at once
             masks = [
                 _mask_crop(one.source.annotator.segment(one.source.image, one.face.landmarks), one.transform)
                 for one in faces
@@ -147,7 +147,7 @@ class AnnotateWorker:
 
 
 def crop_face(source: DecodedImage, face: Face) -> CroppedFace:
-    """The stored square of a face, low-passed where it is reduced, black outside the image.
+    """Return the stored crop of a face, low-passed where it is reduced, black outside the image.
 
     Training crops (w + h) / 2 times 1.4 to 1.8, without the margin of 1.1 that inference has: at 2.0 there is room for
     a shift of a tenth of the face's size to every side. Raises CropError for a face without extent or wholly outside.
@@ -161,7 +161,7 @@ def crop_face(source: DecodedImage, face: Face) -> CroppedFace:
 
 
 def _window(one: CroppedFace) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The part of the image round a face that `segment` needs, and the source pixel where it begins."""
+    """Return the window of the image that `segment` needs for a face, and its origin in source pixels."""
     square = square_from_landmarks(one.face.landmarks, WINDOW_SCALE / LANDMARK_MARGIN)
     centre, half = np.array(square.center), square.size / 2
     x0, y0 = np.maximum(np.floor(centre - half), 0).astype(int)
@@ -170,12 +170,12 @@ def _window(one: CroppedFace) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
 
 
 def _moved(transform: NDArray[np.float64], origin: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The same transform for an image that begins at `origin`."""
+    """Return the same transform for a window of the image at `origin`."""
     return np.column_stack([transform[:, :2], transform @ [*origin, 1.0]])
 
 
 def _mask_crop(mask: NDArray[np.uint8], transform: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A mask in crop pixels: sampled as the image is, skin from one half on."""
+    """Return the mask in crop pixels, sampled as the image is; skin from 0.5."""
     return (cut(mask, transform, CROP_SIZE) >= 128) * np.uint8(255)
 
 

@@ -1,4 +1,4 @@
-"""From planned images to faces with landmarks: read, decode, detect, landmarks. Flows that need faces start here.
+"""Planned images to faces with landmarks: read, decode, detect, landmarks.
 
 One bad row never costs its neighbours: an image or face that fails is quarantined with its stage and reason, the rest
 goes on. `face_index` numbers the faces of an image as the detector orders them, largest first, and does not change
@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 
 
 class NoFaceError(DecaError):
-    """An image in which the detector found nothing (or not the face that a retry asks for)."""
+    """No face was detected in an image (or not the one that a retry requests)."""
 
 
 class LandmarkError(DecaError):
@@ -55,7 +55,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A found face. Its image is held only as long as the group it came with."""
+    """A detected face. Its image is held only as long as its group."""
 
     item: Item
     index: int  # in the image, as the detector orders them
@@ -76,12 +76,12 @@ class FaceFinder:
         self.threads = threads
 
     def find(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[tuple[DecodedImage, Face]]]:
-        """Faces in the order of items and face_index, a group of images at a time; what failed goes to quarantine."""
+        """Yield faces in the order of items and face_index, a group of images at a time; failures go to quarantine."""
         for sources in self._groups(items, quarantine):
             yield self._faces(sources, quarantine)
 
     def labelled(self, step: Step) -> bool:
-        """Whether labels beside each image answer `step`: its own annotator must be asked, not all at once."""
+        """Return whether sidecar labels provide `step`: then each image has its own annotator and cannot be batched."""
         return self.config.provider_of(step) == "sidecar"
 
     def _groups(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[list[DecodedImage]]:
@@ -103,7 +103,7 @@ class FaceFinder:
             yield group
 
     def _decode(self, read: tuple[Item, bytes | Exception]) -> DecodedImage | Quarantined:
-        """Whatever an image does to a library, it costs that image only; its error is for the quarantine."""
+        """Decode one image; any library error quarantines that image only."""
         item, data = read
         stage: Stage = "read"
         try:
@@ -140,7 +140,7 @@ class FaceFinder:
         return self.annotator.detect_batch([source.image for source in sources])
 
     def _hint(self, source: DecodedImage) -> str:
-        """Whether the image lies on its side. Labels know, a player turns frames, a retried face was upright."""
+        """Return a hint where the image is turned; empty for labels, video frames and retried faces."""
         item = source.item
         if self.labelled("detect") or item.face_index is not None or frame_of(item.source_uri) is not None:
             return ""
@@ -156,7 +156,7 @@ class FaceFinder:
 def apart(
     rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Answer]], at_once: int = ROWS_AT_ONCE
 ) -> list[Answer | Exception]:
-    """`work` on some rows at a time, and one by one where that raises: for each row its answer or its own error."""
+    """Return per row the result or error of `work`, called on batches and, where that raises, row by row."""
     answers: list[Answer | Exception] = []
     for start in range(0, len(rows), at_once):
         some = rows[start : start + at_once]
@@ -168,7 +168,7 @@ def apart(
 
 
 def columns_of(faces: Sequence[Face]) -> dict[str, Any]:
-    """The columns that every dataset of faces begins with, by name."""
+    """Return the leading columns of every dataset of faces, by name."""
     return {
         "face_id": [f"{face.item.image_id}-{face.index:02d}" for face in faces],
         "image_id": [face.item.image_id for face in faces],
@@ -183,7 +183,7 @@ def columns_of(faces: Sequence[Face]) -> dict[str, Any]:
 
 
 def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """Columns by name as Arrow: arrays (N, *shape) for fields of a fixed shape, lists for all others."""
+    """Return columns as Arrow: arrays (N, *shape) for fields of a fixed shape, lists for all others."""
     arrays = [
         fixed_array(field, columns[field.name])
         if isinstance(columns[field.name], np.ndarray)
@@ -194,7 +194,7 @@ def record_batch(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.RecordBatc
 
 
 def _asked_for(source: DecodedImage, detections: list[Detection] | Exception) -> list[tuple[int, Detection]]:
-    """The faces that the item asks for, with their numbers. Raises NoFaceError, or what the detector raised."""
+    """Return the faces that the item requests, numbered. Raises NoFaceError, or the detector's error."""
     if isinstance(detections, Exception):
         raise detections
     found = list(enumerate(detections))

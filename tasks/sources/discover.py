@@ -1,4 +1,4 @@
-"""Every image of a source, streamed in one fixed order and planned once.
+"""Discovery: every image of a source, streamed in one fixed order, each once.
 
 A source is a folder, a bucket prefix, a pattern, one image, an archive, a Parquet file with images inside, a video,
 or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. What
@@ -50,7 +50,7 @@ def discover(
     skip: str | None = None,
     left_out: Counter[str] | None = None,
 ) -> Iterator[Item]:
-    """Items of `source` in order, numbered from 0. A damaged archive adds itself as one item, which fails when read.
+    """Yield the items of `source` in order, numbered from 0. A damaged archive is one item, which fails when read.
 
     skip: a folder inside the source to leave out (the output, when it lies there); left_out: counts, by ending, files
     that look like images and are not read, unless `config.extensions` says what to take.
@@ -91,7 +91,7 @@ def discover(
 
 
 def _is_list(uri: str, config: SourceConfig) -> bool:
-    """Whether the source is a list: by its name, or a Parquet file with a column of URIs and none of images."""
+    """Return whether the source is a list: by its name, or a Parquet file with a column of URIs and none of images."""
     if is_list(uri):
         return is_file(uri)
     if not is_table(uri) or config.image_column or parse_glob(uri) or not is_file(uri):
@@ -202,7 +202,7 @@ def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str,
 
 
 def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:
-    """(member, row, -1) of a Parquet file; nothing where it has no images, unless somebody has named it."""
+    """(member, row, -1) of a Parquet file; nothing where it has no images, unless the user named it."""
     if not named and any(part.startswith("_") for part in place.split("/")):  # as all readers of Parquet folders do
         return
     schema, rows = table_schema(file.uri)
@@ -221,7 +221,7 @@ def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator
 
 @lru_cache(maxsize=64)
 def _tell_others(column: str, others: str) -> None:
-    """A word about columns that may hold images as well (masks, most often), once for all files of a source."""
+    """Log other columns that may hold images (masks, most often), once per source."""
     if others:
         logger.info("Parquet: images of the column %s are taken (inputs.image_column), not those of %s", column, others)
 
@@ -236,14 +236,14 @@ def _wanted(place: str, config: SourceConfig, any_extension: bool = False) -> bo
 
 @lru_cache(maxsize=8)
 def _endings(config: SourceConfig) -> tuple[str, ...]:
-    """The endings that are taken: those that are set, else all that the decoder reads."""
+    """Return the accepted endings: the configured ones, else all that the decoder reads."""
     if config.extensions is None:
         return tuple(sorted(readable_endings()))
     return tuple(f".{extension.lower()}" for extension in config.extensions)
 
 
 def _count(place: str, config: SourceConfig, left_out: Counter[str], inside: bool = False) -> None:
-    """Count what looks like an image, is not taken, and that nobody has chosen to leave out."""
+    """Count a file that looks like an image and is not accepted, unless the config excludes it."""
     if config.extensions is not None:
         return
     ending = unread_ending(place, _endings(config))
@@ -255,7 +255,7 @@ def _count(place: str, config: SourceConfig, left_out: Counter[str], inside: boo
 
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
-    """Whatever reading a list or a footer raises, as a SourceError that names the file."""
+    """Raise any error of reading a list or a footer as a SourceError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -300,7 +300,7 @@ class Digests:
 
 
 def _deduplicated(items: Iterator[Item], config: SourceConfig) -> Iterator[Item]:
-    """The first item of each content, by MD5. S3 has it as the etag of plain objects; all others are read.
+    """Yield the first item of each content, by MD5: the etag of plain S3 objects; others are read.
 
     What cannot be read stays in: it fails alone later. A store whose etags are no hashes (encrypted with KMS) keeps
     copies apart, it never merges what differs.

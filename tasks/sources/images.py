@@ -1,4 +1,4 @@
-"""Foreign images in, RGB arrays out; and PNG bytes for masks and maps.
+"""Decoding of untrusted images to RGB arrays, and encoding of masks and maps as PNG.
 
 One decoder (Pillow) for every format, so that an image means the same pixels wherever it is read.
 """
@@ -107,7 +107,7 @@ class ImageError(DecaError):
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "") -> NDArray[np.uint8]:
-    """The image in `data` as (H, W, 3) uint8 RGB, upright.
+    """Decode the image in `data` as (H, W, 3) uint8 RGB, upright.
 
     The size is read from the header and checked before any pixel is decoded. EXIF orientation is applied, transparency
     is laid over white, 16-bit grey is scaled to 8 bits, CMYK (inverted by Adobe or not), palettes and 1-bit images
@@ -121,7 +121,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "") -
 
 
 def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """The values of a mask or label map as they are stored, (H, W), upright; bool, uint8, uint16, int32 or float32.
+    """Return the stored values of a mask or label map, (H, W), upright; bool, uint8, uint16, int32 or float32.
 
     One channel counts as it is, three equal ones as one. A palette of greys, or one of which only black and white are
     used, counts by its greys, any other by its indices. Raises ImageError, also where a pixel has no one value:
@@ -131,7 +131,7 @@ def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
 
 
 def encode_png(mask: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 as a one-channel PNG."""
+    """Encode (H, W) uint8 as a one-channel PNG."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
@@ -168,7 +168,7 @@ def _load(data: bytes, max_pixels: int, said: Heard) -> ImageFile.ImageFile:
 
 @cache
 def load_formats() -> None:
-    """Pillow's plugins, and that of pillow-heif where it is installed."""
+    """Load Pillow's plugins, and pillow-heif's where it is installed."""
     Image.init()
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -177,7 +177,7 @@ def load_formats() -> None:
 
 
 def readable_endings() -> frozenset[str]:
-    """Endings (".jpg") of the formats that are read here: what Pillow, as it is installed, has a codec for."""
+    """Return the endings (".jpg") that are read: those that the installed Pillow has a codec for."""
     load_formats()
     known = Image.registered_extensions().items()
     return frozenset(ending for ending, name in known if name in FORMATS and name in Image.OPEN) - REFUSED_ENDINGS
@@ -222,7 +222,7 @@ def _has_brand(data: bytes, *brands: bytes) -> bool:
 
 
 def _unsupported(name: str, error: Exception) -> str | None:
-    """What to say of data that is whole and of a kind that is not read; None where it is damaged."""
+    """Return the message for intact data of an unsupported format, or None where it is damaged."""
     code = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
     if name == "TIFF" and isinstance(code, int) and code >= 1000:  # missing in Pillow's table of compressions; no tag
         return _compressed(code)

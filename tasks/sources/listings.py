@@ -1,4 +1,4 @@
-"""Lists of images as sources: one URI a line of text, or a column of CSV, TSV or Parquet.
+"""Lists of images as sources: a URI per line of text, or a column of CSV, TSV or Parquet.
 
 Rows that cannot name anything end the planning with the file and row; a URI that is not there is planned and fails
 alone when it is read.
@@ -32,7 +32,7 @@ def is_list(uri: str) -> bool:
 
 
 def uri_column(names: list[str], wanted: str | None, uri: str, shown: str, usual: Sequence[str] = URI_COLUMNS) -> str:
-    """The column of URIs: the wanted one or the first of the usual names; SourceError listing the columns."""
+    """Return the column of URIs: the configured one or the first of the usual names; SourceError lists the columns."""
     if wanted in names:
         return wanted
     if wanted is None and (found := [name for name in usual if name in names]):
@@ -45,7 +45,7 @@ def uri_column(names: list[str], wanted: str | None, uri: str, shown: str, usual
 
 
 def listed_uris(uri: str, column: str | None) -> Iterator[str]:
-    """Normalised URIs in the order of the list, relative paths taken from its folder.
+    """Yield normalised URIs in the order of the list; relative paths are resolved from its folder.
 
     Raises SourceError naming the file and the row or column.
     """

@@ -1,4 +1,4 @@
-"""Parquet files with images inside as sources: one item an image, planned from the footer, read forwards.
+"""Parquet files with images as sources: an item per image, planned from the footer, read forwards.
 
 A column holds bytes, or Hugging Face's `struct<bytes, path>`, at the top, below structs, or in lists. Where the bytes
 are missing the path is read, a relative one beside the file. The member of an item is `image[row]`, `sample.image[row]`
@@ -38,7 +38,7 @@ def is_table(uri: str) -> bool:
 
 
 def table_schema(uri: str) -> tuple[pa.Schema, int]:
-    """(Arrow schema, rows) of a Parquet file from its footer; ValueError where it is damaged."""
+    """Return (Arrow schema, rows) of a Parquet file from its footer; ValueError where it is damaged."""
     with open_checked(uri, None, BLOCK) as file, _damage_is_a_value_error():
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_row(item: Item, max_bytes: int) -> bytes:
-    """The image of a planned row; raises ReadError, or what pyarrow and the storage driver raise."""
+    """Return the image of a planned row; raises ReadError, or what pyarrow and the storage driver raise."""
     if item.member is None or item.offset is None:
         raise ReadError(f"{item.uri} was planned as a whole; plan again with --new")
     value, path = _cursor.value(item), None

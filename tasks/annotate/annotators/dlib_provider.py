@@ -57,7 +57,7 @@ class DlibAnnotator:
 
     @staticmethod
     def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
-        """What the steps need. The HOG detector is compiled into dlib and the skin mask needs no weights."""
+        """Return the weight files of the steps. HOG detector and skin mask need none."""
         names = [PREDICTOR] if "landmarks" in steps else []
         names += [DESCRIPTOR] if "embed" in steps else []
         names += [CNN_DETECTOR] if "detect" in steps and config.dlib.detector == "cnn" else []
@@ -155,7 +155,7 @@ class DlibAnnotator:
 
 
 class _Window:
-    """A part of an image, resized so that the face in it has a set width; maps points there and back."""
+    """A window of an image, resized to a fixed face width; maps points both ways."""
 
     def __init__(self, image: NDArray[np.uint8], x0: int, y0: int, x1: int, y1: int, scale: float) -> None:
         size = max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1)
@@ -181,7 +181,7 @@ class _Window:
 
 
 def _models_folder() -> Path:
-    """Where the weights are installed. The package itself cannot be imported: it needs pkg_resources, which is gone."""
+    """Return the folder of the installed weights. The package itself needs pkg_resources and cannot be imported."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise AnnotatorError(f"the package {PACKAGE} is not installed. Run: pip install {PACKAGE}")
@@ -201,7 +201,7 @@ def _rectangle(corners: NDArray[np.float64]) -> Any:
 
 
 def _distinct(faces: list[Detection]) -> list[Detection]:
-    """Drops each box that covers the same face as a surer one: dlib's five sub-detectors may all see one face."""
+    """Return the boxes without those that cover the same face as a higher-scored one of another sub-detector."""
     kept: list[Detection] = []
     for face in sorted(faces, key=lambda face: (-face.score, face.bbox)):
         a = face.bbox

@@ -61,7 +61,7 @@ class FacexlibAnnotator:
 
     @staticmethod
     def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
-        """What the steps need, under the library's own names."""
+        """Return the weight files of the steps, under the library's own names."""
         options = config.facexlib
         names = {"detect": DETECTORS[options.detector], "segment": PARSERS[options.parser], "embed": ARCFACE}
         return [_weight_file(name) for step, name in names.items() if step in steps]
@@ -235,7 +235,7 @@ def _weight_file(name: str) -> WeightFile:
 
 
 def _weights_folder() -> Path:
-    """Where the library keeps what it has fetched."""
+    """Return the library's download folder."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise AnnotatorError(f"the package {PACKAGE} is not installed. Run: pip install {PACKAGE}")
@@ -243,7 +243,7 @@ def _weights_folder() -> Path:
 
 
 def weight_url(name: str) -> str:
-    """The library's own address of a weight file, read from the constants of its loading functions.
+    """Return the library's URL of a weight file, read from the constants of its loading functions.
 
     The library has no table of them, and a copy of ours would go out of date.
     """

@@ -1,4 +1,4 @@
-"""Between an image and the square a network sees. Pixel centres lie at whole coordinates on both sides."""
+"""Transforms between an image and the crop of a network. Pixel centres are at whole coordinates in both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIGHT_EYE, LEFT_EYE, NOSE_TIP, RIGHT_MOUTH, LEFT_MOUTH = slice(36, 42), slice(42
 
 
 def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    """The rotation, scale and shift (2, 3) that takes points (N, 2) nearest to others, in the least-squares sense.
+    """Return the rotation, scale and shift (2, 3) that maps points (N, 2) to others with least squares.
 
     With points as complex numbers z, w about their means, w = a z has the solution a = sum(conj(z) w) / sum |z|^2.
     Raises CropError when the points lie in one place.
@@ -38,7 +38,7 @@ def box_transform(centre: NDArray[Any], side: float, size: int) -> NDArray[np.fl
 
 
 def five_points(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Middle of each eye, tip of the nose, corners of the mouth, left in the image first: (5, 2)."""
+    """Return eye centres, nose tip and mouth corners, left in the image first: (5, 2)."""
     points = landmarks.astype(np.float64)
     eyes = [points[RIGHT_EYE].mean(axis=0), points[LEFT_EYE].mean(axis=0)]
     return np.stack([*eyes, points[NOSE_TIP], points[RIGHT_MOUTH], points[LEFT_MOUTH]])
@@ -74,7 +74,7 @@ def invert(transform: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def cut(image: NDArray[np.uint8], transform: NDArray[Any], size: int) -> NDArray[np.uint8]:
-    """The crop (size, size, 3) under a similarity from source to crop pixels; black outside the image.
+    """Return the crop (size, size, 3) under a similarity from source to crop pixels; black outside the image.
 
     A large face is reduced with a low-pass filter first, so that networks never see the image's sampling.
     """

@@ -45,7 +45,7 @@ SMALL_REGION = 0.03  # of the outline's area: left of skin behind glasses and st
 
 
 def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Visible facial skin: (H, W) uint8, 255 skin, 0 else.
+    """Return visible facial skin: (H, W) uint8, 255 skin, 0 else.
 
     image (H, W, 3) uint8 RGB; landmarks (68, 2) in its pixels. A face outside the image gives an empty mask.
     """
@@ -67,7 +67,7 @@ def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArr
 
 
 def bare_region(size: tuple[int, int], points: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where the skin of an unhidden face must be seen: inside jaw line and brows, without eyes and inner mouth.
+    """Return the skin region of an unoccluded face: inside jaw line and brows, without eyes and inner mouth.
 
     size: (width, height) of the image; points (68, 2) in its pixels -> (height, width).
     """
@@ -118,7 +118,7 @@ def _patch_mask(patch: Image.Image, points: NDArray[Any], outline: NDArray[Any])
 def _colour_distance(patch: Image.Image, cheeks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Distance of each pixel to the median colour of the cheeks, in robust standard deviations of (Y, Cb, Cr)."""
     colour = np.asarray(patch.convert("YCbCr"), np.float64)
-    if not cheeks.any():  # the cheeks lie outside the image: nothing to learn the colour from
+    if not cheeks.any():  # the cheeks are outside the image: no colour reference
         return np.zeros(cheeks.shape)
     sample = colour[cheeks]
     median = np.median(sample, axis=0)

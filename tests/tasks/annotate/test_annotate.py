@@ -26,7 +26,7 @@ from schemas.parquet import fixed_values, write_table
 from tasks.annotate.annotate import AnnotateWorker, CroppedFace, crop_face
 from tasks.annotate.annotators import CompositeAnnotator, Detection
 from tasks.annotate.annotators.geometry import apply, invert
-from tasks.annotate.find_faces import Face, Picture
+from tasks.annotate.find_faces import DecodedImage, Face
 from tasks.sources.discover import discover
 from tasks.units.engine import UnitOutput
 from tests.tasks.annotate.annotators.test_skin import drawn_face
@@ -310,6 +310,6 @@ def test_landmarks_outside_the_image_are_no_crop():
     for shift in ([500, 0], [0, -500]):
         face = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points + np.float32(shift))
         with pytest.raises(tasks.annotate.annotate.CropError, match="outside the image of 120 x 120"):
-            crop_face(Picture(face.item, image, CompositeAnnotator({})), face)
+            crop_face(DecodedImage(face.item, image, CompositeAnnotator({})), face)
     inside = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points - np.float32([60, 0]))
-    assert isinstance(crop_face(Picture(inside.item, image, CompositeAnnotator({})), inside), CroppedFace)
+    assert isinstance(crop_face(DecodedImage(inside.item, image, CompositeAnnotator({})), inside), CroppedFace)
