@@ -1,7 +1,7 @@
 """Planned images to faces with landmarks: read, decode, detect, landmarks.
 
 One bad row never costs its neighbours: an image or face that fails is quarantined with its stage and reason, the rest
-goes on. `face_index` numbers the faces of an image as the detector orders them, largest first, and does not change
+continues. `face_index` numbers the faces of an image as the detector orders them, largest first, and does not change
 when a single face is retried.
 """
 

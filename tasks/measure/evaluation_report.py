@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from deca_core.metrics import cumulative, pooled, shape_spread
 from schemas.evaluate import METRICS, EvaluateSummary, Figure, MethodFigures, Pooled
 from schemas.parquet import fixed_values
 from tasks.draw.charts import curves
+from tasks.draw.pages import page_templates
 from tasks.store.storage import Store
 from tasks.units.commits import read_parts
 from tasks.units.plan import Plan
@@ -27,13 +27,7 @@ REPORT = "_report/report.html"
 CURVE_LIMIT = 7.0  # millimetres: where the paper's curves end
 MM = 1000.0
 
-templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+templates = page_templates(Path(__file__).parent)
 
 
 def read_rows(plan: Plan) -> pa.Table | None:

@@ -73,7 +73,7 @@ class SynthWorker:
         return UnitOutput(pa.Table.from_batches(batches, schema=self.schema))
 
     def _name(self, identity: int, picture: int) -> str:
-        if self.config.layout == "flat":  # a name that does not tell who it is
+        if self.config.layout == "flat":  # a name without the identity
             digest = hashlib.sha256(f"{self.config.seed}/{identity}/{picture}".encode())
             return f"{digest.hexdigest()[:16]}.jpg"
         return f"{identity:06d}/{picture:03d}.jpg"

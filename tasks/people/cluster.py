@@ -11,7 +11,7 @@
    again and again, and so is a component that holds two faces of one image or two subjects known before.
 
 No N x N matrix; memory grows with N x neighbours. Equal input gives equal labels, whatever the number of threads:
-distances that decide are computed anew in float64, and the search index is built by one thread from a fixed seed.
+distances that decide are recomputed in float64, and the search index is built by one thread from a fixed seed.
 A subject with more images than `neighbours` may come apart, as not all of them can be each other's neighbours.
 
 Tried on descriptors of the embedded world's subjects and left: average linkage (less recall at the same precision),
@@ -55,7 +55,7 @@ def cluster(
 ) -> Rows:
     """Return a label (N,) for each of N descriptors (N, D); equal labels are one subject.
 
-    max_distance: Euclidean, above it two faces are never linked; neighbours: nearest ones looked at per face;
+    max_distance: Euclidean, above it two faces are never linked; neighbours: nearest ones searched per face;
     images (N,): which image a face is from, and two faces of one image are two subjects; known (N,): identity >= 0 of
     an earlier face, -1 of a new one. Known faces keep their identity, and two identities are never joined; a new face
     joins the identity that its component holds. New subjects get first + row of their first face, where first is one

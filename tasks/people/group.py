@@ -94,7 +94,7 @@ class Grouping:
 
 @dataclass
 class _Faces:
-    """The annotated faces, sorted by face_id, as grouping goes on."""
+    """The annotated faces, sorted by face_id, with their state during grouping."""
 
     dest: str
     parts: list[Part]
@@ -296,7 +296,7 @@ def _labelled(faces: _Faces, labels: Labels, which: str) -> pa.Array:
 def _largest(faces: _Faces) -> NDArray[np.bool_]:
     """Whether a face is the largest of its image that was annotated, kept or not.
 
-    Where a larger one was erased none is: the label is about who is gone.
+    Where a larger one was erased none is: the label is of the erased subject.
     """
     image, index = _images(faces), faces.column("face_index").to_numpy()
     first = np.full(int(image.max(initial=-1)) + 1, np.iinfo(np.int32).max)
@@ -347,7 +347,7 @@ def _clustered(faces: _Faces, previous: pa.Table | None, max_distance: float, ne
     labels = cluster(vectors, max_distance=max_distance, neighbours=neighbours, images=images, known=known)
     joined = int(((known < 0) & (labels < len(alive))).sum())
     founded = pc.binary_join_element_wise("p", ids.take(pa.array(rows)), "-")
-    # A founder may be somebody else than before; a name stays with who had it.
+    # A founder may be another subject than before; a name stays with its subject.
     again = pc.is_in(founded, value_set=names).to_numpy(zero_copy_only=False) | changed
     if again.any():
         suffix = pa.array([f"{value:016x}" for value in hashes.view(np.uint64).tolist()])

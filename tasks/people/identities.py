@@ -72,16 +72,16 @@ def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
     """
     uri = normalise(table)
     paths, identities = _read_table(uri)
-    told = pa.table({"path": paths, "identity": identities})
-    told = told.group_by("path", use_threads=False).aggregate([("identity", "min"), ("identity", "max")])
-    differing = told.filter(pc.not_equal(told["identity_min"], told["identity_max"]))
+    named = pa.table({"path": paths, "identity": identities})
+    named = named.group_by("path", use_threads=False).aggregate([("identity", "min"), ("identity", "max")])
+    differing = named.filter(pc.not_equal(named["identity_min"], named["identity_max"]))
     if len(differing):
         first = differing.slice(0, 1).to_pylist()[0]
         raise IdentityError(
             f"{uri}: {first['path']!r} is said to be {first['identity_min']!r} and {first['identity_max']!r}. "
             f"Leave one row an image ({len(differing)} have several)"
         )
-    paths, identities = told["path"].combine_chunks(), told["identity_min"].combine_chunks()
+    paths, identities = named["path"].combine_chunks(), named["identity_min"].combine_chunks()
     base = uri.rpartition("/")[0]
     resolved = pa.array([_resolved(path, base) for path in paths.to_pylist()], pa.string())
     at = pc.coalesce(

@@ -165,7 +165,7 @@ def _check_index(index: FaceIndex, embeddings: list[int]) -> None:
         if embedding != index.embedding:
             raise FacesError(
                 f"{uri} has descriptors of {embedding} numbers, {index.uris[0]} of {index.embedding}: two embedders "
-                "are mixed. Annotate anew with --new"
+                "are mixed. Annotate again with --new"
             )
     counts = pc.value_counts(index.face_ids)
     doubled = counts.filter(pc.greater(counts.field("counts"), 1))

@@ -39,7 +39,7 @@ SOURCES_A_TASK = 4  # files that one reading task goes through
 PLACING = ("shard", "order")  # columns that only travel
 IDENTITY = ("identity_id", "identity_source")
 
-# One row a source file: which of its rows are wanted, where they go, and who they are.
+# A row per source file: its requested rows, their target shards and their identities.
 PICKUP_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -29,6 +28,7 @@ from pydantic import ValidationError
 from schemas.annotate import STEPS, AnnotateConfig
 from schemas.faces import ANNOTATIONS_FOLDER, QUALITY, FacesVersion, ShardFile
 from schemas.parquet import fixed_values
+from tasks.draw.pages import page_templates
 from tasks.draw.skin_tone import CLASSES, tone_class, typology_angle
 from tasks.people.versions import FacesError, open_faces
 from tasks.store.storage import Store, open_uri, storage_errors
@@ -51,16 +51,10 @@ LICENCES = {
     "facexlib": "facexlib's weights were trained on WIDER FACE, CelebAMask-HQ (non-commercial research) and MS1M "
     "(withdrawn by its owner).",
     "face_alignment": "FAN's weights were trained on 300W-LP.",
-    "sidecar": "Labels beside the images: the terms of whoever made them.",
+    "sidecar": "Labels beside the images: their makers' terms.",
 }
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=lambda name: name is None or ".html" in name,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = page_templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ def is_up_to_date(faces_dest: str) -> bool:
         return bool(front["deca"] == _state(open_faces(faces_dest).version, _annotations(faces_dest)))
     except FileNotFoundError:
         return False
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):  # somebody has put another one there
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):  # replaced by the user
         return False
 
 
@@ -246,7 +240,7 @@ def _facts(version: FacesVersion, plan: Plan | None) -> list[tuple[str, str]]:
         ("megabytes", f"{sum(shard.bytes for shard in version.shards) / 1e6:,.1f}"),
         ("faces left out", f"{sum(version.left_out.values()):,}"),
     ]
-    return [*facts, ("pictures", f"{plan.inputs.items:,}")] if plan else facts
+    return [*facts, ("images", f"{plan.inputs.items:,}")] if plan else facts
 
 
 def _rows(version: FacesVersion, split: str) -> int:

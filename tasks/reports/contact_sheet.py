@@ -30,7 +30,7 @@ from tasks.units.commits import read_parts
 from tasks.units.plan import Plan, PlanError
 
 CONTACT_SHEET = "_report/contact_sheet.png"
-COLUMNS = ("picture", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
+COLUMNS = ("image", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
 BLOCK = 2**18  # bytes read ahead in a part
 
 

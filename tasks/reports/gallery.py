@@ -33,7 +33,7 @@ JPEG_QUALITY = 84
 OVERLAY = 0.7  # of the shape on the image
 CODES = tuple(name for name, _ in Codes.zeros().items())
 TITLES = {
-    "picture": "picture",
+    "image": "image",
     "landmarks": "68 landmarks",
     "overlay": "overlay",
     "shape": "shape",
@@ -166,11 +166,11 @@ def _shown(sculptor: Sculptor, sample: Sample, config: ReconstructConfig) -> Sho
     displacement = sculptor.displacement(row, codes)
     head = None if codes is None else sculptor.head(codes, displacement)
     plain = row.select(["face_id", "source_uri", "identity_id", "det_score"]).to_pylist()[0]
-    who = f"{plain['identity_id']}, " if plain["identity_id"] else ""
+    identity = f"{plain['identity_id']}, " if plain["identity_id"] else ""
     return Shown(
         face_id=plain["face_id"],
         source=plain["source_uri"],
-        note=f"{who}score {plain['det_score']:.2f}",
+        note=f"{identity}score {plain['det_score']:.2f}",
         panels={name: _jpeg(panel) for name, panel in _panels(sculptor, row, crop, codes, head, displacement)},
         crop=crop,
         codes=codes,
@@ -190,7 +190,7 @@ def _panels(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     transform = fixed_values(row, "crop_transform")[0]
     if crop is not None:
-        yield "picture", to_bytes(crop)
+        yield "image", to_bytes(crop)
         points = fixed_values(row, "landmarks")[0] @ transform[:, :2].T + transform[:, 2]
         yield "landmarks", with_points(to_bytes(crop), points)
     if codes is not None and head is not None and sculptor.model is not None:

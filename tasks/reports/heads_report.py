@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.columns import meaning, type_in_words
 from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
+from tasks.draw.pages import page_templates
 from tasks.reports.contact_sheet import samples
 from tasks.reports.figures import Cost, cost_charts, cost_of, read_ledger, spread_of
 from tasks.reports.gallery import Gallery, Sculptor, make_gallery
@@ -32,13 +32,7 @@ PAGE, README = "_report/report.html", "README.md"
 VIEWED = 6  # of them, with a head to turn: 150 kB each
 PARTS_BY_NAME = 1000  # above, the README names the parts by a pattern
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=lambda name: name is None or ".html" in name,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = page_templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)

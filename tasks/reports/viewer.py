@@ -155,7 +155,7 @@ def _add_face(pack: Pack, model: DECA, face: Shown, index: int) -> dict[str, Any
     return {
         "name": face.face_id,
         "source": face.source,
-        "thumbnail": face.panels.get("picture") or face.panels["shape"],
+        "thumbnail": face.panels.get("image") or face.panels["shape"],
         "skin": data_uri(_skin(model, face), TEXTURE_QUALITY),
         "relief": wrinkled,
         "exp": [round(float(value), 4) for value in exp[:SLIDERS]],

@@ -1,7 +1,7 @@
 """Discovery: every image of a source, streamed in one fixed order, each once.
 
 A source is a folder, a bucket prefix, a pattern, one image, an archive, a Parquet file with images inside, a video,
-or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. What
+or a list of URIs; archives and Parquet files in folders are opened as well, videos on request. What
 looks like an image by its name and is not read here is counted. Order
 is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
 and lists keep their own order.
@@ -148,10 +148,10 @@ def _expand(
 ) -> Iterator[Item]:
     """The items one file stands for: itself, its members or rows, or none.
 
-    chosen: somebody wrote its name down, so that its extension does not matter; single: it is the whole source.
+    chosen: named by the user, so that its extension does not matter; single: it is the whole source.
     """
     whole = Item(0, file.uri, size=file.size, etag=file.etag)
-    # A folder of photographs often holds films that nobody means; one that is named, or asked for, is meant.
+    # Photo folders often contain unrelated videos: read only those that are named or requested.
     video = is_video(file.uri) and (chosen or single or config.videos)
     if not is_archive(file.uri) and not is_table(file.uri) and not video:
         if _wanted(place, config, any_extension=chosen or single):

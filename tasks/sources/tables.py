@@ -151,7 +151,7 @@ def read_row(item: Item, max_bytes: int) -> bytes:
 
 
 class _Cursor:
-    """The place in the last Parquet file that was read, kept open: units come in order, so each goes on where it is."""
+    """The position in the last Parquet file, kept open: units come in order, so each resumes there."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -203,7 +203,7 @@ def _local_files(path: str, glob: Glob | None, skip: str | None, parents: frozen
 
 
 def local_file(path: str) -> File:
-    """A file of this machine; size and etag stay open where it cannot be looked at: it fails when it is read."""
+    """Return a local file; without size and etag where stat fails: it then fails when it is read."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -69,7 +69,7 @@ def find_places(dest: str) -> list[Place]:
     if store.exists(TRAINING):
         raise EraseError(
             f"{store.uri} holds a training run: weights have no rows. Erase the faces that it was trained on, then "
-            f"train anew: deca train FACES {store.uri} --new"
+            f"retrain: deca train FACES {store.uri} --new"
         )
     if store.exists(PLAN):
         return [Place(store.uri, "units")]

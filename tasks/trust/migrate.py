@@ -1,8 +1,8 @@
 """Migration of datasets of earlier schemas to the current one, record by record.
 
-What a schema changes is one function from JSON to JSON; Parquet files stay as they are. The record that every reader
-opens first (`_plan.json`) is rewritten last, so until then the dataset is refused as of the earlier schema, and doing
-it again goes on. Only then commit records become part of snapshots (schema 3). No run may be under way.
+A schema change is one function from JSON to JSON; Parquet files are not touched. The record that every reader opens
+first (`_plan.json`) is rewritten last: until then the dataset is refused as of the earlier schema, and a repeated
+migration resumes. Then commit records are compacted into snapshots (schema 3). No run may be active.
 """
 
 from __future__ import annotations

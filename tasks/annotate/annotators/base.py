@@ -54,7 +54,7 @@ class Annotator(Protocol):
         ...
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the identity descriptor, compared by Euclidean distance: (128,) for dlib, unit length (512,) for ArcFace."""
+        """Return the descriptor, compared by Euclidean distance: (128,) for dlib, unit length (512,) for ArcFace."""
         ...
 
     @property

@@ -104,7 +104,7 @@ class DlibAnnotator:
 
     def segment(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
         check_image(image)
-        from tasks.annotate.annotators.skin import skin_mask  # scipy, for who segments only
+        from tasks.annotate.annotators.skin import skin_mask  # scipy, for segmentation only
 
         return skin_mask(image, landmarks)
 

@@ -78,8 +78,8 @@ class FacexlibAnnotator:
         """As `detect`, for several images; those that have the same size after reduction go through together."""
         groups: dict[tuple[int, ...], list[int]] = {}
         resized = [self._resize(image) for image in images]
-        for index, picture in enumerate(resized):
-            groups.setdefault(picture.shape, []).append(index)
+        for index, image in enumerate(resized):
+            groups.setdefault(image.shape, []).append(index)
         found: list[list[Detection]] = [[] for _ in images]
         for shape, members in groups.items():
             batch = _to_tensor([resized[index][..., ::-1] for index in members], self._device)
@@ -225,9 +225,9 @@ def _crops(images: Sequence[Any], frames: Sequence[Any], size: int) -> list[NDAr
     return [cut(image, frame, size) for image, frame in zip(images, frames, strict=True)]
 
 
-def _to_tensor(pictures: Sequence[NDArray[np.uint8]], device: str) -> torch.Tensor:
+def _to_tensor(images: Sequence[NDArray[np.uint8]], device: str) -> torch.Tensor:
     """Images (H, W, 3) of one size to (B, 3, H, W) float32, 0 to 255; contiguous, because ArcFace makes views."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().contiguous()
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().contiguous()
 
 
 def _weight_file(name: str) -> WeightFile:

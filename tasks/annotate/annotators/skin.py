@@ -1,7 +1,7 @@
 """The skin mask of a face from its 68 landmarks and the colour of its cheeks; no network, no weights.
 
 1. Outline: the jaw line (points 0..16) closed by half an ellipse over the brows. Hair, hairline and bald head cannot be
-   told apart without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
+   distinguished without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
 2. Colour: pixels of the outline far from the robust colour distribution of cheeks and nose are dropped (hair, dark
    glasses, background); lips and brows, which differ in colour but belong to the face, are kept. On the forehead,
    where hair is expected, less distance is allowed than between jaw and brows, where shadow and beard are.

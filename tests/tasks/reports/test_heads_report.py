@@ -280,7 +280,7 @@ def test_play_moves_and_stops(browser):
 
 # --- what rows may hold -----------------------------------------------------------------------------------------------
 
-PANELS = ["picture", "68 landmarks", "overlay", "shape", "detail", "displacement"]
+PANELS = ["image", "68 landmarks", "overlay", "shape", "detail", "displacement"]
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def kinds(tmp_path_factory) -> dict[str, Plan]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["picture", "68 landmarks", "detail"])]
+    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["image", "68 landmarks", "detail"])]
 )
 def test_whatever_rows_hold_is_shown(kinds, kind, titles):
     plan = kinds[kind]
