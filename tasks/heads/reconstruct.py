@@ -39,7 +39,7 @@ from schemas.reconstruct import (
     reconstruction_schema,
 )
 from tasks.annotate.annotators import load_annotator
-from tasks.annotate.find_faces import Face, FaceFinder, Picture, columns_of, record_batch
+from tasks.annotate.find_faces import DecodedImage, Face, FaceFinder, columns_of, record_batch
 from tasks.models.loading import load_model, weights_hash
 from tasks.models.outputs import NEED_HEAD, NEED_IMAGES, columns_of_head, encode_map, head_of
 from tasks.people.face_rows import FaceRow, is_face_item, read_rows
@@ -153,7 +153,7 @@ class ReconstructWorker:
             else:
                 quarantine.append(one)
 
-    def _found(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[Picture, Face]]:
+    def _found(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[DecodedImage, Face]]:
         if self.finder is None:  # rows of faces/ need none
             config = self.config
             annotator = load_annotator(config.annotate)
@@ -161,7 +161,7 @@ class ReconstructWorker:
         for found in self.finder.find(items, quarantine):
             yield from found
 
-    def _crop_found(self, found: tuple[Picture, Face]) -> CroppedFace | Quarantined:
+    def _crop_found(self, found: tuple[DecodedImage, Face]) -> CroppedFace | Quarantined:
         picture, face = found
         try:
             known = {name: values[0] for name, values in columns_of([face]).items()} | {"identity_id": None}

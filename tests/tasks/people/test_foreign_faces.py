@@ -54,7 +54,7 @@ def close(values: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["annotations", "faces"])
-def test_datasets_shows_pictures_and_keeps_lengths(
+def test_datasets_shows_images_and_keeps_lengths(
     world: Path, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
@@ -134,7 +134,7 @@ def test_ray_data(shards: list[str], truth: dict[str, dict[str, Any]], ray_clust
         assert close(row["landmarks"], expected["landmarks"])
 
 
-def test_reconstruct_asks_which_of_the_pictures() -> None:
+def test_reconstruct_asks_which_of_the_images() -> None:
     schema = faces_schema(EMBEDDING)
     found = image_column(schema, "crop", "train.parquet")
     assert found is not None

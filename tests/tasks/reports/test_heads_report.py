@@ -45,7 +45,7 @@ def report(plan: Plan, faces: int = 4) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Photographs of two people, the truth about them as reconstructions, and a picture of nobody."""
+    """Photographs of two subjects, the truth about them as reconstructions, and an image of nobody."""
     folder = tmp_path_factory.mktemp("report") / "archive"
     make_dataset(folder, people=2, images=1, unit=1, suffix=HOSTILE, walls=1)
     return folder
@@ -109,11 +109,11 @@ def test_sources_that_are_gone_leave_their_panels_out(plan, tmp_path):
         text = report(plan)
     finally:
         hidden.rename(names[0].parent)
-    assert "2 of the 2 pictures cannot be read" in text
+    assert "2 of the 2 images cannot be read" in text
     assert Elements(text).found.count(("img", {})) == 0
     titles = re.findall(r"<th>([^<]+)</th>", text)[:3]
     assert titles == ["shape", "detail", "displacement"]
-    assert 'id="canvas"' in text  # heads need no picture
+    assert 'id="canvas"' in text  # heads need no image
 
 
 def test_another_head_is_not_drawn(plan, tmp_path):
@@ -280,7 +280,7 @@ def test_play_moves_and_stops(browser):
 
 # --- what rows may hold -----------------------------------------------------------------------------------------------
 
-PANELS = ["picture", "68 landmarks", "overlay", "shape", "detail", "displacement"]
+PANELS = ["image", "68 landmarks", "overlay", "shape", "detail", "displacement"]
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def kinds(tmp_path_factory) -> dict[str, Plan]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["picture", "68 landmarks", "detail"])]
+    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["image", "68 landmarks", "detail"])]
 )
 def test_whatever_rows_hold_is_shown(kinds, kind, titles):
     plan = kinds[kind]
