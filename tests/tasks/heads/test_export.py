@@ -249,4 +249,4 @@ def test_a_face_id_that_leads_elsewhere_is_no_folder(stored_heads, tmp_path):
     heads = copied(stored_heads, tmp_path, rename)
     summary = run(heads, tmp_path / "out", formats=["npz"])
     assert (summary.heads, summary.quarantined) == (6, {"decode": 1})
-    assert "no folder can be called" in standing_quarantine(str(tmp_path / "out"))[0].message
+    assert "cannot name a folder" in standing_quarantine(str(tmp_path / "out"))[0].message

@@ -236,7 +236,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
     summary = reconstruct(config(faces, tmp_path / "out", precision="bf16"))
     assert summary.precision == "bf16"
-    monkeypatch.setattr(flow, "what_suits", lambda *_: pytest.fail("the plan has chosen"))
+    monkeypatch.setattr(flow, "worker_settings", lambda *_: pytest.fail("the plan has chosen"))
     again = reconstruct(config(faces, tmp_path / "out", precision="auto"))
     assert (again.units_run, again.precision) == (0, "bf16")
     with pytest.raises(PlanConflict, match='precision "bf16" -> "fp32"'):
