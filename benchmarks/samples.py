@@ -108,7 +108,7 @@ def measure(faces: int, threads: list[int], rounds: int) -> dict[str, Any]:
     ways: dict[str, Callable[[], int]] = {"decode": decode, "loop": loop}
     with tempfile.TemporaryDirectory() as uri:
         write_faces(uri, faces, stored)
-        plan = BatchPlan(subjects=8, pictures=4)
+        plan = BatchPlan(subjects=8, images=4)
         for count in threads:
             samples = Samples(ShardSource(uri, "train"), plan, settings, DataConfig(threads=count))
             ways[f"loader, {count} threads"] = lambda samples=samples: sum(map(len, samples))  # type: ignore[misc]
