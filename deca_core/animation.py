@@ -160,8 +160,8 @@ def preset(name: str, components: Sequence[str], rate: float) -> Motion:
         if part not in components:
             has = f"it has {', '.join(components)}" if components else "its expression components have no names"
             raise MotionError(
-                f"the motion {name!r} needs a component {part!r} and the head has none; {has}. Drive it by codes, a "
-                "picture or a video, or with jaw-open"
+                f"the motion {name!r} needs a component {part!r} and the head has none; {has}. Drive it by HEADS#ID, "
+                "an image or a video, or with jaw-open"
             )
         exp[:, components.index(part)] += strength * curve(times)
     opening, course = made.jaw

@@ -99,7 +99,7 @@ class Flows:
 
     def samples(self) -> list[Row]:
         source = ShardSource(faces_of(self.people()), "train")
-        batch = next(iter(Samples(source, BatchPlan(subjects=1, pictures=2), PLAIN)))
+        batch = next(iter(Samples(source, BatchPlan(subjects=1, images=2), PLAIN)))
         names = ("images", "landmarks", "masks")
         return [{name: described(getattr(batch, name)[row].numpy()) for name in names} for row in range(len(batch))]
 

@@ -25,7 +25,7 @@ from schemas.train import STAGES, TrainConfig
 from tasks.people.versions import FacesError, read_version
 from tasks.store.storage import Store
 from tasks.training.records import FOLDER, MODEL, list_checkpoints, stored_plan
-from tasks.training.report import CURVES, PICTURES, read_metrics
+from tasks.training.report import CURVES, SHEETS, read_metrics
 from tasks.units.plan import CONFIG, PlanError
 from tasks.units.progress import TerminalProgress
 from tests.tasks.stored_faces import publish
@@ -89,7 +89,7 @@ def test_all_stages_leave_checkpoints_curves_pictures_and_a_model(done: Path) ->
         assert [row["step"] for row in steps] == list(range(1, ONE[stage]["steps"] + 1))
         assert [row["step"] for row in validations] == [0, ONE[stage]["steps"]]
         assert all(0 < row["nme"] < 1 for row in validations)
-        sheet = np.asarray(Image.open(io.BytesIO(store.read(PICTURES.format(stage=stage)))))
+        sheet = np.asarray(Image.open(io.BytesIO(store.read(SHEETS.format(stage=stage)))))
         assert sheet[30:].std() > 10
     assert Image.open(io.BytesIO(store.read(CURVES))).width > 1000
     # E_c is frozen in the detail stage, so its landmarks stay; before, it learns.

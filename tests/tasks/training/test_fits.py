@@ -87,7 +87,7 @@ def test_a_face_is_fitted_once(world, flame, monkeypatch):
 
 
 def test_batches_carry_the_fits(world, flame):
-    plan, config = BatchPlan(subjects=3, pictures=2), DataConfig(threads=1)
+    plan, config = BatchPlan(subjects=3, images=2), DataConfig(threads=1)
     source = FittedSource(world, flame)
     batch = next(iter(Samples(source, plan, PLAIN, config)))
     assert batch.fits is not None

@@ -104,7 +104,7 @@ def test_checkpoints_are_pruned_and_judged(tmp_path: Path) -> None:
 
 
 def test_an_explosion_ends_the_run_with_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.training.stage.WILD_IN_A_ROW", 2)
+    monkeypatch.setattr("tasks.training.stage.DIVERGED_AFTER", 2)
     coarse = {"steps": 6, "subjects": 2, "images": 2, "lr": 1e30}
     with pytest.raises(TrainError, match=r"coarse diverges: 2 steps in a row without a finite .*landmark.*smaller lr"):
         train(tmp_path, coarse=coarse, clip_norm=None)
