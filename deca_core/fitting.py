@@ -1,6 +1,6 @@
-"""Landmark-only fitting: shape, expression, pose and camera of a picture from its 68 landmarks, without a network.
+"""Landmark-only fitting: shape, expression, pose and camera of an image from its 68 landmarks, without a network.
 
-It minimises, for each picture by itself, what the pretrain stage minimises over pictures: re-projection (eq. 5), eye
+It minimises, for each image by itself, what the pretrain stage minimises over images: re-projection (eq. 5), eye
 closure (eq. 6), and the priors E_beta and E_psi. Texture, light and detail are not seen by landmarks.
 """
 
@@ -57,7 +57,7 @@ def fit_landmarks(head: LandmarkHead, landmarks: Tensor | NDArray[Any], weights:
     A landmark of weight 0 is not looked at. weights: of the losses, by default the paper's pretrain stage. There the
     landmark loss is a mean over the batch and the priors are sums, so their balance depends on the batch; here it is
     that of a batch of one. Returns float32 codes on the landmarks' device: even light, all else of texture and detail
-    zero. A picture's codes depend on that picture alone. Raises FitError where the known landmarks of a face lie on
+    zero. An image's codes depend on that image alone. Raises FitError where the known landmarks of a face lie on
     one point, or are not finite.
 
     Start: the pose of a grid of yaws and pitches whose mean face comes nearest by a similarity of the plane. Then 20

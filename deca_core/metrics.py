@@ -214,7 +214,7 @@ class Spread:
 
 
 def pooled(distances: NDArray) -> Spread:
-    """The NoW figures: over all vertices of all pictures at once."""
+    """The NoW figures: over all vertices of all images at once."""
     values = np.asarray(distances, np.float64)
     if not len(values):
         return Spread(np.nan, np.nan, np.nan, 0)
@@ -307,7 +307,7 @@ def normal_error(a: NDArray, b: NDArray, mask: NDArray) -> float:
 
 
 def psnr(a: NDArray, b: NDArray, mask: NDArray) -> float:
-    """Peak signal-to-noise ratio of pictures (3,H,W) in [0, 1] over the pixels of a mask (H,W), decibels."""
+    """Peak signal-to-noise ratio of images (3,H,W) in [0, 1] over the pixels of a mask (H,W), decibels."""
     return float(-20 * np.log10(max(rms_difference(a.transpose(1, 2, 0), b.transpose(1, 2, 0), mask), 1e-10)))
 
 
@@ -320,15 +320,15 @@ def shape_points(shapes: NDArray, basis: NDArray) -> Float:
     return points - points.mean(axis=0)
 
 
-def shape_spread(shapes: NDArray, people: Sequence[str], basis: NDArray) -> tuple[float, float]:
-    """How far apart shapes of one person lie, and shapes of two people: (within, between), in the basis' unit.
+def shape_spread(shapes: NDArray, subjects: Sequence[str], basis: NDArray) -> tuple[float, float]:
+    """RMS distance of shapes of one subject, and of different subjects: (within, between), in the basis' unit.
 
-    shapes (N,K) codes, people (N,) who each is, basis (V,3,K). The distance of two shapes is the RMS over the vertices
-    of the neutral heads' difference; each answer is the RMS over all pairs of pictures of one person, or of different
-    people. NaN where there is no such pair.
+    shapes (N,K) codes, subjects (N,) names, basis (V,3,K). The distance of two shapes is the RMS over the vertices of
+    the neutral heads' difference; each result is the RMS over all pairs of images of one subject, or of different
+    subjects. NaN where there is no such pair.
     """
     points = shape_points(shapes, basis)
-    _, who, count = np.unique(np.asarray(people), return_inverse=True, return_counts=True)
+    _, who, count = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     own = np.zeros((len(count), points.shape[1]))
     np.add.at(own, who, points)
     square = np.zeros(len(count))

@@ -1,4 +1,4 @@
-"""DECA: encode a picture to codes, decode codes to a detailed head, render it, animate it (paper fig. 2 and 4)."""
+"""DECA: encode an image to codes, decode codes to a detailed head, render it, animate it (paper fig. 2 and 4)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class DECA(nn.Module):
         with _float32(codes.cam):
             visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
             normals = vertex_normals(out.vertices, self.faces)
-            colour, light, normal_picture, alpha, grid = render_surface(
+            colour, light, normal_image, alpha, grid = render_surface(
                 visible, self.faces, self.uv_corners, normals, self.albedo(codes), codes.light
             )
             detail = sample_uv(self._detail_normals(out, normals), grid) * alpha
@@ -148,11 +148,11 @@ class DECA(nn.Module):
                 images=colour * light,
                 albedo=colour,
                 shading=light,
-                normals=normal_picture,
+                normals=normal_image,
                 alpha=alpha,
                 detail_normals=detail,
                 detail_images=colour * shading(detail, codes.light),
-                shape=studio_shading(normal_picture) * alpha,
+                shape=studio_shading(normal_image) * alpha,
                 shaded_detail=studio_shading(detail) * alpha,
             )
 

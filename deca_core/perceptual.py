@@ -59,7 +59,7 @@ class VGG19(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Pictures (B,3,H,W), RGB in [0, 1], to features by layer; stage n has 1 / 2^(n-1) of the resolution."""
+        """Images (B,3,H,W), RGB in [0, 1], to features by layer; stage n has 1 / 2^(n-1) of the resolution."""
         images = full_precision(require_floats(images, self.name))
         x = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(DEVIATION)[:, None, None]
         wanted = {self._place[layer]: layer for layer in self.layers}

@@ -35,7 +35,7 @@ class Recognition(Protocol):
     name: str
 
     def features(self, images: Tensor) -> Tensor:
-        """Pictures (B,3,224,224), RGB in [0, 1], to features (B,D); differentiable with respect to the pictures."""
+        """Images (B,3,224,224), RGB in [0, 1], to features (B,D); differentiable with respect to the images."""
         ...
 
 
@@ -100,7 +100,7 @@ def load_vggface2(path: str | Path) -> VGGFace2:
 def random_recognition(seed: int = 0) -> VGGFace2:
     """A ResNet50 that has learned nothing, the same for the same seed: where the answer does not matter.
 
-    It compares colours and coarse structure, not people; its name says so.
+    It compares colours and coarse structure, not subjects; its name says so.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """A head that is rolled in the image plane: the networks see it upright, its codes are said in the crop as it lies.
 
 The release crops along the axes of the image, and its training turns nothing, so that weights know the roll of heads
-that people hold up. A crop turned with the face takes the rest away from them. What they answer is then said in the
+that subjects hold up. A crop turned with the face takes the rest away from them. What they answer is then said in the
 upright crop again, without an error of its own: under weak perspective, a turn of the image is a turn of the head about
 the optical axis, of the camera's shift and of the light.
 """

@@ -119,7 +119,7 @@ def source_camera(cam: Floats, transforms: Floats) -> Floats:
     """Cameras (T,3) of crops as (pixels per metre, x, y of the head's origin in source pixels), (T,3).
 
     transforms (T,2,3): upright, source pixels to pixels of the 224 crop. A projected point is linear in these three,
-    so that smoothing them smooths the head's path through the picture, whatever the crop did.
+    so that smoothing them smooths the head's path through the image, whatever the crop did.
     """
     scale = transforms[:, 0, 0]
     size = 112 * cam[:, 0] / scale
@@ -142,7 +142,7 @@ def crop_camera(seen: Floats, transforms: Floats) -> Floats:
 
 
 def smooth_codes(times: Floats, codes: Codes, transforms: Floats, lids: Eyelids, window: float = WINDOW) -> Codes:
-    """Codes of one person's consecutive frames with expression, pose, camera and light smoothed.
+    """Codes of one subject's consecutive frames with expression, pose, camera and light smoothed.
 
     times (T,) seconds, increasing; transforms (T,2,3) of the crops. Shape, albedo and detail stay as they are: a track
     has one of each. Pose is smoothed as axis-angle, carried on beyond 180 degrees where a head turns through them.

@@ -44,10 +44,10 @@ class UVAtlas(nn.Module):
         return out.view(batch, channels, self.size, self.size)
 
 
-def picture_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
-    """Pictures (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
+def image_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
+    """Images (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
 
-    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside a picture.
+    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside an image.
     """
     surface = atlas(torch.cat([projected[..., :2], torch.ones_like(projected[..., :1])], dim=-1))
     grid, covered = surface[:, :2].permute(0, 2, 3, 1), surface[:, 2:]

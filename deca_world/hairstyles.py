@@ -1,7 +1,7 @@
 """The families of hair, their natural colours, and how a style is drawn for somebody of some age and sex.
 
 A style is a family (a row of `FAMILIES`) and continuous parameters inside the family's ranges. The shares are chosen to
-look plausible and to be wide, so that people differ; they are no statistics of a population.
+look plausible and to be wide, so that subjects differ; they are no statistics of a population.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random streams: every random choice of the world is a pure function of (seed, what it is for, person, image)."""
+"""Random streams: every random choice of the world is a pure function of (seed, what it is for, subject, image)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class Stream(IntEnum):
     LOOKS = 12
 
 
-def stream(seed: int, purpose: Stream, person: int, image: int = 0) -> np.random.Generator:
+def stream(seed: int, purpose: Stream, subject: int, image: int = 0) -> np.random.Generator:
     """The generator of one purpose; the same numbers in any process and in any order of calls. All arguments >= 0."""
-    return np.random.default_rng(np.random.SeedSequence([seed, int(purpose), person, image]))
+    return np.random.default_rng(np.random.SeedSequence([seed, int(purpose), subject, image]))

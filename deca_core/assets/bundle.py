@@ -42,7 +42,7 @@ class AssetBundle:
     V vertices, F faces, U texture coordinates; lengths in metres; UV with u to the right and v up, both in [0, 1].
     """
 
-    name: str  # what it is, for people: "procedural-head", "FLAME 2020"
+    name: str  # what it is, for subjects: "procedural-head", "FLAME 2020"
     source: str  # where it comes from: generator version or the imported files
 
     # Geometry, eq. 1

@@ -29,7 +29,7 @@ Joint = Literal["root", "neck", "jaw", "left_eye", "right_eye"]
 JOINTS: tuple[Joint, ...] = get_args(Joint)
 INFLUENCES = 4  # joints that a vertex can hang on in a glTF file
 STILL = 1e-7  # metres: an offset below is left out
-REST = "expression_rest"  # the components that have no target of their own, as the picture has them
+REST = "expression_rest"  # the components that have no target of their own, as the image has them
 # Part of R - I -> its weight by the joint's quaternion, as extras of the file and in docs/export.md.
 CORRECTIVE_WEIGHTS = {
     "x": "2*w*x",

@@ -1,4 +1,4 @@
-"""Distance of codes from those that fit the picture's landmarks best."""
+"""Distance of codes from those that fit the image's landmarks best."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _similarities(points: Tensor) -> Tensor:
 def fit_distance(codes: Codes, fits: Tensor, shape_gram: Tensor, exp_gram: Tensor) -> Tensor:
     """How far the face moves between codes and fits (B,156), cm: root mean squares by shape, expression, pose, summed.
 
-    A loss on landmarks has hardly a slope along changes of the head that the picture does not show: a network that
+    A loss on landmarks has hardly a slope along changes of the head that the image does not show: a network that
     starts at the mean face puts there whatever reduces its error first. What fits the landmarks under the priors,
-    found for every picture by itself, settles it (fits as labels: Kolotouros et al. 2019, SPIN). Rows of `fits` that
+    found for every image by itself, settles it (fits as labels: Kolotouros et al. 2019, SPIN). Rows of `fits` that
     are NaN have no fit and do not count; 0 where none has.
     """
     known = fits.isfinite().all(1)

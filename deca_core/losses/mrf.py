@@ -1,4 +1,4 @@
-"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the picture finds a patch of the rendering that is its own."""
+"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the image finds a patch of the rendering that is its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BANDWIDTH = 0.5
 NEAREST = 1e-5  # added to the smallest distance before it divides
 # Square of the feature length below which a position has no direction: blank patches give 0, not 0 / 0.
 NO_LENGTH = 1e-8
-# Similarities held at a time (16 MiB of float32): a 64 x 64 feature map alone has 16.8 million per picture.
+# Similarities held at a time (16 MiB of float32): a 64 x 64 feature map alone has 16.8 million per image.
 CHUNK = 2**22
 
 
