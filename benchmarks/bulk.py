@@ -33,7 +33,7 @@ from deca_core.assets import procedural_head
 from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.detail import START
-from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_pictures
+from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_images
 from deca_world import Photograph, World
 from deca_world.lens import encode_jpeg
 from pipelines.reconstruct import reconstruct
@@ -61,7 +61,7 @@ SHARD = 1024  # faces
 
 def photographs(count: int) -> list[Photograph]:
     world = World(procedural_head())
-    people = [world.person(2**20, number) for number in range(count)]
+    people = [world.subject(2**20, number) for number in range(count)]
     return [world.photograph(person, world.shot(person, 0), SIZE) for person in people]
 
 
@@ -141,7 +141,7 @@ def _face(number: int, taken: Photograph) -> dict[str, Any]:
 def operations(model: DECA) -> float:
     """GFLOP of a picture through the three networks, as torch counts them: convolutions and matrix products."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.displacement(model.encode(smooth_pictures(1)))
+        model.displacement(model.encode(smooth_images(1)))
     return float(counter.get_total_flops()) / 1e9
 
 
@@ -161,7 +161,7 @@ def networks_alone(checkpoint: Path, options: argparse.Namespace, processes: int
 def _run_alone(checkpoint: Path, options: argparse.Namespace, ready: Any, rates: Any) -> None:
     torch.set_num_threads(1)
     model = load_checkpoint(checkpoint, bundle=procedural_head())
-    images = smooth_pictures(options.batch)
+    images = smooth_images(options.batch)
     frozen = Inference(model, options.precision, batch=options.batch if options.faces >= COMPILE_FROM["cpu"] else 0)
     frozen.displacement(frozen.codes(images))
     done = 0

@@ -224,7 +224,7 @@ class WorldSource:
 
     def _photograph(self, person: int, image: int) -> EncodedFace:
         if (person, image) not in self._made:
-            someone = self._world.person(self._seed, self._first + person)
+            someone = self._world.subject(self._seed, self._first + person)
             shot = self._world.shot(someone, image, WORLD_LIMITS)
             taken = self._world.photograph(someone, shot, WORLD_SIZE)
             name = f"world://{self._seed}/{self._first + person}/{image}"
