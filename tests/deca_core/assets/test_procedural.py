@@ -314,13 +314,13 @@ def test_contour_slides_smoothly_and_mirrors(head: AssetBundle) -> None:
     np.testing.assert_allclose(path, path[::-1, ::-1] * [-1, 1, 1], atol=0.3)
 
 
-# ---------------------------------------------------------------- subjects
+# ---------------------------------------------------------------- people
 
 
-def test_subjects_differ_and_none_is_broken(head: AssetBundle) -> None:
+def test_people_differ_and_none_is_broken(head: AssetBundle) -> None:
     rng = np.random.default_rng(123)
-    subjects = [head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100) for _ in range(24)]
-    points = np.stack([landmarks(head, vertices) for vertices in subjects]) / MM
+    people = [head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100) for _ in range(24)]
+    points = np.stack([landmarks(head, vertices) for vertices in people]) / MM
     eyes = points[:, 42:48].mean(1)[:, 0] - points[:, 36:42].mean(1)[:, 0]
     height = points[:, 27, 1] - points[:, 8, 1]
     mouth = points[:, 54, 0] - points[:, 48, 0]
@@ -329,26 +329,26 @@ def test_subjects_differ_and_none_is_broken(head: AssetBundle) -> None:
         assert measure.std() > 0.03 * measure.mean()
     skin = head.faces[(head.skin_weights[:, 3:].sum(1) < 0.5)[head.faces].all(1)]
     rest = normals(head.v_template, skin)
-    for vertices in subjects:
+    for vertices in people:
         assert ((normals(vertices, skin) * rest).sum(1) < 0).mean() < 0.004  # folded triangles
 
 
 def test_population_is_plausible(head: AssetBundle) -> None:
-    """A small run of `python -m benchmarks.head`: no crossings, dimensions of subjects, lids that close."""
-    subjects = Population(head, build_mesh(), samples=40, seed=3)
-    for name, pairs in subjects.intersections().items():
+    """A small run of `python -m benchmarks.head`: no crossings, dimensions of people, lids that close."""
+    people = Population(head, build_mesh(), samples=40, seed=3)
+    for name, pairs in people.intersections().items():
         assert (pairs > 0).sum() <= 1, name
-    assert subjects.out_of_bounds() == 0
-    for name, values in subjects.dimensions().items():
+    assert people.out_of_bounds() == 0
+    for name, values in people.dimensions().items():
         reference = REFERENCES[name]
         margin = WIDENED * reference.mean
         inside = (values > reference.band[0] - margin) & (values < reference.band[1] + margin)
         assert inside.mean() > 0.75, name
         assert values.mean() == pytest.approx(reference.mean, rel=0.13), name
-    assert subjects.eyeball_left_visible().max() < 0.02
-    assert subjects.lip_gap(0.0).max() < 1.0
-    assert subjects.lip_gap(5.0).min() > 5.0
-    assert subjects.lip_gap(20.0).min() > 25.0
+    assert people.eyeball_left_visible().max() < 0.02
+    assert people.lip_gap(0.0).max() < 1.0
+    assert people.lip_gap(5.0).min() > 5.0
+    assert people.lip_gap(20.0).min() > 25.0
 
 
 def test_crossing_pairs_finds_what_crosses_and_nothing_else() -> None:
@@ -365,7 +365,7 @@ def test_crossing_pairs_finds_what_crosses_and_nothing_else() -> None:
     assert len(crossing_pairs(vertices, faces)) == 0
 
 
-def test_lips_stay_closed_on_every_subject(head: AssetBundle) -> None:
+def test_lips_stay_closed_on_every_person(head: AssetBundle) -> None:
     """Nothing of mouth or teeth shows from the front at rest, whoever it is."""
     teeth_and_bag: NDArray[np.bool_] = head.uv[:, 1] < 0.125
     inner = np.asarray(teeth_and_bag[head.uv_faces].all(axis=1))
@@ -432,10 +432,10 @@ def test_albedo_is_skin(head: AssetBundle) -> None:
     rng = np.random.default_rng(5)
     tones = []
     for _ in range(40):
-        subject = mean + np.tensordot(rng.standard_normal(50).astype(np.float32), basis, 1)
-        skin = subject[:, head.face_mask > 0.5]
+        person = mean + np.tensordot(rng.standard_normal(50).astype(np.float32), basis, 1)
+        skin = person[:, head.face_mask > 0.5]
         assert ((skin < -0.02) | (skin > 1.05)).mean() < 0.1
-        tones.append(subject[cheek].mean())
+        tones.append(person[cheek].mean())
     assert max(tones) > 0.65
     assert min(tones) < 0.40
 
