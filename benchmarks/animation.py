@@ -24,9 +24,9 @@ from benchmarks.sheets import FACE_SCALE, PANEL, Studio
 from deca_core.assets import procedural_head
 from deca_core.codes import NUM_DETAIL, Codes
 from deca_core.detail import START, DetailDecoder
-from deca_world.person import Person
-from deca_world.person import person as sample_person
 from deca_world.scene import MOODS, sample_expression
+from deca_world.subject import Subject
+from deca_world.subject import subject as sample_person
 from deca_world.wrinkles import WrinkleModel
 from tasks.models.loading import GeometryModel
 from tasks.training.inputs import arithmetic
@@ -46,7 +46,7 @@ class Truth:
     def __init__(self, people: int, expressions: int, seed: int) -> None:
         self.bundle = procedural_head()
         self.model = WrinkleModel(self.bundle)
-        self.people: list[Person] = [sample_person(seed, index) for index in range(people)]
+        self.people: list[Subject] = [sample_person(seed, index) for index in range(people)]
         rng = np.random.default_rng(seed)
         drawn = [sample_expression(rng, self.bundle.expression_names) for _ in range(expressions)]
         self.exp = np.stack([exp for exp, _ in drawn])

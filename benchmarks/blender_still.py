@@ -19,7 +19,7 @@ from PIL import Image
 
 from deca_core.assets import procedural_head
 from deca_core.export import glb, rig_of, rigged_head
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from deca_world import Limits, World
 from tasks.models.loading import GeometryModel
 from tasks.models.outputs import head_of
@@ -90,13 +90,13 @@ def head() -> bytes:
     """A GLB file of the person, with true codes and wrinkles and the colours of the photograph."""
     bundle = procedural_head()
     model, world = GeometryModel(bundle), World(bundle)
-    someone = world.person(seed=SEED, index=PERSON)
+    someone = world.subject(seed=SEED, index=PERSON)
     limits = Limits(yaw=(0, 6), pitch=3, roll=2, scale=(6.4, 6.6), shift=0, occluders=False, lens=False)
     photograph = world.photograph(someone, world.shot(someone, image=PICTURE, limits=limits), size=768)
     picture = torch.from_numpy(photograph.image.transpose(2, 0, 1).copy())[None].float() / 255
     with torch.inference_mode():
         out = head_of(model, photograph.codes, torch.from_numpy(photograph.displacement)[None])
-        on_uv = picture_on_uv(model.atlas, out.projected, picture)
+        on_uv = image_on_uv(model.atlas, out.projected, picture)
     return glb(rig_of(bundle), rigged_head(model, photograph.codes, out, "person", on_uv))
 
 

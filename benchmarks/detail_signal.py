@@ -58,7 +58,7 @@ class Shots:
 def photographs(world: World, seed: int, people: range, images: int) -> Shots:
     """`images` photographs of each of the people."""
     pixels, codes, displacement = list[NDArray](), list[Codes](), list[NDArray]()
-    for person in (world.person(seed, index) for index in people):
+    for person in (world.subject(seed, index) for index in people):
         for image in range(images):
             taken = world.photograph(person, world.shot(person, image, WORLD_LIMITS), WORLD_SIZE)
             transform = crop_transform(square_from_landmarks(taken.landmarks, CROP / LANDMARK_MARGIN))
@@ -108,14 +108,9 @@ class Loss:
         surface, light = self._shaded(truth)
         _, flat = self._shaded(0 * truth)
         # Black and white of the sensor have no logarithm that tells of light.
-        lit = (
-            surface.visibility
-            * (surface.picture > 0.02)
-            * (surface.picture < 0.98)
-            * (torch.minimum(light, flat) > 0.05)
-        )
+        lit = surface.visibility * (surface.image > 0.02) * (surface.image < 0.98) * (torch.minimum(light, flat) > 0.05)
         change = torch.where(lit > 0.5, light / flat, 1).log()
-        rest = torch.where(lit > 0.5, surface.picture / (surface.albedo * light).clamp(min=0.01), 1).log()
+        rest = torch.where(lit > 0.5, surface.image / (surface.albedo * light).clamp(min=0.01), 1).log()
         count = (lit > 0.5).sum()
         return float((change.square().sum() / count).sqrt()), float((rest.square().sum() / count).sqrt())
 
@@ -123,7 +118,7 @@ class Loss:
         """z (B,1,256,256) metres, for the pictures `rows`; gain (1,3,256,256): a factor of everybody's albedo."""
         surface, light = self._shaded(z, rows)
         texture = face_patch(gain * surface.albedo * light * surface.visibility)
-        target = face_patch(surface.picture * surface.visibility)
+        target = face_patch(surface.image * surface.visibility)
         return self.step.weights.photometric * photometric(target, texture, torch.ones_like(texture[:, :1]))
 
 

@@ -28,7 +28,7 @@ from deca_core import DECA, Codes
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.detail import MAX_DISPLACEMENT, NUM_CONDITION
-from deca_core.inference import Inference, smooth_pictures
+from deca_core.inference import Inference, smooth_images
 from schemas.parquet import fixed_array, fixed_field, fixed_values, write_table
 from schemas.reconstruct import Output, quantise, reconstruction_schema
 from tasks.models import outputs
@@ -104,7 +104,7 @@ def layouts(model: DECA, count: int) -> dict[str, Row]:
 
 def sizes(model: DECA, count: int) -> dict[str, tuple[float, float]]:
     """(bytes a face, ms a face to compute and write) of every output, from the model's answers to random pictures."""
-    inference, images = Inference(model), smooth_pictures(count)
+    inference, images = Inference(model), smooth_images(count)
     codes = inference.codes(images)
     maps = inference.displacement(codes)
     limit = MAX_DISPLACEMENT + float(model.fixed_displacement.abs().max())

@@ -51,7 +51,7 @@ def world_batch(bundle: AssetBundle, people: int, images: int, seed: int = 0) ->
     world = World(bundle)
     shots: list[Photograph] = []
     for index in range(people):
-        person = world.person(seed, index)
+        person = world.subject(seed, index)
         shots += [world.photograph(person, world.shot(person, image)) for image in range(images)]
     points = torch.from_numpy(np.stack([shot.landmarks for shot in shots])) * (2 / 224) - 1
     return FaceBatch(

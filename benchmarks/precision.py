@@ -31,7 +31,7 @@ def photographs(model: DECA, count: int) -> Tensor:
     world = World(model.bundle)
     crops = []
     for number in range(count):
-        person = world.person(SEED, number)
+        person = world.subject(SEED, number)
         taken = world.photograph(person, world.shot(person, 0), 384)
         crops.append(warp(taken.image, crop_transform(square_from_landmarks(taken.landmarks))))
     return torch.from_numpy(np.stack(crops))

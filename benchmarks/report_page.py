@@ -105,7 +105,7 @@ def numbers(name: str) -> tuple[int, int]:
 
 def photograph_of(world: World, person: int, picture: int) -> Any:
     """The photograph of a person, with its truth; the same every time."""
-    someone = world.person(SEED, person)
+    someone = world.subject(SEED, person)
     return world.photograph(someone, world.shot(someone, picture, LIMITS), SIZE)
 
 

@@ -45,7 +45,7 @@ def turned(degrees: float) -> NDArray[np.float64]:
 
 def photographs(world: World, count: int) -> list[Photograph]:
     """One of each of `count` people, within 40 degrees of yaw."""
-    people = [world.person(SEED, number) for number in range(count)]
+    people = [world.subject(SEED, number) for number in range(count)]
     return [world.photograph(one, world.shot(one, 0, Limits(yaw=(0, 40))), SIZE) for one in people]
 
 

@@ -28,7 +28,7 @@ MEAN_RADIUS = 1.2533  # of a normal point in the plane, in standard deviations
 def landmarks_and_shapes(world: World, flame: FLAME, seed: int, people: range) -> tuple[Tensor, Tensor]:
     """Landmarks (N,68,2) in boxes of side 2, and shapes (N,100)."""
     points, shapes = list[Tensor](), list[Tensor]()
-    for person in (world.person(seed, index) for index in people):
+    for person in (world.subject(seed, index) for index in people):
         shots = [world.shot(person, image) for image in range(IMAGES)]
         shape = torch.from_numpy(person.shape).expand(IMAGES, -1)
         exp = torch.stack([torch.from_numpy(shot.exp) for shot in shots])

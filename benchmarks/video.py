@@ -70,7 +70,7 @@ def performance(time: float, names: tuple[str, ...]) -> tuple[NDArray, float, ND
 def film(folder: Path, seed: int, index: int, size: int) -> tuple[Path, Codes, Floats]:
     """(the clip, its true codes, the times)."""
     world = World(procedural_head())
-    person = world.person(seed, index)
+    person = world.subject(seed, index)
     still = world.shot(person, 0, Limits(yaw=(0, 5), occluders=False))
     lens = dataclasses.replace(still.lens, blur=0.3, shrink=1.0, noise=0.01)
     times = np.arange(round(RATE * SECONDS)) / RATE

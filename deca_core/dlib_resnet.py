@@ -1,7 +1,7 @@
 """The residual network of dlib's face recognition (D. King 2017): 29 convolutions, trained on three million faces.
 
-All of it judges identity (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders, which then
-know faces of real subjects before they have seen an image of the run, as the paper's begin with a trained ResNet50.
+The whole network is the identity loss's (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders:
+a start from weights trained on real faces, as the paper starts from a trained ResNet50.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class DlibResNet(nn.Module):
 class DlibBackbone(nn.Module):
     """Images (B,3,224,224), RGB in [0, 1], to features (B,1440): 40 channels at 6x6 places of the image.
 
-    Not averaged over the image, unlike a ResNet50's: where landmarks lie is what the encoder has to find.
+    Not averaged over the image, unlike a ResNet50's: the encoder needs the positions of landmarks.
     """
 
     features = CHANNELS * PLACES**2

@@ -1,7 +1,7 @@
 """Landmark-only fitting: shape, expression, pose and camera of an image from its 68 landmarks, without a network.
 
 It minimises, for each image by itself, what the pretrain stage minimises over images: re-projection (eq. 5), eye
-closure (eq. 6), and the priors E_beta and E_psi. Texture, light and detail are not seen by landmarks.
+closure (eq. 6), and the priors E_beta and E_psi. Landmarks do not determine texture, light and detail.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NO_EXTENT = 1e-4  # known landmarks closer together than this (a hundredth of a 
 
 
 class FitError(DecaError, ValueError):
-    """Landmarks that tell nothing of a head's place and size."""
+    """Landmarks that do not determine the position and size of a head."""
 
 
 def fittable(landmarks: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def fittable(landmarks: Tensor) -> Tensor:
 def fit_landmarks(head: LandmarkHead, landmarks: Tensor | NDArray[Any], weights: CoarseWeights | None = None) -> Codes:
     """Codes of faces from landmarks alone: (B,68,2) or (B,68,3), x, y in [-1, 1] of the crop and a weight.
 
-    A landmark of weight 0 is not looked at. weights: of the losses, by default the paper's pretrain stage. There the
+    Landmarks of weight 0 are ignored. weights: of the losses, by default the paper's pretrain stage. There the
     landmark loss is a mean over the batch and the priors are sums, so their balance depends on the batch; here it is
     that of a batch of one. Returns float32 codes on the landmarks' device: even light, all else of texture and detail
     zero. An image's codes depend on that image alone. Raises FitError where the known landmarks of a face lie on
@@ -217,7 +217,7 @@ def _check(points: Tensor, known: Tensor) -> None:
     if bad.any():
         raise FitError(
             f"face {int(bad.nonzero()[0, 0])} of {len(bad)}: its {int((known[bad][0] > 0).sum())} known landmarks lie "
-            "on one point or are not finite, so they do not tell where a head is. Leave the face out"
+            "on one point or are not finite, so they do not determine a head. Leave the face out"
         )
 
 
@@ -302,7 +302,7 @@ def _loss(goal: _Goal, state: _State, residual: Tensor) -> Tensor:
 
 
 def _step(goal: _Goal, state: _State, residual: Tensor, slope: Tensor, kink: float, damping: Tensor) -> Tensor:
-    """The damped Gauss-Newton step (B,159) on squares that touch every absolute value where it stands."""
+    """The damped Gauss-Newton step (B,159) on squares that touch every absolute value at its current residual."""
     weighted = (goal.force / residual.abs().clamp(min=kink))[..., None] * slope
     normal = weighted.mT @ slope
     gradient = (weighted.mT @ residual[..., None])[..., 0]

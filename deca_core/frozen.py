@@ -1,4 +1,4 @@
-"""E_c, E_d and F_d made ready for inference: norms folded, doublings taken into convolutions, graphs compiled.
+"""E_c, E_d and F_d prepared for inference: norms and upsampling folded into convolutions, graphs compiled.
 
 Batch norms are folded into their neighbours in float32, so that a half precision rounds each weight once; images go
 through in channels_last.
@@ -69,7 +69,7 @@ def traced(network: nn.Module, example: Tensor) -> Network:
 def fold_norms(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are folded into the convolutions right before them.
 
-    A network whose forward depends on its data cannot be looked through: its copy keeps its norms.
+    A network whose forward depends on its data cannot be traced: its copy keeps its norms.
     """
     network = copy.deepcopy(network).eval()
     try:

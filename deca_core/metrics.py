@@ -1,4 +1,4 @@
-"""How good a reconstruction is: the NoW protocol against a scan, and figures against a truth that is fully known.
+"""Reconstruction errors: the NoW protocol against a scan, and errors against a fully known ground truth.
 
 Source of the protocol: Sanyal et al. 2019 (RingNet, the NoW benchmark), used by the paper in section 6.2. Lengths are
 millimetres wherever a name or a docstring does not say otherwise; the geometry is float64.
@@ -26,7 +26,7 @@ Float = NDArray[np.float64]
 SEVEN = (19, 22, 25, 28, 16, 31, 37)
 EYE_CORNERS_68 = (36, 45)  # the outer ones
 UNITS = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
-EYE_SPAN = (50.0, 200.0)  # millimetres between outer eye corners: what tells the unit of a scan
+EYE_SPAN = (50.0, 200.0)  # millimetres between outer eye corners: from which the unit of a scan is inferred
 STEPS, DAMPING, TOLERANCE = 60, 1e-4, 1e-8  # of the refinement; it ends when the error falls by less than this share
 
 
@@ -105,7 +105,7 @@ class Surface:
 
 
 def to_millimetres(landmarks: NDArray, unit: str = "auto") -> float:
-    """Millimetres in a unit of a scan, told by the distance of its outer eye corners (some 90 mm) unless declared.
+    """Millimetres per unit of a scan, inferred from the distance of its outer eye corners (some 90 mm) unless declared.
 
     landmarks (7,3) in the order of SEVEN. Raises MetricError where no unit gives a human face.
     """

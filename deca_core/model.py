@@ -86,7 +86,7 @@ class DECA(nn.Module):
 
         uint8 is divided by 255; arrays, lists of images, (H,W,3) and other float types are taken as well: see
         `deca_core.images.as_batch`. Raises ImageError for what is not finite, out of range, or of another size.
-        validate=False takes a float tensor of the model's own type as it is, unseen: for loops that made it themselves.
+        validate=False skips all checks: for loops that built a float tensor of the model's own dtype themselves.
         """
         if validate:
             images = as_batch(images, like=next(self.E_flame.parameters()))
@@ -95,7 +95,7 @@ class DECA(nn.Module):
     def decode(self, codes: Codes, *, validate: bool = True) -> Reconstruction:
         """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9).
 
-        Raises CodesError for codes that are not finite, which validate=False does not look for.
+        Raises CodesError for codes that are not finite; validate=False skips this check.
         """
         if validate:
             codes.check()
@@ -136,7 +136,9 @@ class DECA(nn.Module):
     def render(self, codes: Codes, out: Reconstruction, size: int = IMAGE_SIZE, backend: Backend = "auto") -> Rendering:
         """Images of the heads, size x size, seen as in the crop that the codes came from. Raises CodesError."""
         if len(codes) != len(out.vertices):
-            raise CodesError(f"render: {len(codes)} codes and {len(out.vertices)} heads. Give what decode made of them")
+            raise CodesError(
+                f"render: {len(codes)} codes and {len(out.vertices)} heads. Pass the result of decode of these codes"
+            )
         with _float32(codes.cam):
             visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
             normals = vertex_normals(out.vertices, self.faces)
@@ -162,7 +164,7 @@ class DECA(nn.Module):
         return Codes.animate(source, driver)
 
     def _mean_face(self) -> Tensor:
-        """Coarse codes (236,) of the mean head as it lies in an inference crop, evenly lit: where learning starts."""
+        """Coarse codes (236,) of the mean head, placed as in an inference crop, evenly lit: the start of training."""
         home = self.flame.v_template.device
         prior = Codes.zeros(device=home)
         points = self.flame(prior.shape, prior.exp, prior.pose).landmarks2d[0, :, :2]
@@ -175,5 +177,5 @@ class DECA(nn.Module):
 
 
 def _float32(like: Tensor) -> torch.autocast:
-    """Geometry and light keep their precision inside somebody's autocast."""
+    """Context without autocast, in which geometry and light keep float32."""
     return torch.autocast(like.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""VGG19 features for ID-MRF (eq. 13): frozen, and no deeper than the layers that are asked for."""
+"""VGG19 features for ID-MRF (eq. 13): frozen, and no deeper than the requested layers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def load_vgg19(path: str | Path, layers: Iterable[str]) -> VGG19:
 
 
 def random_vgg19(layers: Iterable[str], seed: int = 0) -> VGG19:
-    """A VGG19 that has learned nothing, the same for the same seed: for machines without weights."""
+    """An untrained VGG19, the same for the same seed: for machines without weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VGG19(layers, f"random-vgg19-seed{seed}")

@@ -66,7 +66,7 @@ class Fragments:
 
 
 def _image(place: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Image in which a flattened position lies."""
+    """Index of the image of a flattened position."""
     return place // (shape[1] * shape[2])
 
 

@@ -34,7 +34,7 @@ class FaceBatch:
     """Images of faces and their labels, in the frame of the 224 px crop.
 
     images (B,3,224,224) RGB in [0, 1]; landmarks (B,68,3): x, y in [-1, 1] and a weight; masks (B,1,224,224) in [0, 1],
-    the visible skin of the face; subjects (B,) int64. A subject's K = images_per_subject images lie side by side.
+    the visible skin of the face; subjects (B,) int64. A subject's K = images_per_subject images are adjacent.
     fits (B,156): shape, expression and pose that fit the landmarks, NaN where there is none; None without any.
     """
 
@@ -222,7 +222,7 @@ class DetailStep(nn.Module):
         return _total(terms)
 
     def _surface(self, batch: FaceBatch, codes: Codes) -> CoarseSurface:
-        """What E_c says about the UV map, and the image warped to it."""
+        """The coarse reconstruction of E_c and the image, warped to the UV map."""
         model = self.model
         vertices = model.flame(codes.shape, codes.exp, codes.pose).vertices
         projected = project(vertices, codes.cam)[..., :2]
@@ -300,14 +300,14 @@ def _shown(batch: FaceBatch, weights: CoarseWeights | DetailWeights) -> Tensor:
 
 
 def _swap_order(batch: FaceBatch, generator: torch.Generator | None) -> Tensor | None:
-    """Whose code every image gets in the second half of the batch; None where there is no second half."""
+    """Index of the code that every image receives in the swapped half of the batch; None without that half."""
     if generator is None or batch.images_per_subject == 1:
         return None
     return losses.swap_order(len(batch), batch.images_per_subject, generator).to(batch.images.device)
 
 
 def _tiled(value: Tensor, codes: Codes) -> Tensor:
-    """The batch's tensor once more for its second half, where the codes have one."""
+    """The batch's tensor, repeated for the swapped half where the codes have one."""
     return value if len(value) == len(codes) else torch.cat([value, value])
 
 

@@ -1,4 +1,4 @@
-"""The UV atlas: which face and which point on it every texel shows. It is fixed, so it is computed once."""
+"""The UV atlas: face and barycentric point of every texel. Fixed per bundle, so it is computed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UVAtlas(nn.Module):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
     def forward(self, attributes: Tensor) -> Tensor:
-        """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where no face lies."""
+        """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where there is no face."""
         batch, _, channels = attributes.shape
         rows = attributes.transpose(1, 2).flatten(0, 1)  # (B C, V): whole rows of texels at a time
         values = rows.index_select(1, self.triangles.T.flatten()).unflatten(1, (3, -1))

@@ -73,7 +73,7 @@ PATTERNS = {"plain": 0.62, "stripes": 0.16, "pinstripes": 0.08, "check": 0.14}
 
 @dataclass(frozen=True)
 class Clothing:
-    """What somebody wears; colours sRGB, lengths in metres."""
+    """Clothes of a subject; colours sRGB, lengths in metres."""
 
     neckline: str
     front: float  # row of the sheet where fabric begins

@@ -141,7 +141,7 @@ class Looks:
 
 
 def sample_looks(rng: Generator, age_sex: tuple[float, float], hair: Colour) -> Looks:
-    """Looks of somebody of (age, sex) in standard deviations, positive older and male, with this colour of hair."""
+    """Looks for (age, sex) in standard deviations, positive older and male, and this colour of hair."""
     age, sex = age_sex
     male = sex > MALE
     return Looks(

@@ -1,4 +1,4 @@
-"""The embedded world: photographs of procedural subjects with everything known about them."""
+"""Photographs of procedural subjects with their ground truth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from deca_world.wrinkles import WrinkleModel
 
 Float = NDArray[np.float32]
 
-KEPT_SUBJECTS = 8  # whose hair, albedo and occlusion stay in memory
+KEPT_SUBJECTS = 8  # subjects whose hair, albedo and occlusion stay in memory
 FACE_SKIN = 0.5  # share of a pixel that must be visible face skin for the mask
 
 
@@ -61,7 +61,7 @@ class Photograph:
 
 @dataclass(frozen=True, eq=False)
 class _Sitter:
-    """What stays the same in all images of a subject."""
+    """What is constant over all images of a subject."""
 
     shaped: Float  # (V, 3) at rest, no expression
     albedo: Float  # (3, T, T)

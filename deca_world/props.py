@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Colour = tuple[float, float, float]
 
-DEFAULT_SKIN: Colour = (0.70, 0.53, 0.44)  # sRGB, where nobody says what skin the sitter has
+DEFAULT_SKIN: Colour = (0.70, 0.53, 0.44)  # sRGB, where the skin colour is not given
 ROOT, HEAD = 0, 1  # joints: FLAME's neck joint carries the skull
 
 # The frame's grid: azimuth from behind over the subject's right (-90), the face (0) and left (90) to behind again.

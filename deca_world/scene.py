@@ -1,4 +1,4 @@
-"""What happens in one photograph: expression, pose, light, framing, background, occluders, lens."""
+"""Settings of one photograph: expression, pose, light, framing, background, occluders, lens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limits:
-    """What an evaluation may restrict. Angles in degrees; pairs are (smallest, largest)."""
+    """Ranges of the random settings. Angles in degrees; pairs are (smallest, largest)."""
 
     yaw: tuple[float, float] = (0.0, 60.0)  # of |yaw|; left and right are equally likely
     pitch: float = 20.0

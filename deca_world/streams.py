@@ -1,4 +1,4 @@
-"""Random streams: every random choice of the world is a pure function of (seed, what it is for, subject, image)."""
+"""Random streams: every random choice of the world is a pure function of (seed, purpose, subject, image)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What random numbers are for: a new choice in one stream leaves the others as they are."""
+    """Purpose of random numbers: a new choice in one stream leaves the others unchanged."""
 
     SHAPE = 1
     TEX = 2

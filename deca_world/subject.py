@@ -1,4 +1,4 @@
-"""Subjects: who is photographed. Everything about a subject is a pure function of (seed, index)."""
+"""Subjects: identities of the world. Everything about a subject is a pure function of (seed, index)."""
 
 from __future__ import annotations
 

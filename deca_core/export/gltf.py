@@ -115,7 +115,7 @@ def rigged_head(
 ) -> RiggedHead:
     """One decoded face with its maps; image (1,3,256,256): the photograph on the UV map.
 
-    Codes and maps are copied off the graph and the device that they lie on. Raises ExportError for several faces.
+    Codes and maps are detached and copied to the CPU. Raises ExportError for several faces.
     """
     only_head(len(codes), None, "rigged_head")
     shape, exp, pose = (value[0].detach().cpu().numpy() for value in (codes.shape, codes.exp, codes.pose))
@@ -185,7 +185,7 @@ def glb(rig: Rig, head: RiggedHead, animation: Animation | None = None, sparse: 
 
 
 def _drivers(rig: Rig) -> dict[str, dict[str, str]]:
-    """What turns with which joint, and how far, for whoever builds drivers."""
+    """Joint and angle of every corrective shape, for programs that drive them."""
     return {one.name: {"joint": one.joint, "weight": CORRECTIVE_WEIGHTS[one.part]} for one in rig.correctives}
 
 
@@ -199,7 +199,7 @@ class _Buffers:
     data: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
-    # Where the zeros lie that sparse morph targets change; None: targets name every vertex.
+    # Buffer view of the zeros that sparse morph targets change; None: targets are dense.
     zeros: int | None = None
 
     def view(self, data: bytes, target: int | None = None) -> int:

@@ -86,7 +86,7 @@ class Rig:
         return np.asarray(bundle.v_template + bundle.shape_basis @ shape, np.float32)
 
     def pivots(self, rest: Float) -> NDArray[np.float64]:
-        """Where the joints of a neutral head lie, (5,3) metres."""
+        """Joint positions of a neutral head, (5,3) metres."""
         return np.asarray(self.bundle.joint_regressor.astype(np.float64) @ rest)
 
     def remainder(self, exp: Float) -> Float:

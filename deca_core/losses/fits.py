@@ -1,4 +1,4 @@
-"""Distance of codes from those that fit the image's landmarks best."""
+"""Distance of codes from a fit to the image's landmarks."""
 
 from __future__ import annotations
 

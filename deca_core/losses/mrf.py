@@ -1,4 +1,4 @@
-"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the image finds a patch of the rendering that is its own."""
+"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the image has its own nearest patch of the rendering."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def _directions(features: Tensor) -> Tensor:
 
 
 class _Recomputed(torch.autograd.Function):
-    """`_best_similarity` that keeps its inputs alone; its matrices are made again when the slope is asked for.
+    """`_best_similarity` that saves only its inputs and recomputes its matrices in the backward pass.
 
-    What torch.utils.checkpoint does, without the compiler that this loads at its first call (10 s).
+    Like torch.utils.checkpoint, without the compiler that it loads at its first call (10 s).
     """
 
     @staticmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 RecipeName = Literal["paper", "release"]
-# Losses that are sums over the batch; the others are means. Who averages gradients over parts of a batch must know.
+# Losses that are sums over the batch; the others are means. Gradient accumulation depends on it.
 SUMMED = ("shape", "exp", "tex", "mrf", "symmetry")
 
 
@@ -19,7 +19,7 @@ class CoarseWeights:
     # Not among the paper's losses; the release has it at 0.5 and closes mouths better.
     lip_distance: float = 0.0
     photometric: float = 2.0
-    # Identity carries shape that landmarks cannot show; a small share, because it pulls at details of the image too.
+    # Identity carries shape that landmarks cannot show; a small share, because it also reacts to details of the image.
     identity: float = 0.2
     # Sums over the batch: their share grows with the batch, as in the release.
     shape: float = 1e-4
@@ -84,5 +84,5 @@ def recipe(name: RecipeName) -> Recipe:
 
 
 def pretraining(coarse: CoarseWeights) -> CoarseWeights:
-    """The stage before: what landmarks alone can teach. Nothing is rendered, and one image a subject is enough."""
+    """Weights of the pretrain stage: landmark losses and priors; nothing is rendered, one image a subject is enough."""
     return replace(coarse, photometric=0.0, identity=0.0, tex=0.0, light=0.0, shape_consistency=False)
