@@ -51,7 +51,7 @@ class Motion:
 
     @property
     def components(self) -> int:
-        """How many leading expression components are ever used."""
+        """Number of leading expression components that are used at any time."""
         used = np.flatnonzero(np.abs(self.exp).max(axis=0) > 1e-6)
         return int(used[-1]) + 1 if len(used) else 0
 

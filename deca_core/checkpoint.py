@@ -150,7 +150,7 @@ def import_released(path: str | Path, folder: str | Path, bundle: AssetBundle | 
 
 
 def _other_codes(weights: dict[str, Any]) -> str:
-    """What to add to an error where the encoder was trained with other numbers of components."""
+    """Note for the error where the encoder was trained with other numbers of components, else an empty string."""
     codes = getattr(weights.get("E_flame.layers.2.weight"), "shape", (NUM_COARSE,))[0]
     if codes == NUM_COARSE:
         return ""

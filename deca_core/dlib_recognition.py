@@ -72,7 +72,7 @@ def load_dlib(path: str | Path | None = None) -> DlibRecognition:
 
 
 def _packaged() -> Path:
-    """Where the package keeps the file. It is not imported: its code needs pkg_resources, which is gone."""
+    """Path of the file in the package, which is not imported: its code needs pkg_resources, which is gone."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise RecognitionError(
@@ -191,12 +191,12 @@ class _Reader:
         self.state()
 
     def rates(self) -> None:
-        """How fast weights and offsets learnt and decayed."""
+        """Learning rates and weight decays of weights and offsets."""
         for _ in range(4):
             self.real()
 
     def state(self) -> None:
-        """What follows every layer, left from training: three flags and three tensors, which are empty."""
+        """Training state after every layer: three flags and three empty tensors."""
         self._bytes(3)
         for _ in range(3):
             self.tensor(0)

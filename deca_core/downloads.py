@@ -28,7 +28,7 @@ def check_download(path: str | Path, error: type[Exception], expected: str = "",
 
 
 def wrong_content(path: str | Path, text: bool = False) -> str | None:
-    """What a file holds that is not what its name says, and the next step; None where nothing speaks against it."""
+    """Description of a file's unexpected content, and the next step; None where the first bytes look as expected."""
     source = Path(path)
     size = source.stat().st_size
     with source.open("rb") as file:
@@ -39,7 +39,7 @@ def wrong_content(path: str | Path, text: bool = False) -> str | None:
 
 
 def read_tensors(path: str | Path, error: type[Exception]) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors, numbers, text and containers. Nothing in the file is executed.
+    """Content of a `torch.save` file, on the CPU: tensors, numbers, text and containers. Nothing in it is executed.
 
     Raises `error` for anything else, without torch's advice to execute it.
     """

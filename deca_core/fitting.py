@@ -168,7 +168,7 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What is to be met: points (B,68,2), y up, with their share of the centre, known (B,68), rows summing to 1.
+    """The targets: points (B,68,2), y up, with their share of the centre, known (B,68), rows summing to 1.
 
     gaps (B,7): distances of the pairs of lids and lips; force (B,136+7): weight of every absolute value of the loss;
     prior (150,): weight of code^2 / 2.
@@ -266,7 +266,7 @@ def _about(axis: int, angle: Tensor) -> Tensor:
 
 
 def _linearised(head: LandmarkHead, goal: _Goal, state: _State) -> tuple[Tensor, Tensor]:
-    """What the loss takes absolute values of (B,136+7), and its slope along a step (B,136+7,159)."""
+    """Residuals of the loss (B,136+7) and their Jacobian along a step (B,136+7,159)."""
     whole, moving = head.visible(state.rotation)
     at_rest = torch.eye(3).to(state.jaw)
     opened, front = state.jaw - at_rest, state.rotation[:, :2]  # (B, 3, 3), (B, 2, 3)

@@ -63,7 +63,7 @@ def check_range(values: Tensor, name: str) -> None:
 
 
 def pixels_of(image: NDArray[Any], name: str) -> float:
-    """What an image array (H,W,C) is to be divided by: 255 for uint8, 1 for floats and bool. Raises ImageError.
+    """Divisor of an image array (H,W,C): 255 for uint8, 1 for floats and bool. Raises ImageError.
 
     `check_range` checks whether floats are in [0, 1], where they are read.
     """

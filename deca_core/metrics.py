@@ -248,7 +248,7 @@ def interocular_error(target: Tensor, points: Tensor) -> Tensor:
 
 
 def lid_error(target: Tensor, points: Tensor) -> Tensor:
-    """How far the gaps between upper and lower lids are off: mean over the four pairs of eq. 6, over the distance of
+    """Error of the gaps between upper and lower lids: mean over the four pairs of eq. 6, over the distance of
     the true outer eye corners, (B,68,2) each -> (B,)."""
     upper, lower = (list(side) for side in zip(*EYELIDS, strict=True))
     gaps, true = ((face[:, upper] - face[:, lower]).norm(dim=-1) for face in (points, target))

@@ -116,7 +116,7 @@ class DECA(nn.Module):
         return self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1)).to(codes.detail.dtype)
 
     def displacement(self, codes: Codes) -> Tensor:
-        """What is exported: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
+        """The exported displacement: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
         return self.detail(codes) + self.fixed_displacement
 
     def albedo(self, codes: Codes) -> Tensor:

@@ -30,7 +30,7 @@ class RecognitionError(DecaError):
 
 
 class Recognition(Protocol):
-    """What the identity loss needs: a name for logs and checkpoints, and features that faces are compared by."""
+    """A face recognition network for the identity loss: a name for logs and checkpoints, and features."""
 
     name: str
 

@@ -41,7 +41,7 @@ class Fragments:
 
     @property
     def alpha(self) -> Tensor:
-        """Where something is seen: (B,1,H,W), 0 or 1, without gradient."""
+        """Mask of the visible pixels: (B,1,H,W), 0 or 1, without gradient."""
         return self._paint(torch.ones_like(self.bary[:1].detach()))
 
     def vertex_attributes(self, attributes: Tensor, faces: Tensor) -> Tensor:

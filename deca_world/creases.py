@@ -1,4 +1,4 @@
-"""Where creases lie: lines in frontal view, mm, on a face's landmarks, with personal number, place and depth."""
+"""Lines of creases in frontal view, mm, on a face's landmarks, with number, place and depth of each subject."""
 
 from __future__ import annotations
 

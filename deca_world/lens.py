@@ -15,7 +15,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Lens:
-    """How the image was taken and kept."""
+    """Camera and compression of one photograph."""
 
     blur: float  # Gaussian, pixels of a 224-pixel image
     shrink: float  # the image was stored at this share of its size and enlarged again; 1: not

@@ -1,4 +1,4 @@
-"""What hides part of a face: glasses, locks of hair over the forehead, a hand at the cheek, a microphone.
+"""Occluders of a face: glasses, locks of hair over the forehead, a hand at the cheek, a microphone.
 
 An `Occluder` is a kind and a seed: everything else about it is drawn from the seed inside the ranges below, so that it
 stays small in a description of a photograph and the same in every process.

@@ -1,4 +1,4 @@
-"""What a photograph shows beside the head: a `Prop` is a small textured mesh in the head's rest space.
+"""Props beside the head: a `Prop` is a small textured mesh in the head's rest space.
 
 Hair, clothes and occluders are built on the shaped head, so they fit every identity, and carry FLAME's skin weights, so
 that the renderer poses them with the head's own joint transforms. The bundle never contains any of them.

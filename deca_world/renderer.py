@@ -103,7 +103,7 @@ def normals_of(vertices: Float, faces: NDArray[np.int32]) -> Float:
 
 
 def occlusion(assembly: Assembly, vertices: Float) -> Float:
-    """How much of the surroundings each vertex sees, (N,) in [0, 1], cosine-weighted over its hemisphere.
+    """Ambient visibility of each vertex, (N,) in [0, 1], cosine-weighted over its hemisphere.
 
     vertices (N,3) of the resting head with its props. Light from below counts less: rooms and bodies are darker there.
     """

@@ -106,7 +106,7 @@ def shot(subject: Subject, image: int, names: tuple[str, ...], limits: Limits | 
 
 
 def _occluders(subject: Subject, image: int) -> tuple[Occluder, ...]:
-    """What hides part of the face here: the subject's glasses, now and then off, and what chance brings."""
+    """Occluders of this photograph: the subject's glasses, sometimes off, and random others."""
     rng = stream(subject.seed, Stream.OCCLUDERS, subject.index, image)
     worn = subject.glasses if rng.uniform() < GLASSES_WORN else None
     found = sample_occluders(rng)

@@ -105,7 +105,7 @@ class WrinkleModel:
         return out.reshape(UV_SIZE, UV_SIZE)
 
     def activation(self, pattern: Pattern, exp: Float, jaw: Float) -> tuple[Float, Float]:
-        """How deep every group is folded on the left and on the right side, each (G,), 0 smooth .. about 1.5."""
+        """Fold depth of every group on the left and on the right side, each (G,), 0 smooth .. about 1.5."""
         opening = np.clip(jaw[0] / FULL_JAW, 0.0, 1.0)
         sides = []
         for drivers in self._drivers:

@@ -30,7 +30,7 @@ def procedural_head() -> AssetBundle:
 
 
 def cache_folder() -> Path:
-    """Where this version's head is kept; need not exist."""
+    """Cache folder of this version's head; need not exist."""
     return cache_root() / f"procedural-head-{generator_version()}"
 
 

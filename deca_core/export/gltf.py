@@ -41,7 +41,7 @@ MESH_NODE, FIRST_JOINT = 0, 1  # nodes
 
 @dataclass(frozen=True, eq=False)
 class RiggedHead:
-    """What is one head's own: codes of numpy arrays, and its images.
+    """One head: codes as numpy arrays, and its images.
 
     shape (100,), exp (50,), pose (6,) axis-angle of head and jaw, as in `Codes`; base_colour a JPEG or PNG and normals
     a PNG, tangent space, of the UV map. extras: whatever a reader should know, as JSON.

@@ -60,7 +60,7 @@ def texture(model: DECA, codes: Codes, head: Reconstruction, image: Tensor | Non
 
 @torch.inference_mode()
 def shown(model: DECA, codes: Codes, head: Reconstruction) -> Tensor:
-    """How far to trust the image at every texel, (B,1,256,256) in [0, 1].
+    """Weight of the image at every texel, (B,1,256,256) in [0, 1].
 
     1 where the skin of the face looks at the camera, is inside the crop and nothing lies before it; soft borders.
     """

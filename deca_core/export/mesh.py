@@ -23,7 +23,7 @@ Int = NDArray[np.int64]
 
 
 class ExportError(DecaError, ValueError):
-    """What no file is made of: several heads where one is meant, or values that are not finite."""
+    """Invalid input of an export: several heads where one is expected, or values that are not finite."""
 
 
 def only_head(count: int, index: int | None, name: str) -> int:

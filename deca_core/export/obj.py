@@ -105,7 +105,7 @@ def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def npz_arrays(mesh: Mesh, dense: Mesh | None, displacement: Float, codes: Mapping[str, Float]) -> dict[str, Any]:
-    """What an NPZ file of a head holds: coarse mesh, dense mesh where asked for, displacement (256,256), codes.
+    """Arrays of a head's NPZ file: coarse mesh, dense mesh where asked for, displacement (256,256), codes.
 
     Raises ExportError for what is not finite.
     """

@@ -55,13 +55,13 @@ class Corrective:
 
     @property
     def name(self) -> str:
-        """Of the target: pose_jaw_x."""
+        """Name of the morph target: pose_jaw_x."""
         return f"pose_{self.joint}_{self.part}"
 
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """What all heads over a bundle share. V vertices, S split vertices, K targets.
+    """Arrays shared by all heads over a bundle. V vertices, S split vertices, K targets.
 
     joints (S,4) and weights (S,4): influences of each split vertex, weights summing to 1; offsets (K,V,3) metres at
     weight 1, of `names`: expression components, then correctives.
@@ -77,7 +77,7 @@ class Rig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all targets, in order."""
+        """Names of all targets, in order."""
         return (*self.expressions, *(one.name for one in self.correctives))
 
     def rest(self, shape: Float) -> Float:
