@@ -123,7 +123,7 @@ def wrinkles(studio: Studio) -> list[list[Picture]]:
     world, names = World(studio.bundle), studio.bundle.expression_names
     rows: list[list[Picture]] = []
     for index in (0, 3, 4, 7):
-        someone = world.person(2, index)
+        someone = world.subject(2, index)
         flat, bumpy = [], []
         for name in (None, "brow_raise", "smile", "brow_lower", "nose_wrinkle", "cheek_raise"):
             exp = np.zeros(50, np.float32)
@@ -139,7 +139,7 @@ def wrinkles(studio: Studio) -> list[list[Picture]]:
 def photographs(studio: Studio) -> list[list[Picture]]:
     """Six people, seven photographs of each."""
     world = World(studio.bundle)
-    people = [world.person(3, index) for index in range(6)]
+    people = [world.subject(3, index) for index in range(6)]
     return [
         [world.photograph(someone, world.shot(someone, image), PANEL).image for image in range(7)] for someone in people
     ]

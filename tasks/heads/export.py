@@ -30,7 +30,7 @@ from deca_core.export.gltf import RiggedHead
 from deca_core.export.maps import jpeg, png_of_displacement, png_of_normals, tangent_normals, texture
 from deca_core.export.mesh import Mesh, coarse_mesh, dense_mesh
 from deca_core.export.obj import mtl, npz, npz_arrays, obj, ply, vertex_colours
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from schemas.export import ExportConfig, exports_schema
 from schemas.ledger import Item, Quarantined, Stage, StoredFile
 from schemas.parquet import fixed_values
@@ -158,7 +158,7 @@ class ExportWorker:
             return DecodedHead(codes, out, _stored_texture(row))
         if crop is None:
             return DecodedHead(codes, out, None)
-        return DecodedHead(codes, out, picture_on_uv(self.model.atlas, out.projected, torch.from_numpy(crop)[None]))
+        return DecodedHead(codes, out, image_on_uv(self.model.atlas, out.projected, torch.from_numpy(crop)[None]))
 
     def _displacement(self, row: pa.Table, codes: Codes) -> Tensor:
         """Displacement (1,256,256) in metres: the stored map (16 bits), else that of F_d."""

@@ -121,7 +121,7 @@ class WorldBenchmark:
             moved = Codes.animate(codes, found[driver])
             animated = moved, method.detail(moved)[0, 0].numpy()
         predicted = Prediction(codes, method.detail(codes)[0, 0].numpy(), animated)
-        person = self.truth.person(truth.identity)
+        person = self.truth.subject(truth.identity)
         figures = self.figures.measure(crop, predicted, truth, person, None if driver is None else self._known[driver])
         return {"face_id": truth.face_id, "identity_id": truth.identity, **figures}
 

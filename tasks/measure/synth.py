@@ -58,7 +58,7 @@ class SynthWorker:
         batches = []
         for item in items:
             identity, picture = _numbers(item)
-            person = self.world.person(self.config.seed, identity)
+            person = self.world.subject(self.config.seed, identity)
             shot = self.world.shot(person, picture, self.limits)
             photograph = self.world.photograph(person, shot, self.config.size)
             jpeg, name = photograph.jpeg(), self._name(identity, picture)

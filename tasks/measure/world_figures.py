@@ -35,7 +35,7 @@ from deca_core.metrics import (
 from deca_core.raster import rasterize
 from deca_core.render import sample_uv, vertex_normals
 from deca_core.training import FACING
-from deca_world import Person, WrinkleModel
+from deca_world import Subject, WrinkleModel
 from tasks.measure.methods import FaceCrop
 from tasks.measure.world_truth import TrueFace
 
@@ -68,7 +68,7 @@ class WorldFigures:
 
     @torch.inference_mode()
     def measure(
-        self, crop: FaceCrop, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace | None
+        self, crop: FaceCrop, predicted: Prediction, truth: TrueFace, person: Subject, driver: TrueFace | None
     ) -> dict[str, float | NDArray | None]:
         """Return every figure by column. A figure without a value (the correlation of a flat map) is None."""
         out = self.model.decode(predicted.codes)
@@ -129,7 +129,7 @@ class WorldFigures:
         shown = (sample_uv(skin, grid) > 0.5) & (normals[:, 2:] > FACING)  # as training sees it
         return self.mask & ~shown[0, 0].numpy()
 
-    def _transfer(self, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace) -> dict[str, float]:
+    def _transfer(self, predicted: Prediction, truth: TrueFace, person: Subject, driver: TrueFace) -> dict[str, float]:
         """Return the transfer figures: this head under the driver's expression, against the world's ground truth."""
         assert predicted.animated is not None
         codes, z = predicted.animated

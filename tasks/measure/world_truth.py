@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deca_core.codes import NUM_DETAIL, Codes
 from deca_core.errors import DecaError
-from deca_world import Person, person
+from deca_world import Subject, subject
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from tasks.measure.synth import PHOTOS, TRUTH
@@ -90,9 +90,9 @@ class WorldTruth:
         """Seed of the world."""
         return int(self.plan.record.source.rpartition("/")[2])
 
-    def person(self, identity: str) -> Person:
+    def subject(self, identity: str) -> Subject:
         """Return the parameters of an identity of this world."""
-        return person(self.seed, int(identity))
+        return subject(self.seed, int(identity))
 
     def driver(self, index: int) -> int | None:
         """Return the index of the image whose expression drives image `index`: of the next subject; None if alone."""

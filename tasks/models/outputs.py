@@ -16,7 +16,7 @@ from deca_core import DECA, Codes, Reconstruction
 from deca_core.camera import IMAGE_SIZE, project
 from deca_core.export import glb, rig_of
 from deca_core.export.gltf import rigged_head
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from schemas.reconstruct import VERTEX_LIMIT, Output, quantise
 
 JPEG_QUALITY = 90  # of textures and previews
@@ -61,7 +61,7 @@ def columns_of_head(
         normals = (model.detail_normals(head) + 1) * 127.5
         columns["normals"] = normals.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     if NEED_IMAGES & set(outputs):
-        on_uv = picture_on_uv(model.atlas, head.projected, images)
+        on_uv = image_on_uv(model.atlas, head.projected, images)
     if "texture" in outputs:
         columns["texture"] = as_jpegs(on_uv)
     if "mesh" in outputs:
@@ -78,7 +78,7 @@ def as_glbs(model: DECA, codes: Codes, head: Reconstruction, on_uv: Tensor) -> l
     for place in range(len(codes)):
         one = slice(place, place + 1)
         out = Reconstruction(**{name: value[one] for name, value in vars(head).items()})
-        made.append(glb(rig, rigged_head(model, codes[one], out, picture=on_uv[one])))
+        made.append(glb(rig, rigged_head(model, codes[one], out, image=on_uv[one])))
     return made
 
 

@@ -32,7 +32,7 @@ from deca_core.assets import AssetBundle
 from deca_core.errors import DecaError
 from deca_core.export.grid import split_of
 from deca_core.export.maps import texture
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from tasks.draw.panels import to_bytes
 from tasks.reports.gallery import Shown, data_uri
 
@@ -172,5 +172,5 @@ def _skin(model: DECA, face: Shown) -> Image.Image:
     assert face.head is not None
     image = None
     if face.crop is not None:
-        image = picture_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
+        image = image_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
     return Image.fromarray(to_bytes(texture(model, face.codes, face.head, image)[0].numpy()))

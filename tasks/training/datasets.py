@@ -224,7 +224,7 @@ class WorldSource:
 
     def _photograph(self, number: int, image: int) -> EncodedFace:
         if (number, image) not in self._made:
-            subject = self._world.person(self._seed, self._first + number)
+            subject = self._world.subject(self._seed, self._first + number)
             shot = self._world.shot(subject, image, WORLD_LIMITS)
             taken = self._world.photograph(subject, shot, WORLD_SIZE)
             name = f"world://{self._seed}/{self._first + number}/{image}"

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from deca_core.detail import DetailDecoder
 from deca_core.encoder import Encoder
 from deca_core.frozen import DoubledConv, FrozenDecoder, TapConv, compiled, fold_norms, traced
-from deca_core.inference import smooth_pictures
+from deca_core.inference import smooth_images
 
 SMALL = "mobilenet_v3_small"
 
@@ -35,7 +35,7 @@ def test_folding_changes_no_answer(backbone):
     stir(network.eval())
     folded = fold_norms(network)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == (backbone == "norm first")
-    images = smooth_pictures(1)
+    images = smooth_images(1)
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
 
 

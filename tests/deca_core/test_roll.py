@@ -46,9 +46,9 @@ def model() -> DECA:
 @pytest.fixture(scope="module")
 def photographs(model):
     world = World(model.bundle)
-    people = [world.person(2**20, number) for number in range(3)]
+    subjects = [world.subject(2**20, number) for number in range(3)]
     limits = Limits(yaw=(0, 35), occluders=False)
-    return [world.photograph(one, world.shot(one, 0, limits), SIZE) for one in people]
+    return [world.photograph(one, world.shot(one, 0, limits), SIZE) for one in subjects]
 
 
 def test_roll_is_that_of_the_image(photographs):

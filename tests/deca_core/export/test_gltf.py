@@ -251,7 +251,7 @@ def test_several_heads_in_one_file_are_refused(model, codes, heads):
     for several in (
         lambda: head_glb(model, codes),
         lambda: head_glb(model, codes[:0]),
-        lambda: head_glb(model, codes[:1], picture=torch.rand(2, 3, 224, 224)),
+        lambda: head_glb(model, codes[:1], image=torch.rand(2, 3, 224, 224)),
         lambda: rigged_head(model, codes, out),
     ):
         with pytest.raises(ExportError, match=r"[0-9] heads, a file holds one"):
@@ -263,10 +263,10 @@ def test_codes_straight_from_the_networks_and_images_of_any_kind(model):
     crop = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
     codes = model.encode(crop)
     assert codes.exp.requires_grad
-    made = head_glb(model, codes, picture=crop)
-    assert made == head_glb(model, codes, picture=crop.float() / 255)
+    made = head_glb(model, codes, image=crop)
+    assert made == head_glb(model, codes, image=crop.float() / 255)
     with pytest.raises(ImageError, match="divide by 255"):
-        head_glb(model, codes, picture=crop.float())
+        head_glb(model, codes, image=crop.float())
 
 
 def test_what_is_not_finite_is_refused(model, codes):

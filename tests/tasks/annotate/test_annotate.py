@@ -72,7 +72,7 @@ def archive(tmp_path_factory) -> Archive:
     folder = tmp_path_factory.mktemp("world")
     world, truth, turns = World(procedural_head()), {}, {}
     for index in range(4):
-        someone = world.person(seed=5, index=index)
+        someone = world.subject(seed=5, index=index)
         shot = world.shot(someone, 0, Limits(yaw=(0, 30)))
         photograph = world.photograph(someone, shot, SIZE)
         name = f"{index}.jpg"

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from deca_core.assets import procedural_head
 from deca_core.flame import FLAME, rotation_matrix
 from deca_world import Limits
-from deca_world.person import person
 from deca_world.scene import shot as sample_shot
+from deca_world.subject import subject
 from tasks.annotate.quality import head_turn, measure, sharpness
 from tests.tasks.annotate.annotators.test_skin import drawn_face
 
@@ -26,7 +26,7 @@ def turned() -> tuple[np.ndarray, np.ndarray]:
     flame, points, truth = FLAME(bundle), [], []
     for index in range(30):
         yaw = -60 + 120 * index / 29
-        someone = person(seed=3, index=index)
+        someone = subject(seed=3, index=index)
         limits = Limits(yaw=(abs(yaw), abs(yaw)), occluders=False)
         shots = (sample_shot(someone, image, bundle.expression_names, limits) for image in range(20))
         shot = next(shot for shot in shots if np.sign(shot.head[1]) == np.sign(yaw))

@@ -251,7 +251,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photograph as it was taken, turned by 45 degrees and upside down, with its landmarks beside each."""
     folder = tmp_path_factory.mktemp("rolled")
     world = World(procedural_head())
-    someone = world.person(2**20, 1)
+    someone = world.subject(2**20, 1)
     taken = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0, 20), occluders=False)), 384)
     (folder / "photos").mkdir()
     for degrees in TURNS:

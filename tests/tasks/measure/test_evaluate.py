@@ -96,7 +96,7 @@ class Truthful:
 
     def detail(self, codes: Codes) -> Tensor:
         """What the world gives whoever has this shape."""
-        people = [self.truth.person(identity) for identity in sorted(set(self.truth.identities))]
+        people = [self.truth.subject(identity) for identity in sorted(set(self.truth.identities))]
         out = []
         for row in range(len(codes)):
             own = min(people, key=lambda person: float(np.abs(person.shape - codes.shape[row].numpy()).sum()))
