@@ -39,17 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 ENGINES = {"ray_cluster", "prefect_harness"}  # fixtures that start Ray or Prefect
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`: all that Ray or Prefect serves first and in one worker, others by module."""
-    modules = {item.path for item in items if ENGINES & set(getattr(item, "fixturenames", ()))}
-    modules |= {
-        item.path for item in items if item.get_closest_marker("engines") or item.path.parent.name == "pipelines"
-    }
+    """Group tests for `--dist loadgroup`: those that need Ray or Prefect, first; the others by module."""
+    engines = {item.path for item in items if _needs_engines(item)}
     for item in items:
-        item.add_marker(
-            pytest.mark.xdist_group("engines" if item.path in modules else str(item.path.relative_to(ROOT)))
-        )
-    items.sort(key=lambda item: item.path not in modules)
+        group = "engines" if item.path in engines else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in engines)
+
+
+def _needs_engines(item: pytest.Item) -> bool:
+    asked = not ENGINES.isdisjoint(getattr(item, "fixturenames", ()))
+    return asked or item.get_closest_marker("engines") is not None or item.path.parent.name == "pipelines"
 
 
 @pytest.fixture(scope="session")
