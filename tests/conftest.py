@@ -54,8 +54,15 @@ def group_of(module: str) -> str:
     return "engines" if path.parent == ROOT / "pipelines" or ENGINES.search(path.read_text()) else module
 
 
+SLOW = {ROOT / name for name in ("benchmarks", "chaos", "device")}  # every test below is marked slow
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the largest group first: it takes about half of the time."""
+    """Mark the slow folders and put the largest group first: it takes about half of the time."""
+    for item in items:
+        if not SLOW.isdisjoint(item.path.parents):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: group_of(item.nodeid.partition("::")[0]) != "engines")
 
 

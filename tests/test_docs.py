@@ -190,6 +190,7 @@ def test_no_word_about_columns_that_there_are_not():
 # --- commands that run ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     from deca_core.assets import procedural_head
     from deca_world import Limits, World

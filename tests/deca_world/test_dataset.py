@@ -20,6 +20,7 @@ def first_of(samples: list) -> object:
     return samples[0]
 
 
+@pytest.mark.slow
 def test_workers_share_the_pictures_without_overlap(world):
     alone = {(s.person, s.image): s.photograph.image for s in dataset(world)}
     assert list(alone) == [(person, image) for person in range(PEOPLE) for image in range(IMAGES)]

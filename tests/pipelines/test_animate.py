@@ -111,6 +111,7 @@ def glb_json(path: Path) -> dict:
     return json.loads(data[20 : 20 + length])
 
 
+@pytest.mark.slow
 def test_a_film_drives_a_photograph_at_its_own_times(place):
     animate(config(place, "driven", identity=[str(place / "photo.jpg")], expression=[str(place / "heads")]))
     rows, track = table(place, "driven"), read_tracks(str(place / "heads"))
@@ -123,6 +124,7 @@ def test_a_film_drives_a_photograph_at_its_own_times(place):
     assert np.allclose(fixed_values(table(place, "direct"), "exp"), fixed_values(rows, "exp"), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_heads_with_all_motions_go_on_where_they_stopped(place):
     (place / "motions.csv").write_text(
         f"expression\nblink\n{place}/wall.jpg\njaw-open\nheads/#nobody\n{place}/talk.json\nno-such-motion\n"
@@ -161,6 +163,7 @@ def test_all_heads_with_all_motions_go_on_where_they_stopped(place):
         animate(pairs.model_copy(update={"fps": 6.0}))
 
 
+@pytest.mark.slow
 def test_the_prefect_flow_on_ray_gives_the_same(place, prefect_harness, ray_cluster):
     from pipelines import flows
 
@@ -194,6 +197,7 @@ def test_single_faces_as_frames(place):
     assert np.array_equal(fixed_values(table(place, "stills"), "exp"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("identity", "expression", "error", "words"),
     [
