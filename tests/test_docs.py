@@ -210,6 +210,7 @@ def test_dataset_pages_are_those_of_the_schemas(tmp_path):
 # --- commands that run ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     from deca_core.assets import procedural_head
     from deca_world import Limits, World

@@ -165,6 +165,7 @@ COMES: dict[str, Callable[[Names, str, str], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=relative)
 def test_the_blocks_of_a_page_run(
     page: Path,

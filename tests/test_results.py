@@ -213,6 +213,7 @@ def record_of(flow: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", RESULT_VERSIONS)
 def test_rows_mean_what_their_version_says(flow: str) -> None:
     golden, now = json.loads((GOLDEN / f"{flow}.json").read_text()), record_of(flow)

@@ -81,6 +81,7 @@ def test_taps_are_the_convolution():
     torch.testing.assert_close(TapConv(conv)(x), conv(x)[:, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("dtype", "metres"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-5)])
 def test_the_frozen_decoder_is_the_decoder(dtype, metres):

@@ -49,6 +49,7 @@ def test_float32_answers_as_the_model(shipped, faces):
     assert (maps - shipped.displacement(expected)[:, 0]).abs().max() < 1e-8  # metres
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_default_stays_within_the_limits(shipped, faces):
     """1 % of the codes, 0.1 mm, 5 um: of whatever `auto` takes here, on faces that it has not seen."""
@@ -58,6 +59,7 @@ def test_the_default_stays_within_the_limits(shipped, faces):
     assert found.within(LIMITS), found
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
     """The small weights come to 0.1 mm and more: the posed head turns with the last bits of its pose. mixed leaves E_c
@@ -72,6 +74,7 @@ def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
     assert found.displacement_um < LIMITS.displacement_um
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("backbone", [SMALL, "dlib"])
 def test_half_precision_knows_every_kind_of_backbone(backbone):
@@ -84,6 +87,7 @@ def test_half_precision_knows_every_kind_of_backbone(backbone):
         assert (half - exact).norm() < 0.03 * exact.norm()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("precision", "batch"), [("mixed", 2), ("fp32", 4)])  # F_d takes two of either
 def test_compiled_networks_answer_any_number_of_faces(shipped, faces, monkeypatch, precision, batch):
@@ -113,6 +117,7 @@ def test_without_a_compiler_the_networks_run_all_the_same(shipped, faces, monkey
     assert inference.codes(faces).shape.shape == (3, 100)
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_is(shipped):
     before = {name: value.clone() for name, value in shipped.state_dict().items()}
     Inference(shipped, "bf16")

@@ -83,6 +83,7 @@ def test_wrong_image_size_is_named(model):
         model.encode(torch.zeros(1, 3, 100, 100))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encode_takes_what_has_one_meaning_and_no_more(model, codes):
     """uint8 used to move vertices by 21 mm, 0-255 floats by 338, and nothing said so."""

@@ -154,6 +154,7 @@ def test_triton_asks_for_a_gpu():
         rasterize(torch.zeros(1, 3, 3), torch.tensor([[0, 1, 2]]), 8, 8, "triton")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [75, 90])
 def test_the_triton_kernel_compiles_for_gpus(capability, tmp_path, monkeypatch):

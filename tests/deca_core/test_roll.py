@@ -137,6 +137,7 @@ def test_what_cannot_be_said_in_another_crop(model):
     assert not torch.equal(found.pose[1], codes.pose[1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_turned_photograph_is_the_same_head_turned(model, photographs):
     """Vertices of the turned photograph, projected into it, against the upright one's, turned."""

@@ -168,6 +168,7 @@ def test_facing_texels(golden):
     np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["vertex_normals"][..., 2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_can_be_fitted(model, shots):
     """From the mean face in even light, a few steps on the codes of one subject take much of the coarse loss away."""
     batch = shots[0]
@@ -251,6 +252,7 @@ def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
     assert all(parameter.grad is not None for parameter in model.D_detail.parameters())
 
 
+@pytest.mark.slow
 def test_the_true_displacement_explains_the_image_better_than_its_opposite():
     """In crops of the world's photographs under their true codes, which frame the landmarks as the crop does."""
     model = DECA(procedural_head(), "dlib")

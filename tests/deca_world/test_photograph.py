@@ -45,6 +45,7 @@ print(digest(take(World(procedural_head()))))
 """
 
 
+@pytest.mark.slow
 def test_another_process_and_another_order_give_the_same_bytes(world):
     take(world, subject=9)
     here = digest(take(world))

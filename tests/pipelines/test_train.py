@@ -106,6 +106,7 @@ def test_the_same_run_again_does_nothing(done: Path) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_what_a_pruning_left_goes_with_the_next_run(tmp_path: Path) -> None:
     """As after a listing that was older than the last checkpoints; how many are kept may change from run to run."""
     settings = {**QUICK, "pretrain": OFF, "detail": OFF, "checkpoint_every": 1}
@@ -158,6 +159,7 @@ def test_a_driver_that_is_killed_between_stages_goes_on(done: Path, tmp_path: Pa
     assert status_report(str(tmp_path)).complete
 
 
+@pytest.mark.slow
 def test_faces_of_an_ingest_at_the_version_the_run_began_with(tmp_path: Path) -> None:
     faces, dest = tmp_path / "people" / "faces", tmp_path / "trained"
     publish(str(faces), [3] * 4)
@@ -179,6 +181,7 @@ def test_a_source_without_faces_is_refused_before_any_work(tmp_path: Path) -> No
     assert not (tmp_path / "trained" / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_reconstruct_uses_the_trained_model(done: Path, photos: Path, tmp_path: Path) -> None:
     config = ReconstructConfig.model_validate(
         {"source": str(photos), "dest": str(tmp_path), "checkpoint": str(done / MODEL), "ray": {"workers": 0}}

@@ -326,6 +326,7 @@ def in_blender(path: Path, folder: Path, **request: Any) -> dict[str, Any]:
     return json.loads((folder / "answer.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [0, 4], ids=["dense", "sparse"])
 def test_blender_poses_it_as_our_layer_does(model, codes, files, file, tmp_path):
     keys = {"smile": 1.0, "pose_jaw_x": float(np.sin(ANGLE))}
@@ -342,6 +343,7 @@ def test_blender_poses_it_as_our_layer_does(model, codes, files, file, tmp_path)
     assert error < 0.1
 
 
+@pytest.mark.slow
 def test_blender_drivers_set_the_correctives(model, codes, files, tmp_path):
     """docs/export/drivers.py, run in Blender: turning the bone about any axis is enough."""
     turn = [ANGLE, 0.1, -0.05]
@@ -352,6 +354,7 @@ def test_blender_drivers_set_the_correctives(model, codes, files, tmp_path):
     assert error < 0.1
 
 
+@pytest.mark.slow
 def test_blender_plays_the_clip(model, codes, files, tmp_path):
     found = in_blender(files[3], tmp_path)
     assert len(found["actions"]) == 2  # bones and shape keys

@@ -207,6 +207,7 @@ def test_outputs_that_make_no_sense_are_refused(changes, message):
         config("a", "b", **changes)
 
 
+@pytest.mark.slow
 def test_the_batch_size_of_a_plan_stays(faces, tmp_path):
     """Without one in the config it is a CPU's when the plan is made, and the plan's from then on."""
     assert prepare(config(faces, tmp_path / "out", batch_size=None)).batch_size == 8
@@ -216,6 +217,7 @@ def test_the_batch_size_of_a_plan_stays(faces, tmp_path):
     assert (again.units_run, again.batch_size, again.workers) == (0, 3, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_precision_is_measured_on_a_worker(faces, tmp_path, monkeypatch):
     """Not on the machine that plans, which may have another device."""
@@ -227,6 +229,7 @@ def test_the_precision_is_measured_on_a_worker(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     """A second run, on a machine that would choose otherwise, resumes with the plan's choice."""
     import pipelines.reconstruct as flow
@@ -270,6 +273,7 @@ def of_photographs(folder: Path, dest: str, **changes: Any) -> ReconstructConfig
     return config(folder / "photos", folder / dest, outputs=outputs, annotate={"provider": "sidecar"}, **changes)
 
 
+@pytest.mark.slow
 def test_a_rolled_photograph_keeps_its_roll(rolled):
     """Recorded pose, landmarks in source pixels, vertices and texture are those of the photograph as it lies."""
     reconstruct(of_photographs(rolled, "out"))
@@ -302,6 +306,7 @@ def test_upright_faces_are_the_same_bytes(rolled):
     assert np.linalg.norm(lost, axis=1).mean() > 8
 
 
+@pytest.mark.slow
 def test_a_plan_older_than_the_setting_turns_nothing(rolled, tmp_path):
     """It keeps its setting: run again, extended by a rolled photograph, and resumed."""
     (tmp_path / "photos").mkdir()

@@ -221,6 +221,7 @@ def test_an_error_where_nothing_is_seen_is_hidden(judged):
     assert row["displacement_mm"] == pytest.approx(np.sqrt(share), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, compare={"other": checkpoint}))
     output = worker.process(units[0])
@@ -237,6 +238,7 @@ def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, t
     assert (fixed_values(table, "shape")[2] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_fit_to_the_true_landmarks_beats_the_mean_face(judged, archive, checkpoint, bundle, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint))
     worker.methods = worker.methods[1:]
@@ -264,6 +266,7 @@ def test_baselines_are_chosen(archive, checkpoint, tmp_path):
         config(archive, tmp_path, checkpoint, compare={FIT_METHOD: checkpoint})
 
 
+@pytest.mark.slow
 def test_figures_pool_vertices_and_tell_subjects_apart(judged, bundle):
     worker, units = judged
     worker.methods = [Truthful(worker)]
@@ -323,6 +326,7 @@ def test_codes_that_are_not_finite_cost_the_image_with_all_methods(judged):
     assert output.table["face_id"].to_pylist() == ["000000-001"] * 2
 
 
+@pytest.mark.slow
 def test_an_annotators_landmarks_choose_the_crop_and_are_fitted(archive, checkpoint, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, landmarks="annotator"))
     quarantine: list = []

@@ -124,6 +124,7 @@ def test_order_of_the_faces_does_not_matter() -> None:
     assert partition(labels) == partition(run(vectors))
 
 
+@pytest.mark.slow
 def test_the_graph_of_large_archives_finds_what_the_exhaustive_search_does(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = people([5] * 400, seed=4, between=0.6)
     exact = run(vectors)
@@ -133,6 +134,7 @@ def test_the_graph_of_large_archives_finds_what_the_exhaustive_search_does(monke
     assert (graph == run(vectors)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [100, 100_000])
 def test_threads_do_not_matter(exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT", exact)

@@ -103,6 +103,7 @@ def test_duckdb(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     assert sum(count for _, count in counts) == len(truth)
 
 
+@pytest.mark.slow
 def test_pandas(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     import pandas
 
@@ -115,6 +116,7 @@ def test_pandas(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
         assert np.float32(row.sharpness) == np.float32(expected["sharpness"])
 
 
+@pytest.mark.slow
 def test_pyarrow_datasets(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     data = pyarrow.dataset.dataset(shards, format="parquet")
     assert data.schema.equals(faces_schema(EMBEDDING))
@@ -123,6 +125,7 @@ def test_pyarrow_datasets(shards: list[str], truth: dict[str, dict[str, Any]]) -
     assert found == [row]
 
 
+@pytest.mark.slow
 def test_ray_data(shards: list[str], truth: dict[str, dict[str, Any]], ray_cluster: None) -> None:
     import ray
 

@@ -200,12 +200,14 @@ def positions(browser: Browser) -> np.ndarray:
     return np.array(browser.evaluate("deca.positions()")).reshape(-1, 3)
 
 
+@pytest.mark.slow
 def test_page_opens_without_a_complaint_and_loads_nothing(browser):
     assert browser.evaluate("deca.failed") is None
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
 
 
+@pytest.mark.slow
 def test_heads_are_flames_as_reconstructed(browser, archive):
     for row in (1, 0):
         browser.evaluate(f"document.querySelectorAll('#heads button')[{row}].click()")
@@ -213,6 +215,7 @@ def test_heads_are_flames_as_reconstructed(browser, archive):
         assert away.max() < STEP
 
 
+@pytest.mark.slow
 def test_slider_moves_the_vertices_as_flame_does(browser, archive):
     browser.evaluate(
         "document.querySelectorAll('#heads button')[0].click(), document.getElementById('slider1').focus()"
@@ -229,6 +232,7 @@ def test_slider_moves_the_vertices_as_flame_does(browser, archive):
     assert browser.errors == []
 
 
+@pytest.mark.slow
 def test_jaw_opens_as_flame_does(browser, archive):
     browser.evaluate("document.getElementById('neutral').click(), document.getElementById('slider0').focus()")
     assert np.abs(positions(browser) - flame(archive, 0, None, 0.0, own=False)).max() < STEP
@@ -242,6 +246,7 @@ def test_jaw_opens_as_flame_does(browser, archive):
     assert np.abs(positions(browser) - flame(archive, 0, {0: 1.0}, 0.3, own=False)).max() < STEP
 
 
+@pytest.mark.slow
 def test_the_head_is_seen_and_turns(browser):
     browser.evaluate("document.getElementById('own').click(), scrollTo(0, 0)")
     picture = browser.picture("#canvas").astype(int)
@@ -256,6 +261,7 @@ def test_the_head_is_seen_and_turns(browser):
     assert (np.abs(turned - picture).max(axis=2) > 30).mean() > 0.02
 
 
+@pytest.mark.slow
 def test_surfaces(browser):
     clay = browser.picture("#canvas").astype(int)
     browser.evaluate("document.getElementById('relief').click()")
@@ -270,6 +276,7 @@ def test_surfaces(browser):
     assert browser.errors == []
 
 
+@pytest.mark.slow
 def test_play_moves_and_stops(browser):
     browser.evaluate("document.getElementById('play').click()")
     browser.wait("deca.state().jaw > 0.05")
@@ -291,6 +298,7 @@ def kinds(tmp_path_factory) -> dict[str, Plan]:
     return {name: load_plan(make_heads(folder, dest=str(folder / name), **own)) for name, own in changes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["image", "68 landmarks", "detail"])]
 )
@@ -303,6 +311,7 @@ def test_whatever_rows_hold_is_shown(kinds, kind, titles):
     assert [note[:26] for note in written.notes] == (["The dataset holds no codes"] if kind == "pictures" else [])
 
 
+@pytest.mark.slow
 def test_maps_of_files_are_those_that_the_checkpoint_makes(kinds):
     maps = []
     for plan in (kinds["codes"], kinds["files"]):

@@ -181,6 +181,7 @@ def test_position_of_other_data_or_settings_is_refused(faces: str) -> None:
         samples_of(faces, seed=3).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_dataloader_workers_keep_the_order(faces: str) -> None:
     straight = list(samples_of(faces))
     samples = samples_of(faces, SMALL.model_copy(update={"threads": 1}))
@@ -192,6 +193,7 @@ def test_dataloader_workers_keep_the_order(faces: str) -> None:
 # --- few images, heavy identities -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_few_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish(str(tmp_path), [1, 2, 3, 6, 4], shards=2)
     with caplog.at_level(logging.WARNING):
@@ -209,6 +211,7 @@ def test_few_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         samples_of(str(tmp_path), images=7)
 
 
+@pytest.mark.slow
 def test_heavy_identity_gives_another_stretch_each_epoch(tmp_path: Path) -> None:
     publish(str(tmp_path), [20, 4, 4], shards=1)
     samples = samples_of(str(tmp_path), SMALL.model_copy(update={"pictures_per_identity": 6}), subjects=1)
@@ -331,6 +334,7 @@ def test_s3(s3, faces: str, tmp_path: Path) -> None:
     assert damaged.damage.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answered", [0, 6])
 def test_unreachable_storage_is_an_error_not_damage(s3, answered: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network fails at the first footer, or after the footers of three shards, among their columns."""
@@ -351,6 +355,7 @@ def test_unreachable_storage_is_an_error_not_damage(s3, answered: int, monkeypat
     assert not samples.damage.found
 
 
+@pytest.mark.slow
 def test_too_many_open_files_are_an_error_not_damage(tmp_path: Path) -> None:
     publish(str(tmp_path))
     samples = samples_of(str(tmp_path))
@@ -415,6 +420,7 @@ def head() -> AssetBundle:
     return procedural_head()
 
 
+@pytest.mark.slow
 def test_world_is_a_source_like_faces(head: AssetBundle) -> None:
     plan = BatchPlan(subjects=2, images=2, seed=5)
     samples = Samples(WorldSource(head, 0, people=3, images=2), plan, PLAIN, SMALL)

@@ -191,6 +191,7 @@ def test_ids_that_nobody_has_are_an_error_before_anything_is_written(datasets: P
         erase([str(datasets / "photos")], PERSON)
 
 
+@pytest.mark.slow
 def test_it_works_on_a_bucket(datasets: Path, s3) -> None:
     uri = s3.uri("erase-heads")
     store = Store(uri)
@@ -208,6 +209,7 @@ def test_it_works_on_a_bucket(datasets: Path, s3) -> None:
 # --- crashes and neighbours -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_between_bytes_and_commit_and_finished(tmp_path: Path) -> None:
     """Some of the moments; all of them: python -m tests.chaos.erasures."""
     script = (
@@ -424,6 +426,7 @@ def test_resolving_asks_every_dataset(datasets: Path) -> None:
 # --- identities that come again ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_new_images_of_an_erased_subject_are_kept_out_of_faces_without_their_name(datasets: Path) -> None:
     people = datasets / "people"
     erase([str(people)], PERSON)
@@ -439,6 +442,7 @@ def test_new_images_of_an_erased_subject_are_kept_out_of_faces_without_their_nam
     assert {"bob", "cyd"} <= set(grouping.assignments["identity_id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_whoever_stands_beside_an_erased_face_does_not_inherit_its_label(datasets: Path) -> None:
     people, face = datasets / "people", erasable.ids_of(datasets)[0]
     erase([str(people)], Asked(faces=frozenset({face})))

@@ -36,6 +36,7 @@ def off_centre(face) -> tuple[np.ndarray, CroppedFace]:
     return image, crop_face(DecodedImage(item, image, annotator), Face(item, 0, (900, 700), found, points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["dlib", "facexlib"])
 def test_the_mask_of_a_window_is_that_of_the_whole_image(provider, mirror, off_centre, monkeypatch):
     # Half of the classes: the skin of an untrained parser then has a share of about one half everywhere.
@@ -49,6 +50,7 @@ def test_the_mask_of_a_window_is_that_of_the_whole_image(provider, mirror, off_c
     assert ((mask > 0) == expected).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_descriptors_of_arcface(mirror, face, tmp_path):
     """Two equal faces go through together and get the answer of one alone; the column has the provider's length."""
     for name in "ab":

@@ -113,6 +113,7 @@ def test_peaks_lean_towards_the_larger_neighbour():
     np.testing.assert_allclose(peaks(maps)[0], expected)
 
 
+@pytest.mark.slow
 def test_random_weights_end_to_end(mirror, face):
     annotator = load_annotator(AnnotateConfig(landmarks="face_alignment", weights_uri=str(mirror), device="cpu"))
     (detection,) = annotator.detect(face)

@@ -37,6 +37,7 @@ def test_anchors_are_the_library_s(height, width):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("mobile0.25", "detection_mobilenet0.25_Final.pth"), ("resnet50", "detection_Resnet50_Final.pth")],
@@ -80,6 +81,7 @@ def test_images_of_one_size_go_through_together(mirror, face):
     assert annotator.detect_batch([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mobile0.25", "resnet50"])
 def test_images_without_room_for_a_face(mirror, kind):
     """The network's outputs and the anchors keep their number, down to one pixel."""
@@ -229,6 +231,7 @@ def test_the_descriptor_sees_the_face_where_it_expects_it(mirror, place):
         assert np.abs(found.numpy() - template[k]).max() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", ["bisenet", "parsenet"])
 def test_random_weights_end_to_end(mirror, face, parser, monkeypatch):
     """Through load_annotator on real architectures: shapes, types, the same answer twice and in a batch."""
@@ -253,6 +256,7 @@ def test_random_weights_end_to_end(mirror, face, parser, monkeypatch):
     assert set(annotator.versions) >= {"facexlib", "parsing_bisenet.pth", "recognition_arcface_ir_se50.pth", "dlib"}
 
 
+@pytest.mark.slow
 def test_bisenet_s_own_classes_reach_the_mask(mirror, face):
     """The adapter's mask is the library network's skin on the very crop, brought back."""
     from facexlib.parsing import BiSeNet
