@@ -1,11 +1,11 @@
-# setup: .venv from requirements.lock · node: programs of the tests · demo · test · chaos · lint · bench · sheets · lock
+# setup: .venv from requirements.lock · node: programs of the tests · demo · test · test-all · chaos · lint · bench · sheets · lock
 # deploy-local: server, pool, worker and all deployments on this machine · deploy-test: the same under faults
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.9
 
-.PHONY: setup node demo test chaos deploy-local deploy-test lint format bench sheets lock clean
+.PHONY: setup node demo test test-all chaos deploy-local deploy-test lint format bench sheets lock clean
 
 setup: $(VENV)/.ready
 
@@ -31,18 +31,16 @@ tests/node_modules/.ready: tests/package.json
 demo: setup
 	$(BIN)/deca demo demo-output
 
-# Two halves at once, a core each: what starts Ray and Prefect, and what needs neither. The second one's words come last.
-ENGINES := tests/pipelines tests/hostile/test_secrets.py $(addprefix tests/tasks/,units/test_engine.py \
-           people/test_foreign_faces.py training/test_ranks.py units/test_ray_cluster.py training/test_samples.py units/test_shadowed_packages.py \
-           people/test_shard.py units/test_two_nodes.py)
-# One thread each: two halves of two threads on two cores wait for one another at every barrier.
-test: export OMP_NUM_THREADS = 1
-# Ray makes its workers nicer than others: the other half would take their time.
-test: export RAY_worker_niceness = 0
+# Two workers, a core each. More threads would wait for one another at every barrier; Ray makes its own workers nicer.
+PYTEST = OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+         --durations=10
+# About 8 minutes on two cores: what changes break most often.
 test: setup node
-	@said=$$(mktemp); $(BIN)/python -m pytest $(ENGINES:%=--ignore=%) >$$said 2>&1 & other=$$!; \
-	 $(BIN)/python -m pytest $(ENGINES); status=$$?; \
-	 wait $$other || status=1; cat $$said; rm $$said; exit $$status
+	$(PYTEST) -m "not slow"
+
+# Everything, before a change is merged.
+test-all: setup node
+	$(PYTEST)
 
 # At least 100 faults over ingest, train and reconstruct, and erasures killed at every step: docs/chaos.md
 chaos: setup

@@ -17,6 +17,7 @@ NUM_DETAIL = 128
 SHAPES = {name: (9, 3) if name == "light" else (count,) for name, count in COARSE_LENGTHS.items()} | {
     "detail": (NUM_DETAIL,)
 }
+CODE_NAMES = tuple(SHAPES)  # in code order
 
 
 class CodesError(DecaError, ValueError):

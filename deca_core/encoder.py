@@ -1,14 +1,12 @@
 """The encoders E_c and E_d (paper sections 4.1, 4.2): ResNet50 features and two linear layers.
 
-Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`. Any
-other classifier of torchvision can take ResNet50's place, under its own parameter names behind `encoder.`, and so can
-dlib's recognition network.
+Parameter names are those of torchvision's ResNet and of the released checkpoint: `encoder.*`, `layers.{0,2}.*`.
+Smaller backbones: dlib's recognition network, and MobileNetV3-small; others by `register_backbone`.
 """
 
 from __future__ import annotations
 
-import difflib
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +14,13 @@ from torch import Tensor, nn
 from deca_core.dlib_resnet import DlibBackbone
 from deca_core.errors import DecaError
 
-DLIB = "dlib"  # DlibBackbone
-RESNET50 = "resnet50"  # the paper's backbone, and the only one that needs no torchvision
-NUM_FEATURES, NUM_HIDDEN = 2048, 1024
+RESNET50, DLIB, MOBILENET = "resnet50", "dlib", "mobilenet_v3_small"
+NUM_HIDDEN = 1024
 NO_SPREAD = 1e-9
-# How torchvision calls what follows the features; every classifier has one of these.
-HEADS = ("fc", "classifier", "heads", "head")
-# Two of its oldest have further classifiers half way, which training would leave without a gradient.
-SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 class BackboneError(DecaError, ValueError):
-    """A backbone that nobody knows, or that needs a package which is not installed."""
+    """An unknown backbone, or one that needs a package which is not installed."""
 
 
 class Bottleneck(nn.Module):
@@ -83,56 +76,55 @@ class ResNet50(nn.Module):
         return x.mean((2, 3))
 
 
-def headless(name: str) -> tuple[nn.Module, int]:
-    """A torchvision classifier up to its pooled features, with random weights; and the number of features.
-
-    What stands before the head's first weights (a pooling, a norm) stays; dropout goes. Raises BackboneError.
-    """
+def mobilenet_v3_small() -> nn.Module:
+    """torchvision's MobileNetV3-small up to its pooled features (B,576), with random weights. Raises BackboneError."""
     try:
-        from torchvision import models
+        from torchvision.models import mobilenet_v3_small as classifier
     except ImportError as error:
         raise BackboneError(
-            f"backbone {name!r} needs torchvision, which is not installed ({error}). Run: pip install torchvision; "
-            f"or choose {RESNET50!r}"
+            f"backbone {MOBILENET!r} needs torchvision, which is not installed ({error}). Run: pip install "
+            f"torchvision; or choose {RESNET50!r}"
         ) from error
-    names = models.list_models(models)
-    if name not in names:
-        close = ", ".join(difflib.get_close_matches(name, names)) or ", ".join(names)
-        raise BackboneError(f"unknown backbone {name!r}; there are {RESNET50}, {DLIB}, and of torchvision {close}")
-    model = models.get_model(name, weights=None, **SETTINGS.get(name, {}))
-    place = next(head for head in HEADS if hasattr(model, head))
-    head = getattr(model, place)
-    layers: list[Any] = list(head) if isinstance(head, nn.Sequential) else [head]
-    first = next(index for index, layer in enumerate(layers) if isinstance(layer, (nn.Linear, nn.Conv2d)))
-    kept = [layer for layer in layers[:first] if not isinstance(layer, nn.Dropout)]
-    if isinstance(layers[first], nn.Conv2d):  # SqueezeNet pools after its head
-        features = layers[first].in_channels
-        kept.append(nn.AdaptiveAvgPool2d(1))
-    else:
-        features = layers[first].in_features
-    setattr(model, place, nn.Sequential(*kept))
-    return model, features
+    model = classifier(weights=None)
+    model.classifier = nn.Identity()
+    return model
 
 
-def _features(backbone: str) -> tuple[nn.Module, int]:
-    """A backbone by name, with random weights, and the number of its features. Raises BackboneError."""
-    if backbone == RESNET50:
-        return ResNet50(), NUM_FEATURES
-    if backbone == DLIB:
-        return DlibBackbone(), DlibBackbone.features
-    return headless(backbone)
+# Factory and number of features of every backbone.
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    RESNET50: (ResNet50, 2048),
+    DLIB: (DlibBackbone, DlibBackbone.features),
+    MOBILENET: (mobilenet_v3_small, 576),
+}
+
+
+def register_backbone(name: str, factory: Callable[[], nn.Module], features: int) -> None:
+    """Make `name` a backbone of DECA, checkpoints and configs; every process that builds the model must call it.
+
+    factory: builds a module with random weights that takes images (B,3,224,224), RGB in [0, 1], to (B,features).
+
+    >>> register_backbone("resnet18", lambda: nn.Sequential(*list(resnet18().children())[:-1], nn.Flatten()), 512)
+    ... # doctest: +SKIP
+    """
+    BACKBONES[name] = (factory, features)
 
 
 class Encoder(nn.Module):
     """Backbone, Linear(features, 1024), ReLU, Linear(1024, outputs): images (B,3,224,224) in [0, 1] -> (B, outputs).
 
-    backbone: "resnet50", "dlib", or the name of another torchvision classifier. The linear layers answer in float32
-    inside autocast too: rounded to 8 bits, the camera alone would shift a face by half a pixel.
+    backbone: a name in BACKBONES. The linear layers compute in float32 inside autocast too: with 8 bits of mantissa the
+    camera alone would shift a face by half a pixel. Raises BackboneError.
     """
 
     def __init__(self, outputs: int, backbone: str = RESNET50) -> None:
         super().__init__()
-        self.encoder, features = _features(backbone)
+        if backbone not in BACKBONES:
+            raise BackboneError(
+                f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}. Add others with "
+                "deca_core.encoder.register_backbone"
+            )
+        factory, features = BACKBONES[backbone]
+        self.encoder = factory()
         self.layers = nn.Sequential(nn.Linear(features, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, outputs))
 
     def forward(self, images: Tensor) -> Tensor:

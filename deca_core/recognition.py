@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +13,8 @@ from torch.nn import functional
 from deca_core.assets.bundle import BundleError
 from deca_core.assets.unpickle import load_pickle
 from deca_core.camera import IMAGE_SIZE
-from deca_core.downloads import check_download, read_tensors
+from deca_core.checkpoint_meta import file_sha256
+from deca_core.downloads import check_download
 from deca_core.encoder import ResNet50
 from deca_core.errors import DecaError
 from deca_core.images import require_floats
@@ -23,8 +23,6 @@ from deca_core.losses.precision import full_precision
 # Mean colour of VGGFace2, blue, green, red, 0 to 255.
 MEAN_BGR = (91.4953, 103.8827, 131.0912)
 MARGIN = 10  # pixels of the crop that are cut off on each side
-ARCFACE_FILE = "recognition_arcface_ir_se50.pth"
-ARCFACE_SIZE = 112
 
 
 class RecognitionError(DecaError):
@@ -69,22 +67,6 @@ class VGGFace2(nn.Module):
         return self.network(functional.interpolate(inner * 2 - 1, size, mode="bilinear", align_corners=False))
 
 
-class ArcFace(nn.Module):
-    """facexlib's ArcFace (IR-SE50), (B,512) of length 1. It saw faces 112 pixels wide, BGR, in [-1, 1]."""
-
-    def __init__(self, network: nn.Module, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.network = network
-        self.requires_grad_(False).eval()
-
-    def features(self, images: Tensor) -> Tensor:
-        images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
-        inner = images.flip(1)[..., MARGIN:-MARGIN, MARGIN:-MARGIN] * 2 - 1
-        small = functional.interpolate(inner, (ARCFACE_SIZE, ARCFACE_SIZE), mode="bilinear", antialias=True)
-        return self.network(small.contiguous())  # it flattens by view, which channels_last does not allow
-
-
 def load_vggface2(path: str | Path) -> VGGFace2:
     """The VGGFace2 network from its released `.pkl` (a pickled dictionary of arrays), read without executing it.
 
@@ -96,7 +78,7 @@ def load_vggface2(path: str | Path) -> VGGFace2:
         content = load_pickle(source)
     except BundleError as error:
         raise RecognitionError(f"{error}. Expected resnet50_ft_weight.pkl of the VGGFace2 release") from error
-    network = VGGFace2(f"vggface2-resnet50-{_digest(source)}")
+    network = VGGFace2(f"vggface2-resnet50-{file_sha256(source)[:12]}")
     state = network.network.state_dict()
     expected = [name for name in state if not name.endswith("num_batches_tracked")]
     missing = [name for name in expected if not (isinstance(content, dict) and name in content)]
@@ -115,24 +97,6 @@ def load_vggface2(path: str | Path) -> VGGFace2:
     return network
 
 
-def load_arcface(folder: str | Path) -> ArcFace:
-    """facexlib's ArcFace from a folder that holds its weights under the library's own name.
-
-    Raises RecognitionError naming the file and what is missing or wrong.
-    """
-    from facexlib.recognition.arcface_arch import Backbone
-
-    source = Path(folder) / ARCFACE_FILE
-    require_file(source, f"{ARCFACE_FILE} of facexlib's releases")
-    state = read_tensors(source, RecognitionError)
-    network = Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se")
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise RecognitionError(f"{source}: not the weights of facexlib's ArcFace ({error}). Copy it again") from error
-    return ArcFace(network, f"arcface-ir-se50-{_digest(source)}")
-
-
 def random_recognition(seed: int = 0) -> VGGFace2:
     """A ResNet50 that has learned nothing, the same for the same seed: where the answer does not matter.
 
@@ -148,8 +112,3 @@ def require_file(path: Path, what: str) -> None:
     if not path.is_file():
         raise RecognitionError(f"{path}: no such file; expected {what}. Without it choose dlib's network")
     check_download(path, RecognitionError)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

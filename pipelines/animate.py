@@ -1,4 +1,4 @@
-"""The animate flow: heads that move as others do, every named head with every named motion."""
+"""The animate flow: every named head under every named motion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from pipelines.stages import SUMMARY, Stage, direct, settle, store_config, stored_plan
 from schemas.animate import AnimateConfig, AnimateSummary
 from schemas.progress import OnUnitProgress
-from tasks.heads.animate import SOURCE, AnimateWorker, cast_items, model_config
+from tasks.heads.animate import SOURCE, AnimateWorker, animation_items, model_config
 from tasks.heads.cast import freeze_cast, is_dataset
 from tasks.heads.selection import config_of, model_for
 from tasks.models.loading import bundle_at, bundle_for, load_model, weights_hash
@@ -30,7 +30,7 @@ logger = logging.getLogger("deca")
 
 
 def animate(config: AnimateConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> AnimateSummary:
-    """Every head with every motion; calling it again goes on where it stopped."""
+    """Animate every head with every motion; a second call resumes."""
     config = stage(prepare)(config)
     stage(prove_paths)(config)
     plan = stage(freeze_plan)(config)
@@ -39,15 +39,15 @@ def animate(config: AnimateConfig, on_progress: OnUnitProgress | None = None, st
 
 
 def prepare(config: AnimateConfig) -> AnimateConfig:
-    """The settings that hold, with a model: the one given, or that of the first dataset whose heads are animated."""
+    """The effective config, with a model: the one given, or that of the first dataset whose heads are animated."""
     config = settle(config, config.dest)
     if config.existing in ("resume", "retry"):
         return config
     config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})
-    for spec in (*config.identity, *filter(None, [config.identities])):
-        dest = spec.partition("#")[0]
+    for name in (*config.identity, *filter(None, [config.identities])):
+        dest = name.partition("#")[0]
         if is_dataset(dest):
-            model_for(dest, config.checkpoint, config.bundle)  # raises where what was given does not fit the rows
+            model_for(dest, config.checkpoint, config.bundle)  # raises where it does not fit the rows
             theirs = config_of(dest)
             return config.model_copy(
                 update={
@@ -61,7 +61,7 @@ def prepare(config: AnimateConfig) -> AnimateConfig:
 
 
 def freeze_plan(config: AnimateConfig) -> Plan:
-    """Find heads and motions, freeze them in DEST, and cut their product into units; or open the plan that is there."""
+    """Freeze heads and motions in DEST and plan their product as units; or open the stored plan."""
     model = model_config(config)
     bundle = bundle_at(config.bundle)
     weights = {"bundle": bundle.hash, "checkpoint": weights_hash(model)}
@@ -69,30 +69,27 @@ def freeze_plan(config: AnimateConfig) -> Plan:
     if config.existing in ("resume", "retry"):
         return stored_plan(config.dest, config.existing, weights, config.ray.upgrade)
     Store(config.dest).check_writable()
-    cast = freeze_cast(config, model, bundle)
-    pinned = {
-        "identities": {"file": cast.identities, "sha256": cast.hashes[0], "count": cast.counts[0]},
-        "expressions": {"file": cast.expressions, "sha256": cast.hashes[1], "count": cast.counts[1]},
-    }
+    heads, motions = freeze_cast(config, model, bundle)
+    cast = {"identities": heads.pinned(), "expressions": motions.pinned()}
     plan = open_or_build(
         config.dest,
         SOURCE,
-        config={**config.plan_config(), "cast": pinned},
+        config={**config.plan_config(), "cast": cast},
         weights=weights,
         units=config.units,
         workers=expected_workers(config.ray),
         code=code_version(AnimateWorker.__module__),
-        items=cast_items(cast),
+        items=animation_items(heads.names, motions.names),
         mode="new" if config.existing == "new" else "auto",
         upgrade=config.ray.upgrade,
     )
     store_config(plan, config)
-    logger.info("%d heads, %d motions, plan %s", *cast.counts, plan.fingerprint[:8])
+    logger.info("%d heads, %d motions, plan %s", len(heads.names), len(motions.names), plan.fingerprint[:8])
     return plan
 
 
 def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnUnitProgress | None) -> RunSummary:
-    """Work the pending units on Ray."""
+    """Run the pending units on Ray."""
     cast = plan.record.config["cast"]
     worker = partial(
         AnimateWorker, config, cast["identities"]["file"], cast["expressions"]["file"], cast["expressions"]["count"]
@@ -103,7 +100,7 @@ def animate_heads(plan: Plan, config: AnimateConfig, on_progress: OnUnitProgress
 
 
 def summarise(plan: Plan, config: AnimateConfig, run: RunSummary) -> AnimateSummary:
-    """Count what lies in DEST and write it beside the data."""
+    """Return the counts of DEST, and write them beside the data."""
     now = status(plan.dest)
     names = (file.file for commit in read_commits(plan.dest) for file in commit.files)
     cast = plan.record.config["cast"]

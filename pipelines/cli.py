@@ -187,7 +187,7 @@ def train_command(
         Literal["paper", "release", "small"] | None,
         typer.Option(help="Losses as in the paper (default) or the released code; small means --preset small."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="resnet50, dlib, or a torchvision classifier.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet50, dlib or mobilenet_v3_small.")] = None,
     start: Annotated[str | None, typer.Option(help="Checkpoint folder with the first weights.")] = None,
     bundle: Bundle = None,
     config: Config = None,

@@ -1,4 +1,4 @@
-"""The command that makes heads move."""
+"""The command `deca animate`."""
 
 from __future__ import annotations
 
@@ -32,24 +32,22 @@ animating = typer.Typer()
 def animate_command(
     dest: Dest,
     identity: Annotated[
-        list[str] | None, typer.Option(help="Whose head: HEADS#ID, a picture, a video, codes (.npz). Repeatable.")
+        list[str] | None, typer.Option(help="The head: HEADS#ID, an image or a video. Repeatable.")
     ] = None,
     expression: Annotated[
         list[str] | None,
-        typer.Option(help="Who moves it: the same, or smile, blink, jaw-open, talk, surprise, frown. Repeatable."),
+        typer.Option(help="The motion: the same, or smile, blink, jaw-open, talk, surprise, frown. Repeatable."),
     ] = None,
     identities: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="All of them: a reconstructions/ dataset, or a list of names.")
+        str | None, typer.Option(metavar="HEADS", help="All heads of a reconstructions/ dataset.")
     ] = None,
-    expressions: Annotated[str | None, typer.Option(metavar="TABLE", help="The same for motions.")] = None,
     identities_where: Annotated[
         str | None, typer.Option(metavar="FILTER", help="Rows of that dataset: det_score > 0.9")
     ] = None,
-    expressions_where: Annotated[str | None, typer.Option(metavar="FILTER", help="The same for motions.")] = None,
     outputs: Annotated[
         str | None, typer.Option(help=f"Some of {','.join(get_args(AnimateOutput))}. Default all but npz.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Of presets and single expressions. Default 25.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frame rate of presets and single expressions. Default 25.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels on a side of a clip's views. Default 384.")] = None,
     checkpoint: Checkpoint = None,
     bundle: Bundle = None,
@@ -62,9 +60,9 @@ def animate_command(
     upgrade_limit: UpgradeLimit = None,
     prefect: Prefect = False,
 ) -> int:
-    """One face's shape, skin, wrinkles and pose with the expression and jaw of others: codes, maps, clips, GLB.
+    """Animate heads: shape, albedo, detail code and pose of one face, expression and jaw of another.
 
-    Every head is animated with every motion. Goes on where it stopped.
+    Every head is animated with every motion; the same command resumes.
 
     Examples:
 
@@ -74,18 +72,14 @@ def animate_command(
 
       deca animate moving/ --identity photo.jpg --expression other.jpg --outputs codes,clip --size 512
 
-      deca animate s3://bucket/moving --identities s3://bucket/heads --expressions clips/ --set ray.workers=32
-
-      deca animate pairs/ --identities heads/ --expressions heads/ --set stills=frame --outputs codes,displacement
+      deca animate s3://bucket/moving --identities s3://bucket/heads --expression smile --set ray.workers=32
     """
     options = {
         "dest": dest,
         "identity": identity or None,
         "expression": expression or None,
         "identities": identities,
-        "expressions": expressions,
         "identities_where": identities_where,
-        "expressions_where": expressions_where,
         "outputs": [name.strip() for name in outputs.split(",")] if outputs else None,
         "fps": fps,
         "size": size,

@@ -1,8 +1,7 @@
-"""Commands about trust: erase people, see where they still occur, migrate datasets, look after the machine."""
+"""Commands erase, audit, migrate and doctor."""
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -15,8 +14,8 @@ trust = typer.Typer()
 
 HOW = {"name": "the name of the file", "text": "in the text", "unreadable": "cannot be read"}
 NOTES = {
-    "plan": "the frozen plan or settings: where a picture was, nothing of it; gone with --new",
-    "unreadable": "left over by a run that was killed? deca verify tells",
+    "plan": "the frozen plan or config: only the URI of an image; removed with --new",
+    "unreadable": "left over by a killed run? Run: deca verify",
 }
 MARKS: dict[str, str] = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad[/]"}
 
@@ -24,7 +23,7 @@ Datasets = Annotated[
     list[str], typer.Argument(metavar="DATASET...", help="Folders or bucket prefixes (any fsspec URI).")
 ]
 Faces = Annotated[list[str], typer.Option("--face", help="A face_id.")]
-Images = Annotated[list[str], typer.Option("--image", help="An image_id, or a picture's place (source_uri).")]
+Images = Annotated[list[str], typer.Option("--image", help="An image_id, or the source_uri of an image.")]
 Identities = Annotated[list[str], typer.Option("--identity", help="An identity_id.")]
 
 
@@ -35,11 +34,10 @@ def erase_command(
     image: Images = [],  # noqa: B006
     identity: Identities = [],  # noqa: B006
 ) -> int:
-    """Take faces, pictures or people out of datasets, for good: no later run over the same pictures brings them back.
+    """Erase faces, images or subjects from datasets for good: no later run over the same images restores them.
 
-    Look first with `deca audit`. Name all datasets at once: those that know who is who tell the others. Without ids an
-    erasure that was interrupted is finished. A record is signed where DECA_ERASURE_KEY is set. The pictures themselves,
-    and models trained on them, are not touched.
+    Inspect first with `deca audit`. Name all datasets at once: identities are resolved from those that store them.
+    Without ids, interrupted erasures are finished. The source images, and models trained on them, are not touched.
 
     Examples:
 
@@ -50,18 +48,17 @@ def erase_command(
       deca erase people/
     """
     from tasks.trust.erase import Asked, erase
-    from tasks.trust.erasure_records import KEY, record_name
+    from tasks.trust.erasure_records import record_name
 
     outcomes = erase(datasets, Asked(frozenset(face), frozenset(image), frozenset(identity)))
     for outcome in outcomes:
         record, uri = outcome.record, outcome.place.uri
         if record is None:
-            said = "nothing to erase that was not erased before"
+            text = "nothing to erase that was not erased before"
         else:
-            signed = "signed" if record.signature.method == "hmac-sha256" else f"not signed: {KEY} is not set"
             name = outcome.place.store.join(record_name(record.number))
-            said = f"{record.rows} rows and {record.files} files of {record.faces} faces; record {name} ({signed})"
-        _say(f"{uri}: {said}")
+            text = f"{record.rows} rows and {record.files} files of {record.faces} faces; record {name}"
+        _say(f"{uri}: {text}")
     return COMPLETE
 
 
@@ -72,10 +69,10 @@ def audit_command(
     image: Images = [],  # noqa: B006
     identity: Identities = [],  # noqa: B006
 ) -> int:
-    """Where ids still occur: in rows of any file, also of those that nobody reads any more, in names and in reports.
+    """List where ids still occur: in rows of any file, current or left over, in file names and in reports.
 
-    Without ids: those that were erased, and whether the records of erasures are whole and their signatures fit. Exit
-    code 0: nowhere, 2: somewhere, 1: a record was changed.
+    Without ids: those that were erased, and whether the erasures are finished and their tombstones unchanged. Exit
+    code 0: nowhere, 2: somewhere, 1: a tombstone was changed, or an erasure is not finished.
 
     Examples:
 
@@ -85,7 +82,7 @@ def audit_command(
     """
     from tasks.trust.audit import Occurrence, find_places, occurrences
     from tasks.trust.erase import Asked, resolve
-    from tasks.trust.erasure_records import KEY, check_records, read_records
+    from tasks.trust.erasure_records import check_records, read_records
     from tasks.units.tombstones import Erased, read_erased
 
     found: list[Occurrence] = []
@@ -96,19 +93,16 @@ def audit_command(
     for place in places:
         found += occurrences(place, meant or read_erased(place.store))
         if not asked:
-            wrong = check_records(place)
+            wrong = check_records(place.store)
             problems += [f"{place.uri}: {problem}" for problem in wrong]
-            records = read_records(place.store)
-            signed = sum(record.signature.method == "hmac-sha256" for record in records)
-            checked = "signatures checked" if os.environ.get(KEY) else f"signatures not checked: {KEY} is not set"
-            _say(f"{place.uri}: {len(records)} erasures recorded, {signed} signed ({checked}), {len(wrong)} problems")
+            _say(f"{place.uri}: {len(read_records(place.store))} erasures recorded, {len(wrong)} problems")
     for one in found:
         rows = f"{one.rows} rows" if one.rows else HOW[one.how]
         _say(f"{one.dataset}/{one.file}: {rows}{'' if one.counts else f' ({NOTES[one.how]})'}")
     for problem in problems:
         errors.print(shown(f"problem: {problem}"), markup=False, style="red", soft_wrap=True)
     traces = sum(one.counts for one in found)
-    _say(f"{traces} files hold the ids that were looked for")
+    _say(f"{traces} files contain the requested ids")
     return FAILED if problems else PARTIAL if traces else COMPLETE
 
 
@@ -118,9 +112,9 @@ def _say(text: str) -> None:
 
 @trust.command("migrate")
 def migrate_command(datasets: Datasets) -> int:
-    """Bring datasets that an earlier version wrote to the schema of this one. Rows and pictures are not touched.
+    """Upgrade datasets of earlier schemas to the current one. Rows and images are not touched.
 
-    Interrupted, the same command goes on. Programs of the earlier version refuse the dataset from then on.
+    If interrupted, run the same command again. Programs of the earlier version then refuse the dataset.
 
     Example: deca migrate s3://bucket/people s3://bucket/heads
     """
@@ -129,20 +123,18 @@ def migrate_command(datasets: Datasets) -> int:
     for dest in dict.fromkeys(datasets):
         for done in migrate(dest):
             if done.records or done.moved:
-                said = f"schema {done.before} -> {done.after}, {done.records} records, {done.moved} into snapshots"
+                text = f"schema {done.before} -> {done.after}, {done.records} records, {done.moved} into snapshots"
             else:
-                said = f"schema {done.after} already"
-            _say(f"{done.uri}: {said}")
+                text = f"schema {done.after} already"
+            _say(f"{done.uri}: {text}")
     return COMPLETE
 
 
 @trust.command("doctor")
 def doctor_command(
-    places: Annotated[
-        list[str], typer.Argument(metavar="[PLACE]...", help="Sources or DESTs to look at as well.")
-    ] = [],  # noqa: B006
+    places: Annotated[list[str], typer.Argument(metavar="[PLACE]...", help="Sources or DESTs to check as well.")] = [],  # noqa: B006
 ) -> int:
-    """Is this machine fit to run? Versions, processors, GPUs, weights, disks, credentials, servers; with what to do.
+    """Check this machine: versions, processors, GPUs, weights, disks, credentials, servers; with fixes.
 
     Exit code 1 where something will not work.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from deca_core.assets import AssetBundle
-from pipelines.reconstruct import UNTRAINED
+from pipelines.reconstruct import UNTRAINED_WARNING
 from pipelines.stages import SUMMARY, Stage, direct, settle, store_config, stored_plan
 from schemas.evaluate import MODEL, EvaluateConfig, EvaluateSummary
 from schemas.ledger import Item
@@ -60,7 +60,7 @@ def check_inputs(config: EvaluateConfig) -> dict[str, str]:
         hashes[name] = weights_hash(own)
         load_model(own)
         if not is_trained(own):
-            logger.warning("%s: %s", name, UNTRAINED)
+            logger.warning("%s: %s", name, UNTRAINED_WARNING)
     if config.benchmark == "now":
         return {**hashes, "truth": NowDataset(config.source, config.pictures, config.scan_units).list_hash}
     truth = open_truth(config.source, bundle)

@@ -22,7 +22,7 @@ from pipelines.animate import animate as run_animate
 from pipelines.evaluate import evaluate as run_evaluate
 from pipelines.export import export as run_export
 from pipelines.ingest import ingest as run_ingest
-from pipelines.reconstruct import UNTRAINED
+from pipelines.reconstruct import UNTRAINED_WARNING
 from pipelines.reconstruct import reconstruct as run_reconstruct
 from pipelines.stages import annotations_of, faces_of
 from pipelines.status import left_out_lines
@@ -114,7 +114,7 @@ def reconstruct(config: ReconstructConfig) -> Any:
     """Photos in, codes and displacement maps out: see `deca reconstruct --help`. The call's result is the summary."""
     summary = run_reconstruct(config, on_progress=ProgressArtifact("reconstruct-progress"), stage=as_task)
     if not summary.trained:
-        report(create_markdown_artifact, f"**{UNTRAINED}**", key="reconstruct-untrained")
+        report(create_markdown_artifact, f"**{UNTRAINED_WARNING}**", key="reconstruct-untrained")
     return _finish("reconstruct", f"reconstructions in {summary.dest}", summary)
 
 

@@ -12,7 +12,7 @@ from deca_core.assets.bundle import check_folder
 from deca_core.checkpoint_meta import read_meta
 from pipelines.stages import annotations_of
 from schemas.ingest import IngestConfig
-from schemas.reconstruct import UNTRAINED, ReconstructConfig
+from schemas.reconstruct import UNTRAINED_CHECKPOINT, ReconstructConfig
 from tasks.sources.walk import check_source
 from tasks.store.storage import Store, is_local, normalise
 from tasks.units.plan import load_plan
@@ -32,7 +32,7 @@ def check_places(config: Any) -> None:
         check_folder(bundle)
     named = (getattr(config, "checkpoint", None), getattr(config, "start", None))
     for uri in (*named, *getattr(config, "compare", {}).values()):
-        if uri != UNTRAINED and (folder := _local(uri)) is not None:
+        if uri != UNTRAINED_CHECKPOINT and (folder := _local(uri)) is not None:
             read_meta(folder)
     Store(config.dest).check_writable()
 

@@ -45,7 +45,7 @@ from tasks.units.rounds import Mode, open_or_build
 from tasks.units.shared_paths import prove_paths
 from tasks.units.verify import status
 
-UNTRAINED = (
+UNTRAINED_WARNING = (
     "UNTRAINED NETWORK: the weights are random, so codes and displacement maps mean nothing. "
     "Give trained ones with --checkpoint"
 )
@@ -131,7 +131,7 @@ def check_models(config: ReconstructConfig) -> dict[str, str]:
         weights |= load_annotator(config.annotate).versions
     load_model(config)
     if not is_trained(config):
-        logger.warning(UNTRAINED)
+        logger.warning(UNTRAINED_WARNING)
     return weights
 
 

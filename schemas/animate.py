@@ -1,4 +1,4 @@
-"""The animations/ dataset (one row a frame of a head that moves as another does) and the settings of `deca animate`."""
+"""The animations/ dataset (one row a frame of a head under a motion) and the settings of `deca animate`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from schemas.reconstruct import LEVELS
 from schemas.secrets import DriverUri, Uri
 
 SCHEMA_VERSION = 1
-CAST_FOLDER = "_cast"  # who is animated and how, frozen with the plan
+CAST_FOLDER = "_cast"  # heads and motions, frozen with the plan
 
 AnimateOutput = Literal["codes", "displacement", "clip", "glb", "npz"]
+# Settings that are gone, with their defaults; stored configs may hold them.
+REMOVED_SETTINGS = (("expressions", None), ("expressions_where", None), ("stills", "ease"))
 View = Literal["shape", "detail", "image"]
 
 
@@ -27,18 +29,15 @@ class AnimateConfig(BaseModel):
 
     # Folder or bucket prefix that the dataset is written to; any fsspec URI.
     dest: Uri
-    # Whose heads: HEADS#ID, picture, video, .npz or .json of codes. Each gives one.
+    # Heads: HEADS#ID, HEADS, an image or a video. Each gives one.
     identity: tuple[DriverUri, ...] = ()
-    # How they move: the same, or a preset such as smile. Each gives one.
+    # Motions: the same, or a preset such as smile. Each gives one.
     expression: tuple[DriverUri, ...] = ()
-    # Tables of both: a list (.txt, .csv, .tsv, .parquet) with one of the above a line, or a reconstructions/ dataset,
-    # which gives all of its tracks, or all of its faces where it has none.
+    # A reconstructions/ dataset: all of its tracks, or all of its faces where it has none.
     identities: DriverUri | None = None
-    expressions: DriverUri | None = None
-    # Filters over the rows of such a dataset, as `deca export --where` has them.
+    # Filter over its rows, as `deca export --where`; gives faces, not tracks.
     identities_where: str | None = None
-    expressions_where: str | None = None
-    # The model. None: that of the first dataset named as an identity, else the package's own.
+    # The model. None: that of the first dataset among the identities, else the shipped one.
     checkpoint: Uri | None = None
     bundle: Uri | None = None
     seed: int = 0
@@ -46,30 +45,36 @@ class AnimateConfig(BaseModel):
     codes: Literal["network", "landmarks"] = "network"
     # What is written. codes: the rows; displacement: a column of them, 65 kB a frame; clip, glb, npz: files.
     outputs: tuple[AnimateOutput, ...] = Field(default=("codes", "displacement", "clip", "glb"), min_length=1)
-    # What a single expression gives: the way there and back (ease), or that one frame (frame), for tables of faces.
-    stills: Literal["ease", "frame"] = "ease"
-    # Frames a second of presets, of the way to single expressions, and of code lists without times. Videos keep theirs.
+    # Frames a second of presets and of the way to single expressions. Videos keep theirs.
     fps: float = Field(default=25.0, gt=0, le=240)
     # Pixels on a side of a clip's views, and which, from left to right.
     size: int = Field(default=384, ge=32, le=2048)
     views: tuple[View, ...] = Field(default=("detail", "image"), min_length=1)
-    # What to do with a plan that DEST holds; as in `deca reconstruct`.
+    # What to do with a stored plan; as in `deca reconstruct`.
     existing: Literal["refuse", "resume", "retry", "new"] = "refuse"
 
-    # Finding the faces of pictures and videos that are named.
+    # Face detection in images and videos that are named.
     annotate: AnnotateConfig = AnnotateConfig()
     # Animations in a unit. Default 8: some minutes of one core where clips are drawn.
     units: UnitsConfig = UnitsConfig(items_per_unit=8, least_items=1)
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_by_earlier_versions(cls, values: Any) -> Any:
+        """Drop removed settings at their defaults, which stored configs of earlier versions hold."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if (name, value) not in REMOVED_SETTINGS}
+
     @model_validator(mode="after")
-    def _somebody_does_something(self) -> AnimateConfig:
+    def _has_heads_and_motions(self) -> AnimateConfig:
         if self.existing in ("resume", "retry"):
             return self
         if not self.identity and not self.identities:
-            raise ValueError("nobody is named: give identity or identities")
-        if not self.expression and not self.expressions:
-            raise ValueError("no motion is named: give expression or expressions")
+            raise ValueError("no head is named: give identity or identities")
+        if not self.expression:
+            raise ValueError("no motion is named: give expression")
         for name in ("outputs", "views"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
@@ -77,13 +82,13 @@ class AnimateConfig(BaseModel):
         return self
 
     def plan_config(self) -> dict[str, Any]:
-        """The settings that influence results, beside the cast."""
-        kept = {"outputs", "stills", "fps", "size", "views", "codes"}
-        return {"flow": "animate", **self.model_dump(mode="json", include=kept)}
+        """The settings that influence results, without the cast."""
+        kept = {"outputs", "fps", "size", "views", "codes"}
+        return {"flow": "animate", "stills": "ease", **self.model_dump(mode="json", include=kept)}
 
 
 class AnimateSummary(BaseModel):
-    """What a run did and where the dataset stands: `_report/summary.json`."""
+    """Counts of a run and of the dataset after it: `_report/summary.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,10 +112,10 @@ class AnimateSummary(BaseModel):
     files: list[str]  # the first clips and other files, by name
 
 
-_WHO = [
+_NAMES = [
     pa.field("number", pa.int32(), nullable=False),
-    pa.field("name", pa.string(), nullable=False),  # what a person named, or the row's place
-    pa.field("error", pa.string()),  # why it gives nothing: its animations end in quarantine
+    pa.field("name", pa.string(), nullable=False),  # as named, or HEADS#ID
+    pa.field("error", pa.string()),  # null; earlier versions: why the name has no codes
 ]
 _CODES = [
     fixed_field("shape", (100,)),
@@ -123,11 +128,11 @@ _CODES = [
 ]
 # _cast/identities-<sha8>.parquet: one row a head.
 IDENTITIES_SCHEMA = pa.schema(
-    [*_WHO, *_CODES], metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "identities"}
+    [*_NAMES, *_CODES], metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "identities"}
 )
 # _cast/expressions-<sha8>.parquet: one row a frame of a motion, a row group a motion.
 EXPRESSIONS_SCHEMA = pa.schema(
-    [*_WHO, pa.field("time", pa.float64(), nullable=False), fixed_field("exp", (50,)), fixed_field("jaw", (3,))],
+    [*_NAMES, pa.field("time", pa.float64(), nullable=False), fixed_field("exp", (50,)), fixed_field("jaw", (3,))],
     metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "expressions"},
 )
 

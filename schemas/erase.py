@@ -1,7 +1,7 @@
 """What an erasure leaves in a dataset: tombstones that keep the erased away, and records of what was done.
 
     _erased/tombstone-000001.json   written before anything goes: who is erased, and what of them was found
-    _erased/record-000001.json      written when nothing is left: what went, chained to the record before, signed
+    _erased/record-000001.json      written when nothing is left: when, and how much was erased
 
 A tombstone without its record is an erasure that was interrupted. Neither holds a name: faces and pictures go by their
 ids, which are hashes, and identities by the SHA-256 of theirs.
@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+RECORD_VERSION = 2  # 1 also had a hash chain and a signature, which are ignored
 ERASED = "_erased"
 
 Kind = Literal["face", "image", "identity"]
@@ -54,22 +55,12 @@ class Tombstone(BaseModel):
     found: Found
 
 
-class Signature(BaseModel):
-    """hmac-sha256: over the record without this value, under a key from the environment. none: the chain alone."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["hmac-sha256", "none"]
-    key: str = ""  # first 16 hex digits of the key's SHA-256: which key, not what it is
-    value: str = ""
-
-
 class ErasureRecord(BaseModel):
     """`_erased/record-000001.json`: nothing of what the tombstone names was left in the dataset at that time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RECORD_VERSION
     number: int
     dataset: str  # URI
     at: str  # UTC, ISO 8601
@@ -78,10 +69,7 @@ class ErasureRecord(BaseModel):
     rows: int  # that were found, and are gone
     files: int  # that were of the erased as a whole
     tombstone_sha256: str
-    previous_sha256: str  # of the record before; empty in the first
-    state_sha256: str  # over the commit records, or the version of the faces, as they were left
     code: str
-    signature: Signature
 
 
 def identity_hash(identity: str) -> str:

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 # The rows' methods, beside those of `compare`.
 Baseline = Literal["mean face", "landmark fit"]
-MODEL, MEAN_FACE, LANDMARK_FIT = "model", "mean face", "landmark fit"
+MODEL, MEAN_FACE, FIT_METHOD = "model", "mean face", "landmark fit"
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 

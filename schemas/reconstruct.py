@@ -24,9 +24,9 @@ SCHEMA_VERSION = 1
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
 COMPILE_FROM = {"cpu": 2000, "cuda": 500_000}
 FREEZE_FROM = 32  # pictures or faces of a plan: below, freezing the networks' graphs takes longer than it saves
-UNTRAINED = "untrained"  # as a checkpoint: no weights
+UNTRAINED_CHECKPOINT = "untrained"  # as a checkpoint: no weights
 LEVELS = 2**16 - 1  # steps of a 16-bit displacement map
-LANDMARK_FIT = "landmark-fit"  # in the place of a checkpoint's hash
+FIT_CHECKPOINT = "landmark-fit"  # in the place of a checkpoint's hash
 VERTEX_LIMIT = 0.5  # metres from the head's origin that a vertex column spans: steps of 15 um
 
 Precision = Literal["auto", "fp32", "mixed", "bf16", "fp16"]

@@ -143,8 +143,8 @@ class TrainConfig(BaseModel):
     data: DataConfig = DataConfig()
     # Head bundle folder. None: the procedural head.
     bundle: Uri | None = None
-    # resnet50 as in the paper; dlib, which starts from the trained weights of a dependency; or any torchvision
-    # classifier by name.
+    # resnet50 as in the paper; dlib, which starts from the trained weights of a dependency; or
+    # mobilenet_v3_small. Others: deca_core.encoder.register_backbone.
     backbone: str = "resnet50"
     # Weights to start from (checkpoint folder, any fsspec URI). None: random ones around the mean face.
     start: Uri | None = None

@@ -1,4 +1,4 @@
-"""Session fixtures: the costly machines (Ray, an S3 endpoint, the Prefect harness) start once for the whole suite."""
+"""Session fixtures (Ray, Prefect, S3 and Azure endpoints start once) and the groups of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
-AZURITE = Path(__file__).resolve().parent / "node_modules" / ".bin" / "azurite-blob"
+from tests.golden import load as load_golden
+
+ROOT = Path(__file__).resolve().parent
+AZURITE = ROOT / "node_modules" / ".bin" / "azurite-blob"
 
 # Before Ray or Prefect are imported anywhere.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -31,22 +32,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=["fake", "cuda"],
         default="fake",
-        help="where tests/device runs: a CUDA device that is not there, or a real one",
+        help="where tests/device runs: an emulated CUDA device or a real one",
     )
+
+
+ENGINES = {"ray_cluster", "prefect_harness"}  # fixtures that start Ray or Prefect
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `--dist loadgroup`: all that Ray or Prefect serves first and in one worker, others by module."""
+    modules = {item.path for item in items if ENGINES & set(getattr(item, "fixturenames", ()))}
+    modules |= {
+        item.path for item in items if item.get_closest_marker("engines") or item.path.parent.name == "pipelines"
+    }
+    for item in items:
+        item.add_marker(
+            pytest.mark.xdist_group("engines" if item.path in modules else str(item.path.relative_to(ROOT)))
+        )
+    items.sort(key=lambda item: item.path not in modules)
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden("flame.npz")`: the reference's answers on small inputs, or a skip where they are absent."""
-
-    def load(name: str) -> dict[str, np.ndarray]:
-        path = GOLDEN / name
-        if not path.is_file():
-            pytest.skip(f"golden file {name} is not beside this checkout (expected in ../shared/golden)")
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-
-    return load
+    """Return `tests.golden.load`: the reference's answers on small inputs."""
+    return load_golden
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class S3Endpoint:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Endpoint]:
-    """moto's S3 server; credentials and endpoint stand in the environment, as for a user."""
+    """moto's S3 server; credentials and endpoint are in the environment, as for a user."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -87,7 +96,7 @@ def s3() -> Iterator[S3Endpoint]:
 
 @pytest.fixture(scope="session")
 def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of an empty container of Azurite, Azure's blob protocol; the connection string stands in the environment."""
+    """URI of an empty container of Azurite, Azure's blob protocol; the connection string is in the environment."""
     if not AZURITE.exists():
         pytest.skip(f"{AZURITE} is not installed. Run: make node (needs npm)")
     from azure.storage.blob import BlobServiceClient

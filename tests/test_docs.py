@@ -131,6 +131,30 @@ def test_the_index_names_every_page():
     assert pages - {ROOT / "docs/README.md"} <= linked
 
 
+def names_of(path: Path) -> set[str]:
+    """Classes and functions of a module, methods as Class.method."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+    return found
+
+
+def test_code_that_the_architecture_names_exists():
+    """`folder/path.py` and `folder/path.py:Class.method`; `path.py:name` without a folder is of tasks/units."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)(?::([A-Za-z_.]+))?`", text)
+    named += [(f"tasks/units/{file}", name) for file, name in re.findall(r"`([a-z_]+\.py):([A-Za-z_.]+)`", text)]
+    for file, name in named:
+        assert (ROOT / file).is_file(), file
+        assert not name or name in names_of(ROOT / file), f"{file} has no {name}"
+    assert {f"eq. {number}" for number in range(1, 16)} <= set(re.findall(r"eq\. \d+", text))
+    for room in (ROOT / "tasks").glob("*/__init__.py"):
+        assert f"| `{room.parent.name}` |" in text, f"no room {room.parent.name}"
+
+
 # --- errors by their text ---------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 import torch
 
@@ -23,8 +22,8 @@ from deca_core import DECA
 from deca_core.assets import AssetBundle
 from pipelines.reconstruct import reconstruct
 from schemas.reconstruct import ReconstructConfig
-from tests.conftest import GOLDEN
 from tests.deca_core.conftest import mini_bundle
+from tests.golden import load as load_golden
 from tests.pipelines.conftest import astronaut
 from tests.test_docs import PAGES, PYTHON, relative
 from tests.test_results import flows
@@ -91,11 +90,7 @@ def in_bucket(place: Path) -> None:
 
 
 def small_head() -> AssetBundle:
-    path = GOLDEN / "mini_head.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is not beside this checkout: no stand-in for FLAME")
-    with np.load(path, allow_pickle=False) as head:
-        return mini_bundle(dict(head))
+    return mini_bundle(load_golden("mini_head.npz"))
 
 
 def bundle(place: Path) -> None:

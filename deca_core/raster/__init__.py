@@ -1,4 +1,4 @@
-"""Visibility behind one function: which face does every pixel show? Everything after it is differentiable torch."""
+"""Visibility: the nearest face of every pixel, by one of four kernels. Everything after it is differentiable torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def rasterize(vertices: Tensor, faces: Tensor, height: int, width: int, backend:
     vertices (B,V,3) in image space (x right, y down in [-1, 1], smaller z nearer); faces (F,3)
     -> (B,H,W) int64 face index, -1 where nothing is seen.
 
-    Backends agree but for pixels on an edge: "numba" (CPU kernel), "triton" (GPU kernel), "pytorch3d" (its rasteriser,
-    if installed), "reference" (numpy, slow). "auto" takes triton for tensors on a GPU and numba otherwise, each where
-    it is installed, else the reference. All but triton and pytorch3d work on the CPU, wherever the tensors are.
+    Backends agree except for pixels on an edge: "numba" (CPU kernel), "triton" (GPU kernel), "pytorch3d" (its own, if
+    installed), "reference" (numpy, slow). "auto" selects triton for tensors on a GPU and numba otherwise, each
+    where installed, else the reference. numba and reference compute on the CPU, wherever the tensors are.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"unknown rasteriser {backend!r}; choose one of {', '.join(get_args(Backend))}")

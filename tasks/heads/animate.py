@@ -1,10 +1,11 @@
-"""The work of one animate unit: heads that move as others do, frame by frame, to rows, clips, GLB and code files."""
+"""The worker of animate: frames of a head under a motion as rows, clips, GLB and code files."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from schemas.animate import AnimateConfig, View, animation_schema
 from schemas.ledger import Item, Quarantined, StoredFile
 from schemas.reconstruct import ReconstructConfig, quantise
 from tasks.annotate.find_faces import record_batch
-from tasks.heads.cast import Cast, CastError, Players
+from tasks.heads.cast import CastError, CastReader
 from tasks.heads.clips import write_clip
 from tasks.models.loading import load_model, weights_hash
 from tasks.store.scratch import temp_folder
@@ -40,17 +41,14 @@ class AnimateError(DecaError):
     """Frames that are not finite."""
 
 
-def cast_items(cast: Cast) -> Iterator[Item]:
+def animation_items(heads: Sequence[str], motions: Sequence[str]) -> Iterator[Item]:
     """One item an animation: every head with every motion."""
-    index = 0
-    for identity in cast.names[0]:
-        for expression in cast.names[1]:
-            yield Item(index, identity, expression, index, root="")
-            index += 1
+    for index, (head, motion) in enumerate(product(heads, motions)):
+        yield Item(index, head, motion, index, root="")
 
 
 def model_config(config: AnimateConfig) -> ReconstructConfig:
-    """How `deca reconstruct` would load the model, and reconstruct what is named as picture or video."""
+    """How `deca reconstruct` would load the model, and reconstruct the images and videos that are named."""
     return ReconstructConfig(
         source=SOURCE,
         dest=config.dest,
@@ -65,7 +63,7 @@ def model_config(config: AnimateConfig) -> ReconstructConfig:
 
 
 class AnimateWorker:
-    """Holds the model and the cast; turns units into rows and files. One lives in each Ray actor."""
+    """Holds the model and the cast, and turns units into rows and files; one in each Ray actor."""
 
     def __init__(self, config: AnimateConfig, identities: str, expressions: str, motions: int) -> None:
         """identities, expressions: files of the cast below DEST; motions: how many the cast has."""
@@ -75,7 +73,7 @@ class AnimateWorker:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: DECA = load_model(model).to(self.device)
         self.model.D_detail.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
-        self.players = Players(config.dest, identities, expressions)
+        self.cast = CastReader(config.dest, identities, expressions)
         self.limit = MAX_DISPLACEMENT + float(self.model.fixed_displacement.abs().max())
         self.schema = animation_schema(config.outputs, self.limit)
         self.store = Store(config.dest)
@@ -90,10 +88,10 @@ class AnimateWorker:
         self, items: Sequence[Item], quarantine: list[Quarantined], files: list[StoredFile]
     ) -> Iterator[pa.RecordBatch]:
         for item in items:
-            who, how = divmod(int(item.offset or 0), self.motions)
+            head, move = divmod(int(item.offset or 0), self.motions)
             try:
-                identity, source = self.players.head(who)
-                expression, motion = self.players.motion(how)
+                identity, source = self.cast.head(head)
+                expression, motion = self.cast.motion(move)
             except CastError as error:
                 quarantine.append(Quarantined.of(item, "read", error))
                 continue
@@ -140,7 +138,7 @@ class AnimateWorker:
     def _files(
         self, item: Item, identity: str, expression: str, motion: Motion, codes: Codes, files: list[StoredFile]
     ) -> dict[str, str]:
-        """Publish what is asked for beside the rows; names by column."""
+        """Publish the files of `outputs`; returns their names by column."""
         stem = file_stem(item, identity, expression)
         makers = {"clip": (".mp4", self._clip), "glb": (".glb", self._glb), "npz": (".npz", _npz)}
         names: dict[str, str] = {}
@@ -155,11 +153,11 @@ class AnimateWorker:
     def _clip(self, motion: Motion, codes: Codes) -> bytes:
         with temp_folder("clip") as folder:
             path = folder / "clip.mp4"
-            write_clip(path, self._pictures(codes), motion.times.tolist(), 1 / self.config.fps)
+            write_clip(path, self._frames(codes), motion.times.tolist(), 1 / self.config.fps)
             return path.read_bytes()
 
     @torch.inference_mode()
-    def _pictures(self, codes: Codes) -> Iterator[NDArray[np.uint8]]:
+    def _frames(self, codes: Codes) -> Iterator[NDArray[np.uint8]]:
         """The frames of the clip, (size, views * size, 3)."""
         for start in range(0, len(codes), FRAMES_AT_ONCE):
             own = codes[start : start + FRAMES_AT_ONCE].to(self.device)
@@ -177,24 +175,24 @@ def views(model: DECA, codes: Codes, kinds: Sequence[View], size: int) -> NDArra
     drawn = model.render(codes, model.decode(codes), size)
     found = {"shape": drawn.shape, "detail": drawn.shaded_detail, "image": drawn.detail_images}
     panels = [found[kind].clamp(0, 1) * drawn.alpha + BACKGROUND * (1 - drawn.alpha) for kind in kinds]
-    pictures = (torch.cat(panels, dim=3) * 255).round().to(torch.uint8)
-    return np.asarray(pictures.permute(0, 2, 3, 1).cpu().numpy())
+    images = (torch.cat(panels, dim=3) * 255).round().to(torch.uint8)
+    return np.asarray(images.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def file_stem(item: Item, identity: str, expression: str) -> str:
-    """Where an animation's files lie below DEST: readable, and its own whatever the names are."""
+    """The path of an animation's files below DEST, without ending: readable, and unique by the item's id."""
     words = "--".join(_short(name) for name in (identity, expression))
     return f"{FILES}/{item.image_id[:2]}/{words}-{item.image_id[:8]}"
 
 
 def _short(name: str) -> str:
-    """The end of a name as part of a file's name."""
+    """The last component of a name, safe in a file name."""
     last = name.rstrip("/").rpartition("/")[2]
     return UNSAFE.sub("-", last).strip("-.")[-NAME_LIMIT:] or "x"
 
 
 def _npz(motion: Motion, codes: Codes) -> bytes:
-    """Codes and times as `deca animate --expression FILE.npz` reads them again."""
+    """Codes and times as .npz: times (T,) seconds, and one array (T, ...) for each code."""
     buffer = io.BytesIO()
     arrays = {"times": motion.times} | {name: value.numpy() for name, value in codes.items()}
     np.savez_compressed(buffer, **arrays)

@@ -1,18 +1,18 @@
-"""Who is animated and how they move, from what a person names: rows, pictures, videos, codes, presets.
+"""Heads and motions of an animation, found by name and frozen with the plan.
 
-A name (spec) is one of: a preset or an expression component of the bundle; HEADS#ID, a face, image or identity of a
-reconstructions/ dataset, or one of its tracks; HEADS alone, its longest track or its only face; a picture or a video,
-reconstructed here; a .npz or .json of codes. In tables, a dataset stands for all that it holds.
+A name is one of: a preset or an expression component of the bundle (motions only); HEADS#ID, a face, image, identity or
+track of a reconstructions/ dataset; HEADS, its longest track or its only face; an image or a video, reconstructed here.
+`identities` of the config is a whole dataset: all of its tracks, or all of its faces.
 
-What was found is frozen beside the plan (`_cast/`), so that workers need no source, and the same plan gives the same
-animations. In a table a name that gives nothing keeps its place with the reason: its animations end in quarantine.
+Both tables are stored in DEST/_cast/, so workers need no source and the same plan gives the same animations.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deca_core.animation import PRESETS, Motion, MotionError, eased, is_preset, preset
+from deca_core.animation import PRESETS, Motion, eased, is_preset, preset
 from deca_core.assets import AssetBundle
-from deca_core.codes import Codes
+from deca_core.codes import CODE_NAMES, Codes
 from deca_core.errors import DecaError
 from schemas.animate import CAST_FOLDER, EXPRESSIONS_SCHEMA, IDENTITIES_SCHEMA, AnimateConfig
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.reconstruct import ReconstructConfig
-from tasks.heads.code_lists import is_code_list, read_codes
 from tasks.heads.reconstruct import ReconstructWorker
-from tasks.heads.selection import CODES, HeadsError, codes_of, heads_plan, iter_heads, read_heads
-from tasks.heads.track_records import TracksError, read_track, read_tracks, tracks_record
+from tasks.heads.selection import HeadsError, codes_of, heads_plan, iter_heads, read_heads
+from tasks.heads.track_records import read_track, read_tracks, tracks_record
 from tasks.heads.tracks import make_tracks
 from tasks.models.loading import weights_hash
-from tasks.sources.images import ImageError
-from tasks.sources.listings import is_list, listed_specs
+from tasks.sources.listings import is_list
 from tasks.sources.tables import is_table
 from tasks.sources.videos import is_video
 from tasks.sources.walk import SourceError, is_file
@@ -48,280 +46,187 @@ from tasks.units.rounds import open_or_build
 
 TRACK = re.compile(r"[0-9a-f]{16}-\d{2,}")
 GROUP = 256  # heads in a row group
-STILL = Motion(np.zeros(1), np.zeros((1, 50), np.float32), np.zeros((1, 3), np.float32))
-# What may be wrong with one name of a table without ending the others.
-SPEC_ERRORS = (HeadsError, ImageError, MotionError, SourceError, TracksError)
+NEUTRAL = Motion(np.zeros(1), np.zeros((1, 50), np.float32), np.zeros((1, 3), np.float32))
 
 
 class CastError(DecaError):
-    """A head or motion that cannot be had; says which name, why, and what to do."""
+    """A frozen head or motion without codes; says why."""
 
 
 @dataclass(frozen=True, eq=False)
-class Take:
-    """What a name gives: codes (T) at times (T,) seconds; one picture's where T is 1."""
+class CodeSequence:
+    """Codes (T) of one subject at times (T,) in seconds; T is 1 for an image."""
 
-    name: str
     codes: Codes
     times: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Cast:
-    """The frozen cast of a plan: its two files below the dataset, with their hashes, and how many each holds."""
+class CastTable:
+    """A table of DEST/_cast/: its file below DEST, its SHA-256, and the names in it, in order."""
 
-    identities: str
-    expressions: str
-    hashes: tuple[str, str]
-    counts: tuple[int, int]
-    names: tuple[list[str], list[str]]
+    file: str
+    sha256: str
+    names: list[str]
+
+    def pinned(self) -> dict[str, Any]:
+        """The table as the plan's config records it."""
+        return {"file": self.file, "sha256": self.sha256, "count": len(self.names)}
 
 
 # --- names to codes ---------------------------------------------------------------------------------------------------
 
 
 def is_dataset(uri: str) -> bool:
-    """Whether a plan lies there."""
+    """Whether `uri` has a plan."""
     return not is_file(normalise(uri)) and Store(uri).exists(PLAN)
 
 
 class Casting:
-    """Finds what names give, on one model; what finds faces in pictures is made once, when the first one is named."""
+    """Resolves names to codes and motions on one model; the reconstruct worker is built when it is first needed."""
 
     def __init__(self, config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> None:
         self.config, self.model, self.bundle = config, model, bundle
         self._worker: ReconstructWorker | None = None
 
     def worker(self) -> ReconstructWorker:
-        """What reconstructs pictures and frames."""
+        """The worker that reconstructs images and frames."""
         if self._worker is None:
             self._worker = ReconstructWorker(self.model.model_copy(update={"outputs": ("codes",)}))
         return self._worker
 
-    def motion(self, spec: str) -> Motion:
-        """The motion that one name gives. Raises one of SPEC_ERRORS."""
-        names = self.bundle.expression_names
-        if is_preset(spec, names):
-            return preset(spec, names, self.config.fps)
-        return as_motion(take(spec, self), self.config.stills, self.config.fps)
+    def head(self, name: str) -> Codes:
+        """The codes (1) of a named head; those of the first frame for a track or video."""
+        return self.sequence(name).codes[:1]
 
+    def motion(self, name: str) -> Motion:
+        """A named motion: a preset, the frames of a sequence, or for a single expression the way there and back."""
+        components, rate = self.bundle.expression_names, self.config.fps
+        if is_preset(name, components):
+            return preset(name, components, rate)
+        found = self.sequence(name)
+        motion = Motion.of(found.codes, found.times)
+        return motion if len(motion) > 1 else eased(motion, NEUTRAL, rate)
 
-def take(spec: str, casting: Casting) -> Take:
-    """The codes that one name gives. Raises one of SPEC_ERRORS."""
-    bundle = casting.bundle
-    uri, _, part = spec.partition("#")
-    place = normalise(uri)
-    if is_code_list(place):
-        codes, times = read_codes(place, bundle, casting.config.fps)
-        return Take(spec, codes, times)
-    if is_dataset(place):
-        return _of_dataset(place, part, spec, bundle)
-    if is_file(place) and not is_list(place) and not is_table(place):
-        return _of_media(place, spec, casting)
-    words = f", or an expression component: {', '.join(bundle.expression_names)}" if bundle.expression_names else ""
-    raise SourceError(
-        f"{spec!r} is nothing that can be animated: no dataset of deca reconstruct, no picture, video, .npz or .json "
-        f"of codes is there, and no motion has the name ({', '.join(PRESETS)}{words})"
-    )
-
-
-def _of_dataset(dest: str, part: str, spec: str, bundle: AssetBundle) -> Take:
-    """A face or track of a reconstructions/ dataset."""
-    planned = heads_plan(dest).record.weights["bundle"]
-    if planned != bundle.hash:
-        raise HeadsError(
-            f"{spec}: made on the bundle {planned[:12]}, this is {bundle.hash[:12]}: codes do not carry over"
+    def sequence(self, name: str) -> CodeSequence:
+        """The codes of a name that is no preset. Raises HeadsError, ImageError, SourceError, TracksError."""
+        uri, _, part = name.partition("#")
+        place = normalise(uri)
+        if is_dataset(place):
+            return self._from_dataset(place, part, name)
+        if is_file(place) and not is_list(place) and not is_table(place):
+            return self._from_media(place, name)
+        known = self.bundle.expression_names
+        words = f", or an expression component: {', '.join(known)}" if known else ""
+        raise SourceError(
+            f"{name!r} is nothing that can be animated: no dataset of deca reconstruct, no image or video is there, "
+            f"and no motion has the name ({', '.join(PRESETS)}{words})"
         )
-    if TRACK.fullmatch(part) or (not part and tracks_record(dest) is not None):
-        return _track(read_track(dest, part or None), spec)
-    heads = read_heads(
-        dest, [part] if part else None, columns=["face_id", *(name for name, _ in Codes.zeros().items())]
-    )
-    if len(heads) > 1:
-        some = ", ".join(heads.face_ids[:3])
-        raise HeadsError(f"{spec} is {len(heads)} faces; name one, as in {dest}#{heads.face_ids[0]} (there are {some})")
-    return Take(spec, heads.codes, np.zeros(1))
+
+    def dataset_heads(self, dest: str, where: str | None) -> Iterator[tuple[str, Codes]]:
+        """(name, codes of 1) of all tracks of a dataset; of its faces where it has no tracks, or a filter is given."""
+        self._check_bundle(dest)
+        if where is None and tracks_record(dest) is not None:
+            tracks = dict.fromkeys(read_tracks(dest)["track_id"].to_pylist())
+            yield from ((f"{dest}#{track}", codes_of(read_track(dest, track).slice(0, 1))) for track in tracks)
+            return
+        for batch in iter_heads(dest, where=where, columns=["face_id", *CODE_NAMES]):
+            codes = codes_of(batch)
+            for row, face in enumerate(batch["face_id"].to_pylist()):
+                yield f"{dest}#{face}", codes[row : row + 1]
+
+    def _check_bundle(self, dest: str) -> None:
+        planned = heads_plan(dest).record.weights["bundle"]
+        if planned != self.bundle.hash:
+            raise HeadsError(
+                f"{dest}: made on the bundle {planned[:12]}, this is {self.bundle.hash[:12]}: codes do not carry over"
+            )
+
+    def _from_dataset(self, dest: str, part: str, name: str) -> CodeSequence:
+        self._check_bundle(dest)
+        if TRACK.fullmatch(part) or (not part and tracks_record(dest) is not None):
+            return _track(dest, part or None)
+        heads = read_heads(dest, [part] if part else None, columns=["face_id", *CODE_NAMES])
+        if len(heads) > 1:
+            some = ", ".join(heads.face_ids[:3])
+            raise HeadsError(
+                f"{name} is {len(heads)} faces; name one, as in {dest}#{heads.face_ids[0]} (there are {some})"
+            )
+        return CodeSequence(heads.codes, np.zeros(1))
+
+    def _from_media(self, uri: str, name: str) -> CodeSequence:
+        """The largest face of an image, or the longest track of a video, reconstructed in a temporary folder."""
+        with temp_folder("cast") as own:
+            folder = str(own)
+            config = self.model.model_copy(update={"source": uri, "dest": folder, "outputs": ("codes",)})
+            plan = open_or_build(
+                folder,
+                uri,
+                config=config.plan_config(),
+                weights={"bundle": self.bundle.hash, "checkpoint": weights_hash(config)},
+                source_config=config.inputs,
+                code=code_version(ReconstructWorker.__module__),
+            )
+            if run_units(plan, self.worker, config.ray).rows == 0:
+                reasons = "; ".join(dict.fromkeys(f"{row.stage}: {row.message}" for row in standing_quarantine(folder)))
+                raise SourceError(f"{name}: no face ({reasons[:300]})")
+            if is_video(uri):
+                make_tracks(folder, self.bundle, config.video)
+                return _track(folder, None)
+            heads = read_heads(folder)  # in the detector's order, the largest face first
+            return CodeSequence(heads.codes[:1], np.zeros(1))
 
 
-def _track(table: pa.Table, name: str) -> Take:
+def _track(dest: str, track: str | None) -> CodeSequence:
+    table = read_track(dest, track)
     times = table["time"].to_numpy().astype(np.float64)
-    return Take(name, codes_of(table), times - times[0])
-
-
-def _of_media(uri: str, spec: str, casting: Casting) -> Take:
-    """The largest face of a picture, or the longest track of a video, reconstructed here and now."""
-    with temp_folder("cast") as own:
-        folder = str(own)
-        config = casting.model.model_copy(update={"source": uri, "dest": folder, "outputs": ("codes",)})
-        plan = open_or_build(
-            folder,
-            uri,
-            config=config.plan_config(),
-            weights={"bundle": casting.bundle.hash, "checkpoint": weights_hash(config)},
-            source_config=config.inputs,
-            code=code_version(ReconstructWorker.__module__),
-        )
-        if run_units(plan, casting.worker, config.ray).rows == 0:
-            reasons = "; ".join(dict.fromkeys(f"{row.stage}: {row.message}" for row in standing_quarantine(folder)))
-            raise SourceError(f"{spec}: no face ({reasons[:300]})")
-        if is_video(uri):
-            make_tracks(folder, casting.bundle, config.video)
-            return _track(read_track(folder), spec)
-        heads = read_heads(folder)  # faces lie in the detector's order, the largest first
-        return Take(spec, heads.codes[:1], np.zeros(1))
-
-
-# --- roles ------------------------------------------------------------------------------------------------------------
-
-
-def as_identity(found: Take) -> Codes:
-    """A head (1): of several frames what they share, as the first frame has it."""
-    if not found.codes.cam[0, 0]:  # codes without a camera: as it would stand in a crop of its own
-        raise SourceError(f"{found.name}: these codes say nothing of a person (no cam); they can only move somebody")
-    return found.codes[:1]
-
-
-def as_motion(found: Take, stills: str, rate: float) -> Motion:
-    """How a head moves: the frames' expressions, or for a single one the way there and back."""
-    motion = Motion.of(found.codes, found.times)
-    if len(motion) > 1 or stills == "frame":
-        return motion
-    return eased(motion, STILL, rate)
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _table_takes(
-    table: str, where: str | None, casting: Casting, motions: bool
-) -> Iterator[tuple[str, Take | Motion | Exception]]:
-    """(name, what it gives or why nothing) of everything that a table holds."""
-    place = normalise(table)
-    if is_dataset(place):
-        yield from _dataset_takes(place, where, casting.bundle)
-        return
-    if where is not None:
-        raise CastError(f"{place} is a list, and a filter needs a dataset of deca reconstruct")
-    for spec in listed_specs(place, "expression" if motions else "identity"):
-        try:
-            yield spec, casting.motion(spec) if motions else take(spec, casting)
-        except SPEC_ERRORS as error:
-            yield spec, error
-
-
-def _dataset_takes(dest: str, where: str | None, bundle: AssetBundle) -> Iterator[tuple[str, Take]]:
-    if heads_plan(dest).record.weights["bundle"] != bundle.hash:
-        raise CastError(f"{dest} was made on another bundle: its codes do not carry over")
-    if where is None and tracks_record(dest) is not None:
-        table = read_tracks(dest)
-        for name in dict.fromkeys(table["track_id"].to_pylist()):
-            yield f"{dest}#{name}", _track(read_track(dest, name), f"{dest}#{name}")
-        return
-    for batch in iter_heads(dest, where=where, columns=["face_id", *CODES]):
-        codes = codes_of(batch)
-        for row, face in enumerate(batch["face_id"].to_pylist()):
-            yield f"{dest}#{face}", Take(f"{dest}#{face}", codes[row : row + 1], np.zeros(1))
+    return CodeSequence(codes_of(table), times - times[0])
 
 
 # --- freezing ---------------------------------------------------------------------------------------------------------
 
+Row = tuple[str, dict[str, NDArray]]  # name, arrays of T rows
 
-def freeze_cast(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> Cast:
-    """Find every head and motion and write both tables to DEST/_cast, under names of their content.
 
-    Raises CastError where a name on the command line gives nothing, or all names of a table.
+def freeze_cast(config: AnimateConfig, model: ReconstructConfig, bundle: AssetBundle) -> tuple[CastTable, CastTable]:
+    """Write the tables of heads and of motions to DEST/_cast, each named by its content's hash.
+
+    Raises the first error of a name that gives no head or motion.
     """
     casting = Casting(config, model, bundle)
-    identities = _publish(config.dest, "identities", IDENTITIES_SCHEMA, _identity_rows(config, casting))
-    expressions = _publish(config.dest, "expressions", EXPRESSIONS_SCHEMA, _expression_rows(config, casting))
-    return Cast(
-        identities[0],
-        expressions[0],
-        (identities[1], expressions[1]),
-        (len(identities[2]), len(expressions[2])),
-        (identities[2], expressions[2]),
+    return (
+        _publish(config.dest, "identities", IDENTITIES_SCHEMA, _identity_rows(config, casting)),
+        _publish(config.dest, "expressions", EXPRESSIONS_SCHEMA, _expression_rows(config, casting)),
     )
 
 
-Row = tuple[str, str | None, dict[str, NDArray]]  # name, error, arrays of T rows
-
-
 def _identity_rows(config: AnimateConfig, casting: Casting) -> Iterator[Row]:
-    nobody = {name: value.numpy() for name, value in Codes.zeros().items()}
-
-    def row(name: str, found: Take | Motion | Exception) -> Row:
-        try:
-            if isinstance(found, Exception):
-                raise found
-            assert isinstance(found, Take)
-            return name, None, {key: value.numpy() for key, value in as_identity(found).items()}
-        except SPEC_ERRORS as error:
-            return name, str(error), nobody
-
-    for spec in config.identity:
-        yield _must(row(spec, _tried(take, spec, casting)))
-    if config.identities:
-        found = _table_takes(config.identities, config.identities_where, casting, motions=False)
-        yield from _some((row(*pair) for pair in found), config.identities)
+    named = ((name, casting.head(name)) for name in config.identity)
+    chosen = (
+        casting.dataset_heads(normalise(config.identities), config.identities_where) if config.identities else iter(())
+    )
+    for name, codes in chain(named, chosen):
+        yield name, {key: value.numpy() for key, value in codes.items()}
 
 
 def _expression_rows(config: AnimateConfig, casting: Casting) -> Iterator[Row]:
-    def row(name: str, found: Take | Motion | Exception) -> Row:
-        try:
-            if isinstance(found, Exception):
-                raise found
-            motion = found if isinstance(found, Motion) else as_motion(found, config.stills, config.fps)
-            return name, None, _columns(motion)
-        except SPEC_ERRORS as error:
-            return name, str(error), _columns(STILL)
-
-    for spec in config.expression:
-        yield _must(row(spec, _tried(casting.motion, spec)))
-    if config.expressions:
-        found = _table_takes(config.expressions, config.expressions_where, casting, motions=True)
-        yield from _some((row(*pair) for pair in found), config.expressions)
+    for name in config.expression:
+        motion = casting.motion(name)
+        yield name, {"time": motion.times, "exp": motion.exp, "jaw": motion.jaw}
 
 
-def _columns(motion: Motion) -> dict[str, NDArray]:
-    return {"time": motion.times, "exp": motion.exp, "jaw": motion.jaw}
-
-
-def _tried(work: Callable[..., Take | Motion], *arguments: Any) -> Take | Motion | Exception:
-    try:
-        return work(*arguments)
-    except SPEC_ERRORS as error:
-        return error
-
-
-def _must(row: Row) -> Row:
-    """A row of a name on the command line: somebody waits for it, so its error is the command's."""
-    if row[1] is not None:
-        raise CastError(row[1])
-    return row
-
-
-def _some(rows: Iterator[Row], table: str) -> Iterator[Row]:
-    """Rows of a table of which at least one must give something."""
-    good, last = False, ""
-    for row in rows:
-        good, last = good or row[1] is None, row[1] or last
-        yield row
-    if not good:
-        raise CastError(f"nothing in {table} can be animated; the last reason: {last or 'it is empty'}")
-
-
-def _publish(dest: str, kind: str, schema: pa.Schema, rows: Iterator[Row]) -> tuple[str, str, list[str]]:
-    """(file, hash, names): the rows as Parquet, one row group a motion, or GROUP heads."""
+def _publish(dest: str, kind: str, schema: pa.Schema, rows: Iterator[Row]) -> CastTable:
+    """Write the rows as Parquet, a row group for each motion, or for GROUP heads; a name given twice counts once."""
     store, names, seen = Store(dest), list[str](), set[str]()
     waiting: list[pa.Table] = []
     with store.scratch(f"{CAST_FOLDER}/{kind}.parquet") as path:
         with open_writer(schema, path) as writer:
-            for name, error, arrays in rows:
-                if name in seen:  # named twice
+            for name, arrays in rows:
+                if name in seen:
                     continue
                 seen.add(name)
                 count = len(arrays["exp"])
-                plain = {"number": [len(names)] * count, "name": [name] * count, "error": [error] * count}
+                plain = {"number": [len(names)] * count, "name": [name] * count, "error": [None] * count}
                 columns = [
                     fixed_array(field, arrays[field.name])
                     if pa.types.is_fixed_size_list(field.type)
@@ -338,11 +243,11 @@ def _publish(dest: str, kind: str, schema: pa.Schema, rows: Iterator[Row]) -> tu
         digest = hash_file(path)[1]
         file = f"{CAST_FOLDER}/{kind}-{digest[:16]}.parquet"
         store.publish(path, file)
-    return file, digest, names
+    return CastTable(file, digest, names)
 
 
-class Players:
-    """The frozen cast as workers read it: heads and motions by number, those read last kept."""
+class CastReader:
+    """The frozen cast as workers read it: heads and motions by number; the last row group of heads is kept."""
 
     def __init__(self, dest: str, identities: str, expressions: str) -> None:
         store = Store(dest)
@@ -351,7 +256,7 @@ class Players:
         self._group: tuple[int, pa.Table] | None = None
 
     def head(self, number: int) -> tuple[str, Codes]:
-        """(name, codes of one). Raises CastError with the reason why the name gives nobody."""
+        """(name, codes of one). Raises CastError where an earlier version froze a name without codes."""
         group, row = divmod(number, GROUP)
         if self._group is None or self._group[0] != group:
             self._group = (group, self.heads.read_row_group(group))

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from deca_core import Codes, Reconstruction
+from deca_core.codes import CODE_NAMES
 from deca_core.detail import MAX_DISPLACEMENT
 from deca_core.errors import DecaError
 from deca_core.export import glb, rig_of
@@ -35,7 +36,6 @@ from schemas.ledger import Item, Quarantined, Stage, StoredFile
 from schemas.parquet import fixed_values
 from tasks.heads.crops import CropReader
 from tasks.heads.selection import (
-    CODES,
     HeadsError,
     codes_of,
     config_of,
@@ -51,7 +51,7 @@ from tasks.units.commit import UnitOutput
 from tasks.units.plan import FILES
 
 COLUMNS = (
-    *("face_id", "image_id", "identity_id", "checkpoint", "crop_transform", *CODES),
+    *("face_id", "image_id", "identity_id", "checkpoint", "crop_transform", *CODE_NAMES),
     *("displacement", "displacement_file", "texture"),
 )
 HEADS_AT_ONCE = 4  # on their way to storage

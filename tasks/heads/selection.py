@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from deca_core import DECA, Codes
 from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
+from deca_core.codes import CODE_NAMES
 from deca_core.errors import DecaError
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
@@ -38,7 +39,6 @@ from tasks.units.plan import CONFIG, Plan, load_plan
 from tasks.units.snapshots import Listing, list_commits
 
 IDS = ("face_id", "image_id", "identity_id")  # columns that an id is looked for in
-CODES = tuple(name for name, _ in Codes.zeros().items())
 BATCH = 64  # rows of some 130 kB each where they hold their maps
 BLOCK = 2**18  # bytes read ahead: the deciding columns are small beside the others
 NEAR = 10_000  # ids that are looked through for one like a mistyped one
@@ -237,9 +237,9 @@ def heads_plan(dest: str) -> Plan:
 
 def codes_of(table: pa.Table) -> Codes:
     """Codes of rows of reconstructions/. Raises HeadsError where a column of them is not among theirs."""
-    if missing := [name for name in CODES if name not in table.column_names]:
+    if missing := [name for name in CODE_NAMES if name not in table.column_names]:
         raise HeadsError(f"rows without {', '.join(missing)} are no codes. Reconstruct with: --outputs codes")
-    return Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name in CODES})
+    return Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name in CODE_NAMES})
 
 
 def config_of(dest: str) -> ReconstructConfig:

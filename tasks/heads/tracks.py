@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deca_core.assets import AssetBundle
-from deca_core.codes import Codes
+from deca_core.codes import CODE_NAMES, Codes
 from deca_core.flame import FLAME
 from deca_core.smoothing import Eyelids, smooth_codes
 from schemas.ledger import StoredFile
@@ -42,7 +42,6 @@ APART = 0.5  # of a face's size: mean distance of the landmarks, as above
 OTHER_SHAPE = 4.0  # mm between shape codes of neighbouring frames: beyond, a cut has put somebody else there
 NUMBERS = re.compile(r"(\d+)")
 COLUMNS = ("face_id", "source_uri", "identity_id", "landmarks", "crop_transform", "checkpoint")
-CODES = tuple(name for name, _ in Codes.zeros().items())
 
 Floats = NDArray[np.float64]
 
@@ -152,7 +151,7 @@ def share(codes: Codes, metric: Floats) -> Codes:
     return codes.replace(**found)
 
 
-def settle(
+def smooth_track(
     times: Floats, codes: Codes, transforms: Floats, lids: Eyelids, metric: Floats, config: VideoConfig
 ) -> Codes:
     """One track's codes as tracks/ holds them; smoothing stops where the face was away for longer than max_gap_s."""
@@ -268,7 +267,7 @@ def _videos(plan: Plan, config: VideoConfig) -> Iterator[tuple[str, pa.Table]]:
     for table in iter_heads(plan.dest, columns=["source_uri"], batch=4096):
         left.update(place[0] for uri in table["source_uri"].to_pylist() if (place := clips.place(uri)))
     waiting: dict[str, list[pa.Table]] = defaultdict(list)
-    for table in iter_heads(plan.dest, columns=[*COLUMNS, *CODES], batch=1024):
+    for table in iter_heads(plan.dest, columns=[*COLUMNS, *CODE_NAMES], batch=1024):
         places = [clips.place(uri) for uri in table["source_uri"].to_pylist()]
         videos = np.array([place[0] if place else "" for place in places])
         for video in dict.fromkeys(name for name in videos.tolist() if name):
@@ -295,7 +294,7 @@ def _tracks_of(
         own = rows.take(pa.array(np.flatnonzero(numbers == number)))
         when = own["time"].to_numpy().astype(np.float64)
         transforms = fixed_values(own, "crop_transform").astype(np.float64)
-        codes = settle(when, codes_of(own), transforms, lids, metric, config)
+        codes = smooth_track(when, codes_of(own), transforms, lids, metric, config)
         values = {name: value.numpy() for name, value in codes.items()} | {"crop_transform": transforms}
         plain = {"track_id": [f"{mark}-{number:02d}"] * len(own), "video": [video] * len(own)}
         yield pa.table(

@@ -1,7 +1,7 @@
-"""Figures over people, and how much they would differ with other people: a paired bootstrap over identities.
+"""Paired bootstrap over subjects: statistics of resampled subjects, and intervals of their differences.
 
-The pictures of one person are no independent evidence, so people are drawn, each with all pictures. A statistic answers
-for many draws at once: counts (R,P), how often each of P people is in each of R draws, to values (R,).
+Images of one subject are not independent, so subjects are resampled, each with all its images. A statistic maps counts
+(R,P), how often each of P subjects is in each of R draws, to values (R,).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SEED = 0  # of the draws: the same rows give the same interval
 CONFIDENCE = 0.95
 
 
-def mean_over_pictures(values: NDArray, people: Ints, number: int) -> Statistic:
-    """The mean of values (N,), of pictures of people (N,) numbered 0 .. number - 1."""
-    sums, pictures = np.bincount(people, values, number), np.bincount(people, minlength=number)
-    return lambda counts: _ratio(counts @ sums, counts @ pictures)
+def mean_over_images(values: NDArray, subjects: Ints, number: int) -> Statistic:
+    """Return the mean of values (N,), of images of subjects (N,) numbered 0 .. number - 1."""
+    sums, images = np.bincount(subjects, values, number), np.bincount(subjects, minlength=number)
+    return lambda counts: _ratio(counts @ sums, counts @ images)
 
 
-def pooled_median(values: NDArray, people: Ints) -> Statistic:
-    """The median of values (N,), all people's together; the lower one of two in the middle."""
+def pooled_median(values: NDArray, subjects: Ints) -> Statistic:
+    """Return the median of values (N,) over all subjects; the lower one of two in the middle."""
     order = np.argsort(values)
-    ordered, owners = np.asarray(values, np.float64)[order], people[order]
+    ordered, owners = np.asarray(values, np.float64)[order], subjects[order]
 
     def median(weights: Floats) -> float:
         below = np.cumsum(weights[owners])
@@ -38,21 +38,21 @@ def pooled_median(values: NDArray, people: Ints) -> Statistic:
     return lambda counts: np.array([median(weights) for weights in counts])
 
 
-def spread_ratio(points: NDArray, people: Ints, number: int) -> Statistic:
-    """How far apart points (N,D) of one person lie over how far apart those of two people: RMS over all pairs each.
+def spread_ratio(points: NDArray, subjects: Ints, number: int) -> Statistic:
+    """Return the RMS distance of points (N,D) within a subject over that between subjects, over all pairs each.
 
-    As `shape_spread`; a person who is drawn twice is still one, and makes no pair of two people with itself.
+    As `shape_spread`; a subject that is drawn twice is still one, and makes no between-pair with itself.
     """
     points = np.asarray(points, np.float64)
-    pictures = np.bincount(people, minlength=number).astype(np.float64)
+    images = np.bincount(subjects, minlength=number).astype(np.float64)
     own = np.zeros((number, points.shape[1]))
-    np.add.at(own, people, points)
-    square = np.bincount(people, (points * points).sum(axis=1), number)
-    within = pictures * square - (own * own).sum(axis=1)  # squared distances of all pairs of a person's pictures
-    within_pairs = pictures * (pictures - 1) / 2
-    # The same of the pairs between every two people.
-    between = pictures[:, None] * square + square[:, None] * pictures - 2 * own @ own.T
-    between_pairs = np.outer(pictures, pictures)
+    np.add.at(own, subjects, points)
+    square = np.bincount(subjects, (points * points).sum(axis=1), number)
+    within = images * square - (own * own).sum(axis=1)  # squared distances of all pairs of a subject's images
+    within_pairs = images * (images - 1) / 2
+    # The same for the pairs between every two subjects.
+    between = images[:, None] * square + square[:, None] * images - 2 * own @ own.T
+    between_pairs = np.outer(images, images)
     for pairs in (between, between_pairs):
         np.fill_diagonal(pairs, 0.0)
 
@@ -65,25 +65,25 @@ def spread_ratio(points: NDArray, people: Ints, number: int) -> Statistic:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """The quotient; NaN where it has none."""
+    """Return the quotient, NaN where the divisor is 0."""
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
 
 
-def value_of(statistic: Statistic, people: int) -> float:
-    """The statistic of everybody."""
-    return float(statistic(np.ones((1, people)))[0])
+def value_of(statistic: Statistic, subjects: int) -> float:
+    """Return the statistic over all subjects, each once."""
+    return float(statistic(np.ones((1, subjects)))[0])
 
 
 def difference_interval(
-    pairs: Sequence[tuple[Statistic, Statistic]], people: int, resamples: int = RESAMPLES
+    pairs: Sequence[tuple[Statistic, Statistic]], subjects: int, resamples: int = RESAMPLES
 ) -> tuple[float, float] | None:
-    """Ends of 95 % of the mean difference (second - first) of pairs of statistics, a pair for every training seed.
+    """Return the 95 % interval of the mean difference (second - first) of pairs of statistics, a pair per seed.
 
-    People are drawn, the same for both of a pair; and of several pairs, pairs, so that the interval holds what another
-    training would give as far as these seeds tell. None where no draw has a difference. Source: Efron 1979.
+    Subjects are resampled, the same for both of a pair, and so are the pairs: the interval covers the variation between
+    trainings, as far as these seeds show it. None where no draw has a difference. Source: Efron 1979.
     """
     rng = np.random.default_rng(SEED)
-    counts = rng.multinomial(people, np.full(people, 1 / people), resamples).astype(np.float64)
+    counts = rng.multinomial(subjects, np.full(subjects, 1 / subjects), resamples).astype(np.float64)
     seeds = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), resamples) / len(pairs)
     differences = np.stack([second(counts) - first(counts) for first, second in pairs], axis=1)
     drawn = (seeds * differences).sum(axis=1)

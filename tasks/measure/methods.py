@@ -16,7 +16,7 @@ from deca_core.appearance import SH_CONSTANTS
 from deca_core.camera import from_pixels
 from deca_core.fitting import LandmarkHead, fit_landmarks
 from deca_core.metrics import fit_similarity
-from schemas.evaluate import LANDMARK_FIT, MEAN_FACE, MODEL, EvaluateConfig
+from schemas.evaluate import FIT_METHOD, MEAN_FACE, MODEL, EvaluateConfig
 from schemas.ledger import Item
 from schemas.reconstruct import ReconstructConfig
 from tasks.models.loading import load_model
@@ -115,7 +115,7 @@ class MeanFace:
 class LandmarkFit:
     """Codes fitted to the landmarks that the face was cropped by: no detail, evenly lit, mean albedo."""
 
-    name = LANDMARK_FIT
+    name = FIT_METHOD
 
     def __init__(self, model: DECA, batch_size: int) -> None:
         self.head, self.batch_size = LandmarkHead.of(model.flame), batch_size
@@ -153,6 +153,6 @@ def load_methods(config: EvaluateConfig, geometry: DECA) -> list[Method]:
     ]
     if MEAN_FACE in config.baselines:
         methods.append(MeanFace(geometry))
-    if LANDMARK_FIT in config.baselines and config.benchmark == "world":
+    if FIT_METHOD in config.baselines and config.benchmark == "world":
         methods.append(LandmarkFit(geometry, config.batch_size))
     return methods

@@ -15,7 +15,7 @@ from deca_core import checkpoint as checkpoints
 from deca_core.assets import AssetBundle, load_bundle, procedural_head
 from deca_core.assets import bundle as bundles
 from deca_core.checkpoint_meta import head_of
-from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
+from schemas.reconstruct import FIT_CHECKPOINT, UNTRAINED_CHECKPOINT, ReconstructConfig
 from tasks.store.node_cache import copied_file, copied_folder
 from tasks.store.storage import Store, is_local, normalise
 
@@ -45,7 +45,7 @@ def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
 
     Raises CheckpointError or StorageError where there is no checkpoint.
     """
-    if checkpoint in (None, UNTRAINED):
+    if checkpoint in (None, UNTRAINED_CHECKPOINT):
         return bundle
     assert checkpoint is not None
     head = head_of(checkpoint_folder(checkpoint))
@@ -73,7 +73,7 @@ def weights_hash(config: ReconstructConfig) -> str:
     Raises CheckpointError.
     """
     if config.codes == "landmarks":
-        return LANDMARK_FIT
+        return FIT_CHECKPOINT
     folder = _weights_folder(config)
     return f"untrained-{config.seed}" if folder is None else checkpoints.checkpoint_hash(folder)
 
@@ -105,7 +105,7 @@ def load_model(config: ReconstructConfig) -> DECA:
 def _weights_folder(config: ReconstructConfig) -> Path | None:
     """The folder of a run's checkpoint; None: its network is untrained."""
     if config.checkpoint is not None:
-        return None if config.checkpoint == UNTRAINED else checkpoint_folder(config.checkpoint)
+        return None if config.checkpoint == UNTRAINED_CHECKPOINT else checkpoint_folder(config.checkpoint)
     return checkpoints.SHIPPED if config.bundle is None else None
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from deca_core import DECA, Codes, Reconstruction
 from deca_core.assets import BundleError
 from deca_core.checkpoint import CheckpointError
+from deca_core.codes import CODE_NAMES
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.draw.panels import grey_map, to_bytes, with_points
@@ -31,7 +32,6 @@ from tasks.units.plan import Plan
 
 JPEG_QUALITY = 84
 OVERLAY = 0.7  # of the shape on the picture
-CODES = tuple(name for name, _ in Codes.zeros().items())
 TITLES = {
     "picture": "picture",
     "landmarks": "68 landmarks",
@@ -116,7 +116,7 @@ class Sculptor:
         """Codes of a row of reconstructions/."""
         if self.model is None:
             return None
-        return Codes(**{name: torch.from_numpy(fixed_values(row, name).copy()) for name in CODES})
+        return Codes(**{name: torch.from_numpy(fixed_values(row, name).copy()) for name in CODE_NAMES})
 
     @torch.inference_mode()
     def displacement(self, row: pa.Table, codes: Codes | None) -> NDArray[np.float32] | None:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.columns import meaning, type_in_words
-from schemas.reconstruct import LANDMARK_FIT, UNTRAINED, ReconstructConfig
+from schemas.reconstruct import FIT_CHECKPOINT, UNTRAINED_CHECKPOINT, ReconstructConfig
 from tasks.reports.contact_sheet import samples
 from tasks.reports.figures import Cost, cost_charts, cost_of, read_ledger, spread_of
 from tasks.reports.gallery import Gallery, Sculptor, make_gallery
@@ -123,9 +123,9 @@ def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tu
 def _warnings(plan: Plan) -> list[str]:
     """What nobody may overlook: where the numbers come from."""
     checkpoint = plan.record.weights.get("checkpoint", "")
-    if checkpoint.startswith(UNTRAINED):
+    if checkpoint.startswith(UNTRAINED_CHECKPOINT):
         return ["UNTRAINED NETWORK: shape, detail and displacement mean nothing."]
-    if checkpoint == LANDMARK_FIT:
+    if checkpoint == FIT_CHECKPOINT:
         return ["Fitted to landmarks without a network: no albedo, no light, no detail."]
     return []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO, Any
 
 import pyarrow.parquet as pq
@@ -31,13 +31,13 @@ def is_list(uri: str) -> bool:
     return uri.lower().endswith(LIST_SUFFIXES)
 
 
-def uri_column(names: list[str], wanted: str | None, uri: str, shown: str, usual: Sequence[str] = URI_COLUMNS) -> str:
+def uri_column(names: list[str], wanted: str | None, uri: str, shown: str) -> str:
     """The column of URIs: the wanted one or the first of the usual names; SourceError listing the columns."""
     if wanted in names:
         return wanted
-    if wanted is None and (found := [name for name in usual if name in names]):
+    if wanted is None and (found := [name for name in URI_COLUMNS if name in names]):
         return found[0]
-    what = f"no column {wanted!r}" if wanted else f"no column called {', '.join(usual)}"
+    what = f"no column {wanted!r}" if wanted else f"no column called {', '.join(URI_COLUMNS)}"
     raise SourceError(
         f"{uri}: {what}; the columns are {shown}. Name the one with the URIs: --set inputs.uri_column=NAME "
         "(a list without a header is a .txt of one URI a line)"
@@ -58,21 +58,6 @@ def listed_uris(uri: str, column: str | None) -> Iterator[str]:
             raise SourceError(f"{uri}, {place}: {error}") from error
 
 
-def listed_specs(uri: str, column: str) -> Iterator[str]:
-    """Names in the order of a list, from the column `column` or one of the usual ones; what is a path is taken from the
-    list's folder, with what follows its `#`, and words are left as they are.
-
-    Raises SourceError as `listed_uris` does.
-    """
-    base = uri.rpartition("/")[0]
-    for place, value in _entries(uri, None, (column, *URI_COLUMNS)):
-        entry, mark, part = _checked(value, f"{uri}, {place}").partition("#")
-        try:
-            yield entry if not mark and not set(entry) & set("/.") else resolve(entry, base) + mark + part
-        except (StorageError, ValueError) as error:
-            raise SourceError(f"{uri}, {place}: {error}") from error
-
-
 def _checked(value: Any, place: str) -> str:
     """The entry as text, or the SourceError that says what is wrong with it."""
     if value is None or (isinstance(value, str) and value.strip().lower() in NOTHING):
@@ -86,10 +71,10 @@ def _checked(value: Any, place: str) -> str:
     return value
 
 
-def _entries(uri: str, column: str | None, usual: Sequence[str] = URI_COLUMNS) -> Iterator[tuple[str, Any]]:
+def _entries(uri: str, column: str | None) -> Iterator[tuple[str, Any]]:
     """("line 17", value) of every row."""
     if uri.lower().endswith(".parquet"):
-        yield from _parquet_entries(uri, column, usual)
+        yield from _parquet_entries(uri, column)
         return
     with open_checked(uri, None, BLOCK) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         try:
@@ -98,7 +83,7 @@ def _entries(uri: str, column: str | None, usual: Sequence[str] = URI_COLUMNS) -
                     if line.strip():
                         yield f"line {number}", line.rstrip("\r\n")
             else:
-                yield from _csv_entries(text, uri, column, usual)
+                yield from _csv_entries(text, uri, column)
         except UnicodeDecodeError as error:
             raise SourceError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
         except csv.Error as error:
@@ -114,11 +99,11 @@ def _lines(text: IO[str], uri: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _csv_entries(text: IO[str], uri: str, column: str | None, usual: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _csv_entries(text: IO[str], uri: str, column: str | None) -> Iterator[tuple[str, Any]]:
     delimiter = "\t" if uri.lower().endswith(".tsv") else ","
     rows = csv.reader((line for _, line in _lines(text, uri)), delimiter=delimiter)
     header = [name.strip() for name in next(rows, [])]
-    at = header.index(uri_column(header, column, uri, ", ".join(name[:60] for name in header[:50]), usual))
+    at = header.index(uri_column(header, column, uri, ", ".join(name[:60] for name in header[:50])))
     while True:
         try:
             row = next(rows)
@@ -132,11 +117,11 @@ def _csv_entries(text: IO[str], uri: str, column: str | None, usual: Sequence[st
             yield f"line {rows.line_num}", row[at]
 
 
-def _parquet_entries(uri: str, column: str | None, usual: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _parquet_entries(uri: str, column: str | None) -> Iterator[tuple[str, Any]]:
     with open_checked(uri, None, BLOCK) as file:
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
-        name = uri_column(schema.names, column, uri, describe(schema), usual)
+        name = uri_column(schema.names, column, uri, describe(schema))
         kind = schema.field(name).type
         if not is_text(kind):
             raise SourceError(f"{uri}: the column {name!r} is {kind}, not text. The columns are {describe(schema)}")

@@ -25,11 +25,12 @@ from deca_core.losses import CoarseWeights, DetailWeights, recipe
 from deca_core.losses.fits import FITTED
 from deca_core.losses.recipe import SUMMED
 from deca_core.perceptual import VGG19, PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
-from deca_core.recognition import Recognition, load_arcface, load_vggface2, random_recognition
+from deca_core.recognition import Recognition, load_vggface2, random_recognition
 from deca_core.training import CoarseStep, DetailStep
 from schemas.faces import Split
 from schemas.train import STAGES, NetworksConfig, StageName, TrainConfig, WorldConfig
 from tasks.models.loading import bundle_at, checkpoint_folder, local_file
+from tasks.training.arcface import load_arcface
 from tasks.training.datasets import ShardSource, Source, WorldSource
 from tasks.training.fits import FittedSource
 from tasks.training.mirror import MirroredSource

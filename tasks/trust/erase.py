@@ -6,15 +6,15 @@ Four steps, each for all datasets before the next one begins:
 2. Tombstones are written. From here on no run brings the faces back, and an interruption forgets nobody.
 3. The rows go: parts, quarantine, files beside them and versions are replaced by ones without the erased, then whatever
    else has a trace of them is deleted (leftovers of killed runs, pictures in reports, datasets made of the rows).
-4. The datasets are looked through once more; where nothing is left, a record says so, signed.
+4. The datasets are searched once more; where nothing is left, a record of the erasure is written.
 
 A run that is writing the same dataset need not be stopped: see tasks/units/commit.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,13 +25,13 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.erase import ErasureRecord, Found, Request, Signature, Tombstone, identity_hash
+from schemas.erase import ErasureRecord, Found, Request, Tombstone, identity_hash
 from schemas.ledger import CommitRecord, image_id_of, table_to_quarantine
 from tasks.people.versions import current, named_files
 from tasks.store.storage import Store, normalise
 from tasks.trust.audit import Occurrence, Place, find_places, occurrences
 from tasks.trust.erase_faces import erase_faces
-from tasks.trust.erasure_records import read_records, record_name, sign, state_of, unfinished
+from tasks.trust.erasure_records import hash_tombstone, record_name, unfinished
 from tasks.units.commit import erase_unit
 from tasks.units.commits import read_commits, read_parts
 from tasks.units.compaction import purge
@@ -48,7 +48,6 @@ from tasks.units.tombstones import (
     read_erased,
     read_ids,
     read_tombstones,
-    tombstone_name,
 )
 
 REPORTS = "_report/"
@@ -331,32 +330,23 @@ def _delete_derived(store: Store) -> None:
 
 
 def _record(place: Place) -> ErasureRecord | None:
-    """Record the erasures that are finished and have no record; the last of them."""
+    """Record finished erasures that have no record yet; return the last of these records."""
     store, made = place.store, None
-    done = {record.number for record in read_records(store)}
+    waiting = set(unfinished(store))
     for stone in read_tombstones(store):
-        if stone.number in done:
+        if stone.number not in waiting:
             continue
-        records = read_records(store)
-        previous = store.read(record_name(records[-1].number)) if records else b""
-        made = sign(
-            ErasureRecord(
-                number=stone.number,
-                dataset=store.uri,
-                at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                requests=len(stone.requests),
-                faces=len(Erased.of(stone.requests).faces),
-                rows=stone.found.count,
-                files=len(stone.found.files),
-                tombstone_sha256=hashlib.sha256(store.read(tombstone_name(stone.number))).hexdigest(),
-                previous_sha256=hashlib.sha256(previous).hexdigest() if previous else "",
-                state_sha256=state_of(place),
-                code=code_version(__name__),
-                signature=Signature(method="none"),
-            )
+        made = ErasureRecord(
+            number=stone.number,
+            dataset=store.uri,
+            at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            requests=len(stone.requests),
+            faces=len(Erased.of(stone.requests).faces),
+            rows=stone.found.count,
+            files=len(stone.found.files),
+            tombstone_sha256=hash_tombstone(store, stone.number),
+            code=code_version(__name__),
         )
-        try:
+        with contextlib.suppress(FileExistsError):  # another erasure finished the same work
             store.create(record_name(stone.number), made.model_dump_json(indent=1).encode())
-        except FileExistsError:  # another erasure finished the same work
-            continue
     return made

@@ -20,14 +20,14 @@ from pydantic import BaseModel
 
 from schemas.engine import RayConfig
 from schemas.places import places
-from schemas.reconstruct import UNTRAINED
+from schemas.reconstruct import UNTRAINED_CHECKPOINT
 from tasks.sources.walk import parse_glob
 from tasks.store.storage import Store, is_local, normalise
 from tasks.units.plan import Plan
 from tasks.units.ray_cluster import EngineError, connect, is_joined, move_to, on_nodes, this_node, working_nodes
 
 DEST = "dest"  # the setting that is written to
-WORDS = ("world", UNTRAINED)  # that settings take instead of a place
+WORDS = ("world", UNTRAINED_CHECKPOINT)  # that settings take instead of a place
 SAMPLE = 16  # files noted of a folder
 VISITED = 1000  # folders looked into for them
 EDGE = 2**16  # bytes hashed at a file's start and end

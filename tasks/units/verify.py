@@ -20,7 +20,7 @@ from tasks.units.plan import COMMITS, PART_NAME, PLAN, PLAN_FOLDER, QUARANTINE, 
 from tasks.units.snapshots import hash_in, list_commits
 from tasks.units.upgrade import outdated
 
-ID_COLUMN = "face_id"
+ROW_KEY = ("face_id", "method")  # unique together; only evaluations/ has a row for each method
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,17 @@ class _Seen:
         for part in self.parts if twice else ():
             ids = _ids(self.store.read(part)) or []
             counts.update(one for one in ids if int(np.frombuffer(_short(one), np.uint64)[0]) in twice)
-        return [f"{ID_COLUMN} {one}: {count} times" for one, count in sorted(counts.items()) if count > 1][:10]
+        return [f"{one}: {count} times" for one, count in sorted(counts.items()) if count > 1][:10]
 
 
 def _ids(part: bytes) -> list[str] | None:
-    """The ids of a part; None where it has none."""
+    """The row keys of a part, as "face_id A"; None where it has none."""
     parquet = pq.ParquetFile(pa.BufferReader(part))
-    if ID_COLUMN not in parquet.schema_arrow.names:
+    columns = [name for name in ROW_KEY if name in parquet.schema_arrow.names]
+    if "face_id" not in columns:
         return None
-    return [str(value) for value in parquet.read(columns=[ID_COLUMN])[0].to_pylist()]
+    rows = parquet.read(columns=columns).to_pylist()
+    return [", ".join(f"{name} {row[name]}" for name in columns) for row in rows]
 
 
 def _short(one: str) -> bytes:

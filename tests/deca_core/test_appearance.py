@@ -13,7 +13,7 @@ from tests.deca_core.conftest import assert_close
 
 
 def test_golden_shading(golden):
-    answer = {name: torch.from_numpy(value) for name, value in golden("detail_normals.npz").items()}
+    answer = {name: torch.from_numpy(value) for name, value in golden("posed_head.npz").items()}
     got = shading(answer["detail_normals"], answer["light"])
     assert_close(got, answer["shading"].numpy())
 

@@ -10,7 +10,7 @@ from tests.deca_core.conftest import assert_close
 
 
 def test_golden_projection_and_normals(mini, golden):
-    answer = golden("camera_normals.npz")
+    answer = golden("posed_head.npz")
     vertices = torch.from_numpy(answer["vertices"])
     assert_close(project(vertices, torch.from_numpy(answer["cam"])), answer["projected"])
     assert_close(vertex_normals(vertices, torch.from_numpy(mini.faces)), answer["vertex_normals"])

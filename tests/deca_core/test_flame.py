@@ -11,7 +11,7 @@ from tests.deca_core.conftest import assert_close
 
 
 def test_golden_vertices_and_landmarks(mini, golden):
-    answer = golden("flame.npz")
+    answer = golden("posed_head.npz")
     head = FLAME(mini)(*(torch.from_numpy(answer[name]) for name in ("shape", "exp", "pose")))
     assert_close(head.vertices, answer["vertices"])
     assert_close(head.landmarks2d, answer["landmarks2d"])

@@ -164,8 +164,8 @@ def test_without_the_skin_mask_texels_need_only_face_the_camera(model, shots):
 
 def test_facing_texels(golden):
     """Camera-facing is judged in world space: the projected mesh's normals have the opposite z."""
-    answer = golden("render.npz")
-    np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["normals"][..., 2], atol=1e-4)
+    answer = golden("posed_head.npz")
+    np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["vertex_normals"][..., 2], atol=1e-4)
 
 
 def test_codes_can_be_fitted(model, shots):

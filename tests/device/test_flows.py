@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deca_core import DECA, Codes
+from deca_core import DECA
 from deca_core.checkpoint import save_checkpoint
 from pipelines.animate import animate
 from pipelines.export import export
@@ -29,6 +29,7 @@ from tasks.annotate.annotators import load_annotator
 from tasks.annotate.annotators.base import Detection
 from tasks.annotate.annotators.face_alignment_provider import FAN
 from tasks.heads.reconstruct import ReconstructWorker
+from tasks.heads.selection import read_heads
 from tasks.measure.methods import FaceCrop, load_methods
 from tasks.models.loading import GeometryModel, bundle_at
 from tasks.training.stage import StageRun
@@ -103,12 +104,13 @@ def test_fit(faces, tmp_path, device):
 
 
 @pytest.mark.parametrize("outputs", [None, ("codes", "displacement", "clip", "glb", "npz")], ids=["default", "all"])
-def test_animate(checkpoint, tmp_path, device, outputs):
-    """A head that smiles, with the outputs that the command writes if nobody says otherwise, and with all."""
-    face = Codes.zeros(1).replace(cam=torch.tensor([[8.0, 0.0, 0.0]]))
-    np.savez(tmp_path / "head.npz", **{name: value.numpy() for name, value in face.items()})
+def test_animate(faces, checkpoint, tmp_path, device, outputs):
+    """A head that smiles, with the default outputs and with all."""
+    heads = tmp_path / "heads"
+    reconstruct(reconstruct_config(faces, heads, checkpoint))
+    [face, *_] = read_heads(str(heads)).face_ids
     values = {
-        **{"dest": str(tmp_path / "out"), "identity": (str(tmp_path / "head.npz"),), "expression": ("smile",)},
+        **{"dest": str(tmp_path / "out"), "identity": (f"{heads}#{face}",), "expression": ("smile",)},
         **{"checkpoint": checkpoint, "size": 64, "fps": 2, **HERE},
         **({} if outputs is None else {"outputs": outputs}),
     }

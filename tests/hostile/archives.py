@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from tests.hostile.images import zeros
 from tests.hostile.kinds import LIMIT_MIB, Ending, jpeg, kind, left_out, quarantined, rows
-from tests.hostile.pictures import zeros
 
 archive = partial(kind, "archive")
 DAMAGED = quarantined("read", "damaged archive")
@@ -164,7 +164,7 @@ one(
 one("zip with a symbolic link", quarantined("decode", "found text"), "a.zip", lambda: zip_link(), "x.jpg")
 one("archive inside an archive", left_out(), "a.tar", lambda: tar([entry("inner.zip", zipped(("y.jpg", jpeg())))]))
 one(
-    "archive under a picture's name inside an archive",
+    "archive under an image's name inside an archive",
     quarantined("decode", "zip archive"),
     "a.tar",
     lambda: tar([entry("x.jpg", zipped(("y.jpg", jpeg())))]),
@@ -222,7 +222,7 @@ one(
     512,
 )
 one(
-    "zip of sixteen pictures near the limit",
+    "zip of sixteen images near the limit",
     quarantined("read", "checksum"),
     "a.zip",
     lambda: forged_zip([(f"{number}.jpg", zeros(200 * 2**20)[2:-4], 200 * 2**20) for number in range(16)]),
@@ -237,7 +237,7 @@ one(
     limit_mib=700,
 )
 one(
-    "zip whose picture packs nothing else",
+    "zip whose image packs nothing else",
     rows(),
     "a.zip",
     lambda: forged_zip([("x.jpg", raw_deflate(jpeg()), len(jpeg()))], crc=zlib.crc32(jpeg())),
@@ -337,7 +337,7 @@ one(
 )
 one("zip with a directory of four gigabytes", DAMAGED, "a.zip", lambda: huge_directory())
 one("empty zip", left_out(), "a.zip", lambda: zipped())
-one("tar cut inside a picture", DAMAGED, "a.tar", lambda: tar_of("x.jpg", "y.jpg")[: len(jpeg()) + 900])
+one("tar cut inside an image", DAMAGED, "a.tar", lambda: tar_of("x.jpg", "y.jpg")[: len(jpeg()) + 900])
 one(
     "tar with a damaged header",
     DAMAGED,

@@ -1,4 +1,4 @@
-"""Hostile settings, records of a dataset, and models: what a command is given beside pictures."""
+"""Hostile settings, records of a dataset, and models: what a command is given beside images."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def weights(data: bytes) -> Files:
     """A checkpoint that describes its weights truly."""
     meta = {
         "schema_version": 1,
-        "backbone": "resnet18",
+        "backbone": "mobilenet_v3_small",
         "bundle": {"name": "procedural-head", "hash": None},
         "info": {},
     }

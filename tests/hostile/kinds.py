@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-Group = Literal["picture", "name", "archive", "table", "label", "list", "settings", "record", "model"]
+Group = Literal["image", "name", "archive", "table", "label", "list", "settings", "record", "model"]
 # rows: faces come out. quarantined: a row says at which stage and why. left out: no input of ours, without a word.
 # refused: the command ends with one line of error before any work, exit code 1.
 Outcome = Literal["rows", "quarantined", "left out", "refused"]
@@ -27,7 +27,7 @@ class Ending:
     outcome: Outcome
     stage: str = ""  # of the quarantined row
     says: str = ""  # words of the reason
-    faces: int = 0  # rows of the picture
+    faces: int = 0  # rows of the image
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Kind:
     group: Group
     ending: Ending
     write: Callable[[Path], None]  # puts the trouble into the source folder
-    place: str  # of the picture that it is about, below the source; empty where nothing is planned of it
+    place: str  # of the image that it is about, below the source; empty where nothing is planned of it
     arguments: tuple[str, ...]  # of `deca`, with {source} and {dest} to fill in
     limit_mib: int  # memory that the command may take above what it has once its models are loaded
 
@@ -59,7 +59,7 @@ def refused(says: str) -> Ending:
     return Ending("refused", says=says)
 
 
-# The face is found without enlarging the picture, which saves most of a run's time.
+# The face is found without enlarging the image, which saves most of a run's time.
 INGEST = ("ingest", "{source}", "{dest}", "--workers", "0", "--set", "annotate.dlib.max_upsample=1")
 INGEST += ("--set", "identity.method=none")
 LIMIT_MIB = 256
@@ -75,7 +75,7 @@ def kind(
     arguments: tuple[str, ...] = INGEST,
     limit_mib: int = LIMIT_MIB,
 ) -> Callable[[Callable[[], Files]], Callable[[], Files]]:
-    """Adds a function that makes files, by name below the source, as a kind; its picture is the first of them.
+    """Adds a function that makes files, by name below the source, as a kind; its image is the first of them.
 
     The function may itself be a writer: one that takes the source folder, where names or types of files matter.
     """
@@ -121,9 +121,9 @@ def face() -> Image.Image:
     return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

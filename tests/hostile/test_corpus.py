@@ -1,6 +1,6 @@
 """Every kind of hostile input ends as it must, one bad row never costs its neighbours, nothing outside DEST changes.
 
-`python -m benchmarks.hostile` runs each kind in a process of its own and tells its memory; here those of one command
+`python -m tests.hostile` runs each kind in a process of its own and measures its memory; here the kinds of one command
 share a run.
 """
 
@@ -17,12 +17,12 @@ from tests.hostile.trial import Trials, escapes
 
 # Kinds that one run can hold, each in a folder of its own; the others have files where the command names them.
 TOGETHER = {
-    "pictures": [kind for kind in KINDS.values() if kind.arguments == INGEST],
+    "images": [kind for kind in KINDS.values() if kind.arguments == INGEST],
     "labels": [kind for kind in KINDS.values() if kind.arguments == LABELLED],
 }
 ALONE = [kind for kind in KINDS.values() if kind.arguments not in (INGEST, LABELLED)]
 
-PEAK_MIB = 2300  # of all together: pictures are decoded ahead, and one has 100 million pixels
+PEAK_MIB = 2300  # of all together: images are decoded ahead, and one has 100 million pixels
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def trials() -> Trials:
 def test_the_corpus_is_as_large_as_it_says() -> None:
     groups = {kind.group for kind in KINDS.values()}
     assert len(KINDS) >= 200
-    assert groups == {"picture", "name", "archive", "table", "label", "list", "settings", "record", "model"}
+    assert groups == {"image", "name", "archive", "table", "label", "list", "settings", "record", "model"}
 
 
 @pytest.mark.parametrize("run", TOGETHER)

@@ -1,4 +1,4 @@
-"""No credential and no picture's content in anything that is stored, printed or shown; DEST stays in its roots."""
+"""No credential and no image's content in anything that is stored, printed or shown; DEST stays in its roots."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from schemas.ledger import CommitRecord, Item, PlanRecord, Quarantined, StoredFi
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import credential_in, redact, shown
 from tasks.store.storage import ALLOWED_ROOTS, StorageError, Store, check_allowed
+from tests.hostile.images import titled
 from tests.hostile.kinds import encoded, face, jpeg
-from tests.hostile.pictures import titled
 
 # Planted where credentials and contents live; nothing of it may turn up anywhere else.
 KEY, SECRET, TOKEN = "PLANTEDKEYID0001", "planted/secret+0002", "planted-token-0003"
@@ -95,7 +95,7 @@ def leaks(found: dict[str, bytes], *words: str) -> list[str]:
 
 
 def put_hostile(store: Store) -> None:
-    """Pictures that work, and pictures that say what must not be repeated: in their text, or instead of pixels."""
+    """Images that work, and images that say what must not be repeated: in their text, or instead of pixels."""
     store.write("good.jpg", jpeg())
     store.write("titled.png", encoded(face(), "PNG", pnginfo=titled(CONTENT)))
     store.write("letter.jpg", f"{CONTENT}: dear diary".encode())

@@ -38,8 +38,8 @@ class Result:
     outcome: str = ""  # rows, quarantined, left out or refused; or crash, killed
     stage: str = ""
     reason: str = ""
-    faces: int = 0  # of the kind's own picture
-    good: int = -1  # of the picture beside it; -1 where the command ended before any work
+    faces: int = 0  # of the kind's own image
+    good: int = -1  # of the image beside it; -1 where the command ended before any work
     seconds: float = 0.0  # of a core
     peak_mib: float = 0.0
     touched: list[str] = field(default_factory=list)  # outside DEST: files, processes, addresses
@@ -58,7 +58,7 @@ class Result:
         if self.faces != expected.faces:
             found.append(f"{self.faces} faces instead of {expected.faces}")
         if expected.outcome in ("quarantined", "left out") and self.good != 1 and kind.arguments[0] == "ingest":
-            found.append(f"the picture beside it gave {self.good} faces")
+            found.append(f"the image beside it gave {self.good} faces")
         if expected.outcome != "rows" and not self.reason and expected.outcome != "left out":
             found.append("no reason")
         if self.peak_mib > kind.limit_mib:
@@ -90,7 +90,7 @@ class Trials:
             source = _source(folder, name, names)
             source.mkdir(exist_ok=True)
             KINDS[name].write(source)
-            if name != names[0]:  # one good picture is enough
+            if name != names[0]:  # one good image is enough
                 (source / GOOD).unlink()
         before = _tree(folder)
         reader, sender = self.context.Pipe(duplex=False)

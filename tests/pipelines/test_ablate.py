@@ -1,4 +1,4 @@
-"""The ablations from a world to their tables: what is trained from where, going on, refusing, growing."""
+"""The ablations from a world to their tables: what is trained from where, resuming, refusing, extending."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PART_OF_RUN = {"source", "dest", "bundle", "existing", "seed", "version"}
 
 
 def settings(source: Path, dest: Path, **changes: Any) -> AblateConfig:
-    """Two people, a step a stage; the identity loss has weight 0."""
+    """Two subjects, a step per stage; the identity loss has weight 0."""
     training = small_config("unused", **STEPS).model_dump(mode="json", exclude=PART_OF_RUN)
     training["world"]["seed"] = 3
     values = {"source": str(source), "dest": str(dest), "faces": "world", "train": training, "variants": TAKEN}
@@ -58,7 +58,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people, two pictures of each; tests only read it."""
+    """Two subjects, two images of each; tests only read it."""
     dest: Path = tmp_path_factory.mktemp("world")
     world = {"identities": 2, "images_per_identity": 2, "size": 128, "seed": 8, "max_yaw": 20.0}
     synth(SynthConfig.model_validate({**world, "dest": str(dest), "ray": {"workers": 0}}))
@@ -67,7 +67,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AblateSummary]:
-    """Finished ablations; tests only read them, or go on with them."""
+    """Finished ablations; tests only read them, or continue them."""
     dest: Path = tmp_path_factory.mktemp("ablations")
     return dest, ablate(settings(archive, dest))
 
@@ -84,7 +84,7 @@ def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
     assert rows == [
         (VARIANTS[name].label, figure) for name in TAKEN if name != "identity" for figure in VARIANTS[name].figures
     ]
-    assert {row.verdict for row in summary.comparisons} == {"too few people"}
+    assert {row.verdict for row in summary.comparisons} == {"too few subjects"}
     models = {model.model: model.figures for model in summary.models}
     assert list(models)[:3] == ["pretrain only", "coarse only", FULL]
     assert "mean face" in models
@@ -117,7 +117,7 @@ def test_the_full_recipe_is_one_training(done: tuple[Path, AblateSummary], tmp_p
 
 def test_a_variant_parts_from_the_full_recipe_where_its_loss_begins(archive: Path, tmp_path: Path) -> None:
     config = settings(archive, tmp_path, seeds=[0, 4])
-    runs, _ = plan_runs(config)
+    runs = plan_runs(config)
     assert [run.seed for run in runs] == [0] * 6 + [4] * 6
     by_name = {run.name: run for run in runs}
     trunk = [by_name[f"{label}, seed 4"] for label in ("pretrain only", "coarse only", FULL)]
@@ -143,7 +143,7 @@ def test_every_variant_takes_something_away() -> None:
             assert changed_stages(config.training(0), variant.without) == list(variant.without), name
 
 
-def test_again_nothing_is_trained_and_the_report_is_drawn_anew(
+def test_a_repeated_run_trains_nothing_and_rewrites_the_report(
     done: tuple[Path, AblateSummary], archive: Path, prefect_harness: None
 ) -> None:
     """As a flow this time, which leaves its tables as artifacts."""
@@ -180,7 +180,7 @@ def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, Abla
     assert again.models == summary.models
 
 
-def test_another_variant_uses_what_is_there_and_is_measured_with_the_rest(
+def test_another_variant_uses_what_is_there_and_is_evaluated_with_the_rest(
     done: tuple[Path, AblateSummary], archive: Path
 ) -> None:
     dest, summary = done
@@ -222,23 +222,23 @@ def test_other_training_is_refused_and_named(done: tuple[Path, AblateSummary], a
         ablate(settings(archive, done[0] / "nothing", existing="resume"))
 
 
-def test_people_of_the_training_are_no_test(archive: Path, tmp_path: Path) -> None:
+def test_subjects_of_the_training_set_are_refused(archive: Path, tmp_path: Path) -> None:
     config = settings(archive, tmp_path)
     same = {**config.train, "world": {**config.train["world"], "seed": 8}}
-    with pytest.raises(EvaluateError, match=r"shows 2 of the people.*train\.world\.seed=9"):
+    with pytest.raises(EvaluateError, match=r"has 2 subjects of the training set.*train\.world\.seed=9"):
         plan_runs(config.model_copy(update={"train": same}))
     with pytest.raises(EvaluateError, match="deca synth"):
         plan_runs(config.model_copy(update={"source": str(tmp_path)}))
     assert not Store(str(tmp_path)).list("")
 
 
-def test_settings_that_the_ablations_settle_are_refused() -> None:
+def test_config_keys_that_the_ablations_set_are_refused() -> None:
     places = {"source": "world/", "faces": "people/", "dest": "out/"}
     for wrong, said in (
-        ({"train": {"seed": 3}}, r"train\.seed: the ablations settle that"),
-        ({"evaluate": {"compare": {}}}, r"evaluate\.compare: the ablations settle that"),
+        ({"train": {"seed": 3}}, r"train\.seed: set by the ablations"),
+        ({"evaluate": {"compare": {}}}, r"evaluate\.compare: set by the ablations"),
         ({"train": {"coarse": {"stepz": 1}}}, "stepz"),
-        ({"seeds": [1, 1]}, "named twice"),
+        ({"seeds": [1, 1]}, "an entry is repeated"),
         ({"variants": ["everything"]}, "variants"),
     ):
         with pytest.raises(ValidationError, match=said):
@@ -275,21 +275,21 @@ def test_the_deployment_runs_the_flow() -> None:
     assert (function.name, function.fn.__annotations__["config"]) == ("evaluate", "AblateConfig")
 
 
-# --- verdicts, on made-up rows ---
+# --- verdicts, on emulated rows ---
 
 
-def made_up(people: int, differences: dict[str, float], noise: float = 0.05) -> MeasuredRows:
-    """Two pictures of each person; `lids` is the person's own error, the method's difference, and a little noise."""
+def emulated(subjects: int, differences: dict[str, float], noise: float = 0.05) -> MeasuredRows:
+    """Two images of each subject; `lids` is the subject's own error, the method's difference, and a little noise."""
     rng = np.random.default_rng(5)
-    names = [f"{person:03d}" for person in range(people) for _ in range(2)]
-    own = np.repeat(rng.uniform(0, 10, people), 2)
+    names = [f"{person:03d}" for person in range(subjects) for _ in range(2)]
+    own = np.repeat(rng.uniform(0, 10, subjects), 2)
     basis = procedural_head().shape_basis[:50]
     parts = []
     for method, difference in differences.items():
         lids = own + difference + noise * rng.normal(size=len(own))
         scan = [[value, value + 1, value + 2] for value in lids]
         columns = {"method": [method] * len(own), "identity_id": names, "lids": pa.array(lids, pa.float32())}
-        shape = np.repeat(rng.normal(size=(people, 100)), 2, axis=0) + difference * rng.normal(size=(len(own), 100))
+        shape = np.repeat(rng.normal(size=(subjects, 100)), 2, axis=0) + difference * rng.normal(size=(len(own), 100))
         field = fixed_field("shape", (100,))
         table = pa.table({**columns, "scan_mm": pa.array(scan, pa.list_(pa.float32()))})
         parts.append(table.append_column(field, fixed_array(field, shape.astype(np.float32))))
@@ -298,21 +298,21 @@ def made_up(people: int, differences: dict[str, float], noise: float = 0.05) -> 
 
 @pytest.mark.parametrize(("difference", "verdict"), [(0.2, "worse"), (0.0, "no difference"), (-0.2, "better")])
 def test_a_verdict_needs_an_interval_without_zero(difference: float, verdict: str) -> None:
-    rows = made_up(40, {"full": 1.0, "less": 1.0 + difference})
+    rows = emulated(40, {"full": 1.0, "less": 1.0 + difference})
     found = compare(rows, "without", "lids", [("full", "less")])
     assert found.verdict == verdict
     assert found.low is not None
     assert found.high is not None
     assert found.low < difference < found.high
-    assert found.high - found.low < 0.1  # paired: the spread of people, ten, is in none of it
+    assert found.high - found.low < 0.1  # paired: the spread of subjects, ten, is in none of it
     pooled = [value for row in rows["full"]["scan_mm"].to_pylist() for value in row]
     assert compare(rows, "without", "scan_median", [("full", "less")]).full[0] == np.quantile(
         pooled, 0.5, method="lower"
     )
 
 
-def test_pictures_without_a_figure_count_for_nobody() -> None:
-    rows = made_up(12, {"full": 1.0, "less": 2.0}, noise=0.0)
+def test_images_without_a_figure_count_for_no_method() -> None:
+    rows = emulated(12, {"full": 1.0, "less": 2.0}, noise=0.0)
     table = rows._rows
     values = table["lids"].to_pylist()
     values[0], values[24 + 5] = None, None  # one of the full recipe's, another of the variant's
@@ -323,17 +323,17 @@ def test_pictures_without_a_figure_count_for_nobody() -> None:
     assert found.ablated[0] - found.full[0] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_shapes_that_differ_more_within_a_person_are_worse() -> None:
-    rows = made_up(30, {"full": 0.3, "less": 0.6})
+def test_shapes_that_differ_more_within_a_subject_are_worse() -> None:
+    rows = emulated(30, {"full": 0.3, "less": 0.6})
     found = compare(rows, "without", "shape_ratio", [("full", "less")])
     assert found.verdict == "worse"
     assert found.full[0] < found.ablated[0] < 1
 
 
-def test_seeds_are_one_row_and_too_few_people_no_verdict() -> None:
-    rows = made_up(30, {"full a": 1.0, "full b": 1.1, "less a": 1.5, "less b": 0.9})
+def test_seeds_are_one_row_and_too_few_subjects_no_verdict() -> None:
+    rows = emulated(30, {"full a": 1.0, "full b": 1.1, "less a": 1.5, "less b": 0.9})
     found = compare(rows, "without", "lids", [("full a", "less a"), ("full b", "less b")])
     assert (len(found.full), len(found.ablated)) == (2, 2)
     assert found.verdict == "no difference"  # one seed says worse, the other better
-    few = compare(made_up(9, {"full": 1.0, "less": 5.0}), "without", "lids", [("full", "less")])
-    assert (few.verdict, few.low, few.high) == ("too few people", None, None)
+    few = compare(emulated(9, {"full": 1.0, "less": 5.0}), "without", "lids", [("full", "less")])
+    assert (few.verdict, few.low, few.high) == ("too few subjects", None, None)

@@ -374,9 +374,9 @@ def test_training_from_the_first_step_to_status(deca, tmp_path):
     assert code == 0
     assert "finished, checkpoints 1; validation: loss" in printed
     assert "dlib" in printed
-    code, printed = deca("train", *options, "--backbone", "resnet18")
+    code, printed = deca("train", *options, "--backbone", "mobilenet_v3_small")
     assert code == 1
-    assert 'backbone "dlib" -> "resnet18"' in printed
+    assert 'backbone "dlib" -> "mobilenet_v3_small"' in printed
     (out / "_stages" / "pretrain.json").unlink()
     assert deca("status", out)[0] == 2
 

@@ -49,7 +49,7 @@ def test_places_are_found_at_any_depth():
 
 
 def test_what_only_the_driver_reads_is_left_out():
-    values = {"dest": "/out", "identity": ["/me.jpg"], "expressions": "/list.txt", "checkpoint": "/model"}
+    values = {"dest": "/out", "identity": ["/me.jpg"], "expression": ["/film.mp4"], "checkpoint": "/model"}
     assert places(AnimateConfig.model_validate(values)) == {"dest": "/out", "checkpoint": "/model"}
 
 

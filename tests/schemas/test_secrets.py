@@ -17,7 +17,7 @@ from schemas.train import TrainConfig
 from schemas.world import SynthConfig
 
 PLACES = {"source", "dest", "checkpoint", "bundle", "start", "faces"}
-PLACES |= {"identity", "expression", "identities", "expressions"}  # of an animation
+PLACES |= {"identity", "expression", "identities"}  # of an animation
 SECRET = "s3://AKIA:letmein@bucket/photos"
 
 

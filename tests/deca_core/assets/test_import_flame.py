@@ -91,7 +91,7 @@ def test_the_imported_head_moves_as_the_reference_does(files, head, golden, tmp_
 
     from deca_core.flame import FLAME
 
-    reference = golden("flame.npz")
+    reference = golden("posed_head.npz")
     model = FLAME(import_flame(files, tmp_path / "bundle"))
     posed = model(*(torch.from_numpy(reference[name]) for name in ("shape", "exp", "pose")))
     np.testing.assert_allclose(posed.vertices, reference["vertices"], atol=1e-5)

@@ -12,7 +12,7 @@ from deca_core import losses
 
 @pytest.fixture(scope="module")
 def answer(golden) -> dict[str, np.ndarray]:
-    return golden("losses.npz")
+    return {**golden("posed_head.npz"), **golden("losses.npz")}
 
 
 def tensor(answer: dict[str, np.ndarray], name: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -28,7 +28,7 @@ def tensor(answer: dict[str, np.ndarray], name: str, dtype: torch.dtype = torch.
         ("lip_distance", losses.lip_distance, ("landmarks_gt", "landmarks_pred")),
         ("shading_smooth", losses.shading_smoothness, ("shading",)),
         ("mrf", losses.mrf_distance, ("mrf_gen", "mrf_target")),
-        ("symmetry_sum", losses.soft_symmetry, ("sym_z", "vis_mask")),
+        ("symmetry_sum", losses.soft_symmetry, ("uv_z", "vis_mask")),
     ],
 )
 def test_loss(answer, name, loss, inputs, dtype):

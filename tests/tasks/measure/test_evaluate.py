@@ -20,7 +20,7 @@ from deca_core.flame import rotation_matrix
 from deca_core.metrics import MetricError
 from pipelines.evaluate import check_inputs, freeze_plan
 from pipelines.synth import synth
-from schemas.evaluate import LANDMARK_FIT, MEAN_FACE, METRICS, EvaluateConfig
+from schemas.evaluate import FIT_METHOD, MEAN_FACE, METRICS, EvaluateConfig
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from schemas.world import SynthConfig
@@ -225,7 +225,7 @@ def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, t
     worker, units = planned(config(archive, tmp_path, checkpoint, compare={"other": checkpoint}))
     output = worker.process(units[0])
     table = output.table
-    assert table["method"].to_pylist() == ["model", "other", MEAN_FACE, LANDMARK_FIT] * 2
+    assert table["method"].to_pylist() == ["model", "other", MEAN_FACE, FIT_METHOD] * 2
     flat = {"displacement_corr", "transfer_corr", "transfer_static_corr"}  # of the baselines' flat maps
     for metric in METRICS:
         known = [value is not None for value in table[metric.name].to_pylist()]
@@ -242,7 +242,7 @@ def test_a_fit_to_the_true_landmarks_beats_the_mean_face(judged, archive, checkp
     worker.methods = worker.methods[1:]
     table = worker.process([item for unit in units for item in unit]).table
     mean, fit = figures(table, bundle.shape_basis)
-    assert (mean.method, fit.method) == (MEAN_FACE, LANDMARK_FIT)
+    assert (mean.method, fit.method) == (MEAN_FACE, FIT_METHOD)
     assert fit.metrics["nme"].mean < 0.005
     assert fit.metrics["pose_deg"].mean < 2
     for better in ("shape_mm", "vertex_mm", "expression_mm"):
@@ -256,12 +256,12 @@ def test_baselines_are_chosen(archive, checkpoint, tmp_path):
     def methods(name: str, **changes: object) -> list[str]:
         return [method.name for method in planned(config(archive, tmp_path / name, checkpoint, **changes))[0].methods]
 
-    assert methods("one", baselines=[LANDMARK_FIT]) == ["model", LANDMARK_FIT]
+    assert methods("one", baselines=[FIT_METHOD]) == ["model", FIT_METHOD]
     assert methods("none", baselines=[]) == ["model"]
     with pytest.raises(ValueError, match="mean face"):
         config(archive, tmp_path, checkpoint, baselines=["median face"])
     with pytest.raises(ValueError, match="is taken"):
-        config(archive, tmp_path, checkpoint, compare={LANDMARK_FIT: checkpoint})
+        config(archive, tmp_path, checkpoint, compare={FIT_METHOD: checkpoint})
 
 
 def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):

@@ -23,7 +23,7 @@ from tasks.people.versions import current, list_versions, open_faces, verify_fac
 from tasks.store.storage import Store
 from tasks.trust.audit import find_places, occurrences
 from tasks.trust.erase import Asked, erase, resolve
-from tasks.trust.erasure_records import KEY, check_records, read_records
+from tasks.trust.erasure_records import check_records, read_records
 from tasks.units.commit import UnitOutput, erase_unit
 from tasks.units.commits import committed_parts, pending, read_commits, standing_quarantine
 from tasks.units.engine import run_units
@@ -240,7 +240,7 @@ def test_without_ids_an_interrupted_erasure_is_finished(datasets: Path, monkeypa
         with pytest.raises(OSError, match="No space"):
             erase(uris(datasets), PERSON)
     place = find_places(uris(datasets)[0])[0]
-    assert "is not finished. Run: deca erase" in check_records(place)[0]
+    assert "is not finished. Run: deca erase" in check_records(place.store)[0]
     outcomes = erase(uris(datasets), Asked())
     assert [outcome.record is not None for outcome in outcomes] == [True] * 4
     assert [occurrences(one.place, read_erased(one.place.store)) for one in outcomes[:3]] == [[], [], []]
@@ -381,37 +381,35 @@ def test_the_origin_of_a_part_survives_every_rewriting(datasets: Path) -> None:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_records_are_chained_and_signed(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, "a key of the test")
+def test_records_tell_of_tombstones_that_were_changed_or_deleted(datasets: Path) -> None:
     one, two = erasable.ids_of(datasets)[:2]
     for face in (one, two):
         erase([str(datasets / "heads")], Asked(faces=frozenset({face})))
-    place = find_places(str(datasets / "heads"))[0]
-    records = read_records(place.store)
-    assert [record.number for record in records] == [1, 2]
-    assert [record.signature.method for record in records] == ["hmac-sha256"] * 2
-    assert check_records(place) == []
-    monkeypatch.setenv(KEY, "another one")
-    assert len([text for text in check_records(place) if "does not fit" in text]) == 2
-    monkeypatch.setenv(KEY, "a key of the test")
+    store = Store(datasets / "heads")
+    assert [(record.number, record.requests, record.rows) for record in read_records(store)] == [(1, 1, 1), (2, 1, 1)]
+    assert check_records(store) == []
+    stones = [datasets / "heads" / ERASED / f"tombstone-00000{number}.json" for number in (1, 2)]
+    stones[0].unlink()
+    stones[1].write_text(json.dumps(json.loads(stones[1].read_text())))
+    assert check_records(store) == [
+        f"{ERASED}/tombstone-00000{number}.json: changed or deleted since its erasure" for number in (1, 2)
+    ]
+
+
+def test_chained_and_signed_records_of_schema_1_open_extend_and_verify(datasets: Path) -> None:
+    one, two = erasable.ids_of(datasets)[:2]
+    heads = str(datasets / "heads")
+    erase([heads], Asked(faces=frozenset({one})))
     path = datasets / "heads" / ERASED / "record-000001.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"rows": 7}))
-    problems = check_records(place)
-    assert any("record-000001.json: the signature does not fit" in text for text in problems)
-    assert any("record-000002.json: does not follow" in text for text in problems)
-    (datasets / "heads" / ERASED / "tombstone-000001.json").unlink()
-    assert any("tombstone-000001.json: changed or taken away" in text for text in check_records(place))
-
-
-def test_without_a_key_records_say_so(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY, raising=False)
-    outcomes = erase(uris(datasets), PERSON)
-    assert {outcome.record.signature.method for outcome in outcomes if outcome.record} == {"none"}
-    place = outcomes[0].place
-    assert check_records(place) == []
-    monkeypatch.setenv(KEY, "set later")
-    assert "is not signed" in check_records(place)[0]
+    chained = {"schema_version": 1, "previous_sha256": "", "state_sha256": "ab" * 32}
+    signature = {"method": "hmac-sha256", "key": "0123456789abcdef", "value": "cd" * 32}
+    path.write_text(json.dumps(json.loads(path.read_text()) | chained | {"signature": signature}))
+    stored = path.read_bytes()
+    assert check_records(Store(heads)) == []
+    [outcome] = erase([heads], Asked(faces=frozenset({two})))
+    assert outcome.record is not None
+    assert [record.schema_version for record in read_records(Store(heads))] == [1, 2]
+    assert (check_records(Store(heads)), verify(heads).problems, path.read_bytes()) == ([], [], stored)
 
 
 def test_resolving_asks_every_dataset(datasets: Path) -> None:

@@ -16,7 +16,12 @@ from tests.conftest import S3Endpoint
 from tests.ray_nodes import ROOT, SECOND, Nodes, namespaces, token, two_nodes
 from tests.tasks.store.test_node_cache import Bucket
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(bool(namespaces()), reason=namespaces() or "")]
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(namespaces()), reason=namespaces() or ""),
+]
 
 SCRIPT = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Hostile and odd pictures, made byte by byte or by an encoder, and pictures under hostile names."""
+"""Hostile and odd images, made byte by byte or by an encoder, and images under hostile names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.hostile.kinds import (
     rows,
 )
 
-picture = partial(kind, "picture")
+image = partial(kind, "image")
 
 
 def one(name: str, ending: Ending, file: str, make: Callable[[], bytes], limit_mib: int = 256) -> None:
     """A kind of a single file."""
-    kind("picture", name, ending, place=file, limit_mib=limit_mib)(lambda: {file: make()})
+    kind("image", name, ending, place=file, limit_mib=limit_mib)(lambda: {file: make()})
 
 
 def chunk(name: bytes, body: bytes, crc: int | None = None) -> bytes:
@@ -194,11 +194,11 @@ one(
     lambda: encoded(face(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
 )
 one("EXIF block that points at itself", rows(), "x.jpg", lambda: encoded(face(), "JPEG", exif=exif_loop()))
-one("picture of one pixel", quarantined("detect", "no face"), "x.png", lambda: encoded(Image.new("RGB", (1, 1)), "PNG"))
+one("image of one pixel", quarantined("detect", "no face"), "x.png", lambda: encoded(Image.new("RGB", (1, 1)), "PNG"))
 one("one pixel wide, sixty thousand high", quarantined("detect", ""), "x.png", lambda: png(1, 60_000, zeros(240_000)))
 one("sixty thousand wide, one pixel high", quarantined("detect", ""), "x.png", lambda: png(60_000, 1, zeros(180_001)))
 
-# What a camera held in each of the eight ways stores, as the operation that the stored picture has undergone.
+# What a camera held in each of the eight ways stores, as the operation that the stored image has undergone.
 TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -210,7 +210,7 @@ TURNED = {
 }
 
 
-@picture("EXIF orientations 1 to 8, and 77", rows(), place="1.jpg")
+@image("EXIF orientations 1 to 8, and 77", rows(), place="1.jpg")
 def orientations() -> Files:
     turned = {1: face(), 77: face(), **{number: face().transpose(how) for number, how in TURNED.items()}}
     return {f"{number}.jpg": encoded(one, "JPEG", exif=exif_of(number)) for number, one in turned.items()}
@@ -293,7 +293,7 @@ for _what, _name in NAMES.items():
 
 
 def beside(make: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A writer that puts the good picture first."""
+    """A writer that puts the valid image first."""
 
     def write(folder: Path) -> None:
         (folder / GOOD).write_bytes(jpeg())
@@ -307,8 +307,8 @@ def not_text(folder: Path) -> None:
 
 
 add_writer("name", "bytes that are no text", quarantined("read", "caf"), beside(not_text), r"caf\xe9.jpg")
-add_writer("name", "a folder called like a picture", left_out(), beside(lambda folder: (folder / "x.jpg").mkdir()))
-add_writer("name", "a pipe called like a picture", left_out(), beside(lambda folder: os.mkfifo(folder / "x.jpg")))
+add_writer("name", "a folder called like an image", left_out(), beside(lambda folder: (folder / "x.jpg").mkdir()))
+add_writer("name", "a pipe called like an image", left_out(), beside(lambda folder: os.mkfifo(folder / "x.jpg")))
 add_writer(
     "name",
     "a link to a file outside",

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of foreign bytes, the inputs it starts from, and the errors that it may answer with."""
+"""Every reader of foreign bytes for the fuzz tests: valid inputs to mutate and the errors that it may raise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -36,27 +36,23 @@ from tasks.store.ranges import ReadError
 from tasks.store.storage import StorageError
 
 MAX_PIXELS, MAX_BYTES = 10**6, 2**20
-MEMBERS = 50  # of an archive or a table that one execution reads
-
-
-class Executed(BaseException):
-    """A reader started a process, connected somewhere or wrote a file: never caught by the readers themselves."""
+MEMBERS = 50  # of an archive or a table, read at most
 
 
 class Payload:
-    """What would start a program if anything executed it."""
+    """Starts a program if anything unpickles it."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch executed",)
 
 
 @dataclass(frozen=True)
-class Target:
-    """One reader: `run` takes the fuzzed bytes and a path whose file holds them."""
+class Reader:
+    """One reader: `run` takes mutated bytes and a path whose file holds them."""
 
     run: Callable[[bytes, Path], object]
     seeds: Callable[[], list[bytes]]
-    answers: tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...]  # that it may raise
     suffix: str = ".bin"
 
 
@@ -123,8 +119,8 @@ def _zip(method: int) -> bytes:
 
 def _parquet() -> list[bytes]:
     found = []
-    pictures = [{"bytes": b"x" * 50, "path": None}, None, {"bytes": b"", "path": "y"}]
-    for column in (pa.array([b"x" * 50, None, b"y"]), pa.array(pictures)):
+    images = [{"bytes": b"x" * 50, "path": None}, None, {"bytes": b"", "path": "y"}]
+    for column in (pa.array([b"x" * 50, None, b"y"]), pa.array(images)):
         buffer = io.BytesIO()
         note = {b"huggingface": b'{"info": {"features": {"image": {"_type": "Image"}}}}'}
         pq.write_table(pa.table({"image": column, "n": [1, 2, 3]}).replace_schema_metadata(note), buffer)
@@ -163,7 +159,7 @@ def _run_table(data: bytes, path: Path) -> None:
 
 
 def _one(read: Callable[[], object]) -> None:
-    """A row that fails alone, as in a unit: whatever a driver raises is that row's."""
+    """Read one row; any error of a driver quarantines only that row, as in a unit."""
     try:
         read()
     except Exception:
@@ -196,7 +192,7 @@ def _mask_seeds() -> list[bytes]:
 
 
 def _png_masks() -> list[bytes]:
-    """A grey mask, and one that is two places of a palette."""
+    """A grey mask and a palette mask."""
     found = []
     for mode in ("L", "P"):
         buffer = io.BytesIO()
@@ -205,80 +201,49 @@ def _png_masks() -> list[bytes]:
     return found
 
 
-LIST_ANSWERS = (SourceError, OSError, StorageError)
+LIST_ERRORS = (SourceError, OSError, StorageError)
 YAML = [b"ray: {workers: 2, threads: 1}\nunits:\n  items_per_unit: 3\n", b"batch_size: 8 # x\noutputs: [codes]\n"]
 SETTINGS = [b"ray.workers=2\nunits.items_per_unit=3", b"inputs={extensions: [jpg]}", b"shards.val_fraction=0.5"]
-PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+IMAGES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 
-TARGETS: dict[str, Target] = {
-    "unpickler": Target(lambda data, path: load_pickle(path), _pickles, (UnpickleError,)),
-    "unpickler npy": Target(
+READERS: dict[str, Reader] = {
+    "unpickler": Reader(lambda data, path: load_pickle(path), _pickles, (UnpickleError,)),
+    "unpickler npy": Reader(
         lambda data, path: load_npy(path),
         lambda: [_npy(_points()), _npy(np.array({"a": np.ones(2)}, object)), _npy(np.array(Payload(), object))],
         (UnpickleError,),
     ),
-    "landmarks npy": Target(
+    "landmarks npy": Reader(
         lambda data, path: read_landmarks(data, "x.npy"),
         lambda: [_npy(_points()), _npy(np.array(Payload(), object))],
         (LabelError,),
     ),
-    "landmarks txt": Target(
+    "landmarks txt": Reader(
         lambda data, path: read_landmarks(data, "x.txt"), lambda: [b"1.5, 2e3 # x\n-1 2\n" * 34], (LabelError,)
     ),
-    "landmarks mat": Target(lambda data, path: read_landmarks(data, "x.mat"), _mat, (LabelError,)),
-    "landmarks pts": Target(
+    "landmarks mat": Reader(lambda data, path: read_landmarks(data, "x.mat"), _mat, (LabelError,)),
+    "landmarks pts": Reader(
         lambda data, path: read_landmarks(data, "x.pts"),
         lambda: [b"version: 1\nn_points: 68\n{\n" + b"1.5 2e3\n-1 2\n" * 34 + b"}\n"],
         (LabelError,),
     ),
-    "mask npy": Target(lambda data, path: read_mask(data, "x.npy", MAX_PIXELS), _mask_seeds, (LabelError,)),
-    "mask png": Target(lambda data, path: read_mask(data, "x.png", MAX_PIXELS), _png_masks, (LabelError,)),
-    "identity": Target(
+    "mask npy": Reader(lambda data, path: read_mask(data, "x.npy", MAX_PIXELS), _mask_seeds, (LabelError,)),
+    "mask png": Reader(lambda data, path: read_mask(data, "x.png", MAX_PIXELS), _png_masks, (LabelError,)),
+    "identity": Reader(
         lambda data, path: read_identity(data, "x.txt"), lambda: ["Ada Lovelace ü\n".encode()], (LabelError,)
     ),
-    "pictures": Target(
+    "images": Reader(
         lambda data, path: decode_image(data, max_pixels=MAX_PIXELS),
-        lambda: [_encoded(kind) for kind in PICTURES],
+        lambda: [_encoded(kind) for kind in IMAGES],
         (ImageError,),
     ),
-    "tar": Target(_run_archive, lambda: [_tar("w")], DAMAGE, ".tar"),
-    "packed tar": Target(_run_archive, lambda: [_tar("w:gz")], DAMAGE, ".tar.gz"),
-    "zip": Target(_run_archive, lambda: [_zip(0), _zip(8)], DAMAGE, ".zip"),
-    "parquet": Target(_run_table, _parquet, (SourceError, ReadError, ValueError, OSError), ".parquet"),
-    "list txt": Target(_run_list, lambda: [b"a.jpg\ns3://b/c.jpg\n/d/../e.jpg\n"], LIST_ANSWERS, ".txt"),
-    "list csv": Target(_run_list, lambda: [b'path,age\na.jpg,3\n"b, c.jpg",4\n'], LIST_ANSWERS, ".csv"),
-    "records": Target(_run_records, _records, ()),
-    "settings yaml": Target(_run_settings, lambda: YAML, (ConfigError,), ".yaml"),
-    "settings": Target(_run_setting, lambda: SETTINGS, (ConfigError,)),
+    "tar": Reader(_run_archive, lambda: [_tar("w")], DAMAGE, ".tar"),
+    "packed tar": Reader(_run_archive, lambda: [_tar("w:gz")], DAMAGE, ".tar.gz"),
+    "zip": Reader(_run_archive, lambda: [_zip(0), _zip(8)], DAMAGE, ".zip"),
+    "parquet": Reader(_run_table, _parquet, (SourceError, ReadError, ValueError, OSError), ".parquet"),
+    "list txt": Reader(_run_list, lambda: [b"a.jpg\ns3://b/c.jpg\n/d/../e.jpg\n"], LIST_ERRORS, ".txt"),
+    "list csv": Reader(_run_list, lambda: [b'path,age\na.jpg,3\n"b, c.jpg",4\n'], LIST_ERRORS, ".csv"),
+    "records": Reader(_run_records, _records, ()),
+    "settings yaml": Reader(_run_settings, lambda: YAML, (ConfigError,), ".yaml"),
+    "settings": Reader(_run_setting, lambda: SETTINGS, (ConfigError,)),
 }
-
-
-def mutated(seeds: list[bytes], draw: np.random.Generator) -> Iterator[bytes]:
-    """The seeds, then seeds with one to eight changes: bytes and numbers overwritten, pieces cut, doubled, spliced."""
-    numbers = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
-    yield from seeds
-    while True:
-        data = bytearray(seeds[draw.integers(len(seeds))])
-        for _ in range(draw.integers(1, 9)):
-            at = int(draw.integers(len(data) + 1))
-            length = int(min(draw.geometric(0.05), 400))
-            kind = draw.integers(7)
-            if kind == 0 and at < len(data):
-                data[at] = draw.integers(256)
-            elif kind == 1:
-                size = int(draw.choice([1, 2, 4, 8]))
-                number = numbers[draw.integers(len(numbers))] & (2 ** (8 * size) - 1)
-                data[at : at + size] = number.to_bytes(size, "little" if draw.integers(2) else "big")
-            elif kind == 2:
-                del data[at : at + length]
-            elif kind == 3:
-                data[at:at] = data[at : at + length]
-            elif kind == 4:
-                data[at:at] = draw.bytes(length)
-            elif kind == 5:
-                other = seeds[draw.integers(len(seeds))]
-                start = int(draw.integers(len(other) + 1))
-                data[at : at + length] = other[start : start + length]
-            elif at < len(data):
-                data[at] ^= 1 << int(draw.integers(8))
-        yield bytes(data)

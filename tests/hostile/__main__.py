@@ -1,8 +1,7 @@
-"""The hostile corpus, kind by kind: `python -m benchmarks.hostile --markdown docs/hostile-corpus.md`.
+"""Table of the hostile corpus: `python -m tests.hostile --markdown docs/hostile-corpus.md`.
 
-Each kind meets the real command in a process of its own (tests/hostile/trial.py). Memory is the peak above what the
-program takes once its models are loaded, time that of the core; every kind of `deca ingest` includes one honest picture
-that is annotated.
+Each kind runs against the real command in a process of its own (trial.py). Memory is the peak above that of the loaded
+program and models, time is CPU time; every kind of `deca ingest` includes one valid image that is annotated.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def main() -> None:
                 clear(place)
     outcomes = Counter(result.outcome for result in results)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-    total = f"{len(results)} kinds: {counts}; {wrong} not as they must be; {time.monotonic() - started:.0f} s"
+    total = f"{len(results)} kinds: {counts}; {wrong} not as expected; {time.monotonic() - started:.0f} s"
     print(total)
     if options.markdown:
         options.markdown.write_text(markdown(results, total, folder))
@@ -53,12 +52,12 @@ def ended(result: Result) -> str:
 
 
 def markdown(results: list[Result], total: str, folder: str) -> str:
-    """The table of the documentation."""
+    """Return the documentation page with the table."""
     lines = [
         "# Hostile corpus",
         "",
-        f"Made by `python -m benchmarks.hostile --markdown docs/hostile-corpus.md`. {total}.",
-        "[What it is](hostile.md).",
+        f"Made by `python -m tests.hostile --markdown docs/hostile-corpus.md`. {total}.",
+        "[About the corpus](hostile.md).",
         "",
         "| Kind | Ends as | Peak, MiB | Reason |",
         "| --- | --- | ---: | --- |",
