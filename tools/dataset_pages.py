@@ -1,6 +1,6 @@
 """The pages of docs/datasets, from the schemas: `python -m tools.dataset_pages docs/datasets`.
 
-A test regenerates and compares them, so a column cannot be added without a word about it.
+A test regenerates and compares them, so no column is added without a description.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ GENERATED = "<!-- Written by `python -m tools.dataset_pages docs/datasets`: chan
 
 
 class Dataset(NamedTuple):
-    """One page: what it is, who writes it, where it lies, how it is read."""
+    """One page: the dataset, its writer, its place, how to read it."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ DATASETS = (
         "reconstructions",
         "reconstructions/",
         "`deca reconstruct`, `deca fit`",
-        "One row a face: its codes, its displacement map, and what else `--outputs` asked for "
+        "One row a face: its codes, its displacement map, and other `--outputs` "
         "([reconstruct.md](../reconstruct.md#outputs)).",
         PARTS.format(
             dest="out/",
@@ -88,25 +88,25 @@ DATASETS = (
             'displacement = fixed_values(table, "displacement")  # (N, 256, 256) metres',
         ),
         lambda: _with_file(reconstruction_schema(LIMIT, COLUMN_OUTPUTS, vertices=VERTICES)),
-        "Columns of an output are there only where it was asked for; by default those of `codes` and `displacement`. "
-        "`displacement_file` stands in the place of `displacement` with `--layout files`.",
+        "Columns of an output exist only where `--outputs` names it; by default those of `codes` and `displacement`. "
+        "`displacement_file` replaces `displacement` with `--layout files`.",
     ),
     Dataset(
         "consensus",
         "consensus/",
         "`deca reconstruct --consensus identity`",
-        "One row a person: the codes that all of a person's pictures share. Lies beside the reconstructions; "
-        "`consensus/_current.json` names the file that holds.",
+        "One row an identity: the codes that all of its images share. Stored beside the reconstructions; "
+        "`consensus/_current.json` names the current file.",
         "```python\nfrom tasks.heads.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
         lambda: consensus_schema(detail=True),
-        "`detail` and `detail_spread` are there only where the detail code is shared as well.",
+        "`detail` and `detail_spread` exist only where the detail code is shared, too.",
     ),
     Dataset(
         "tracks",
         "tracks/",
-        "`deca reconstruct` of films",
-        "One row a frame of a person's track, smoothed over time. Lies beside the reconstructions; "
-        "`tracks/_current.json` names the file that holds ([animate.md](../animate.md)).",
+        "`deca reconstruct` of videos",
+        "One row a frame of a face track, smoothed over time. Stored beside the reconstructions; "
+        "`tracks/_current.json` names the current file ([animate.md](../animate.md)).",
         '```python\nfrom tasks.heads.track_records import read_tracks\n\ntable = read_tracks("out/")\n```',
         lambda: TRACKS_SCHEMA,
     ),
@@ -117,13 +117,13 @@ DATASETS = (
         "One row a frame of an animation: one head under one expression of a motion.",
         PARTS.format(dest="moving/", example='expressions = fixed_values(table, "exp")  # (N, 50)'),
         lambda: animation_schema(get_args(AnimateOutput), LIMIT),
-        "Columns of an output are there only where it was asked for.",
+        "Columns of an output exist only where it was requested.",
     ),
     Dataset(
         "exports",
         "exports/",
         "`deca export`",
-        "One row a head that was exported, its files beside it.",
+        "One row an exported head, with its files beside the part.",
         PARTS.format(dest="exported/", example='files = table["files"].to_pylist()'),
         exports_schema,
     ),
@@ -131,7 +131,7 @@ DATASETS = (
         "annotations",
         "annotations/",
         "`deca ingest`",
-        "One row for every face that was found, kept or not. Lies in the DEST of an ingest.",
+        "One row for every detected face, kept or not. Stored in the DEST of an ingest.",
         PARTS.format(dest="people/annotations", example='points = fixed_values(table, "landmarks")  # (N, 68, 2)'),
         lambda: annotations_schema(DESCRIPTOR),
     ),
@@ -139,20 +139,20 @@ DATASETS = (
         "faces",
         "faces/",
         "`deca ingest`",
-        "The faces that are kept, sorted by identity: what training reads. Versioned; "
-        "`faces/_current.json` names the version that holds ([ingest.md](../ingest.md#what-comes-out)).",
+        "The kept faces, sorted by identity, as training reads them. Versioned; "
+        "`faces/_current.json` names the current version ([ingest.md](../ingest.md#what-comes-out)).",
         '```python\nfrom datasets import load_dataset\nfrom tasks.people.versions import open_faces\n\n'
-        'train = open_faces("people/faces").uris("train")  # files of the version that holds\n'
+        'train = open_faces("people/faces").uris("train")  # files of the current version\n'
         'faces = load_dataset("people/faces")  # the same through Hugging Face\n```',
         lambda: faces_schema(DESCRIPTOR),
         "Rows are sorted by (place, identity_id, face_id), place being the first 8 bytes of the identity's SHA-256; an "
-        "identity lies in one file.",
+        "identity is in one file.",
     ),
     Dataset(
         "identities",
         "faces/index/identities-*.parquet",
         "`deca ingest`",
-        "Where each identity of a version lies, sorted by shard, then row.",
+        "Shard and rows of each identity of a version, sorted by shard, then row.",
         '```python\nfrom tasks.people.versions import open_faces\n'
         '\ntable = open_faces("people/faces").identities()\n```',
         lambda: IDENTITIES_SCHEMA,
@@ -161,7 +161,7 @@ DATASETS = (
         "assignments",
         "faces/index/assignments-*.parquet",
         "`deca ingest`",
-        "Who every annotated face is, or why one is not in faces/; sorted by face. Later runs keep identities by it.",
+        "The identity of every annotated face, or why it has none; sorted by face. Later runs keep these identities.",
         '```python\nfrom tasks.people.versions import read_assignments\n'
         '\ntable = read_assignments("people/faces")\n```',
         lambda: ASSIGNMENTS_SCHEMA,
@@ -170,7 +170,7 @@ DATASETS = (
         "evaluations",
         "evaluations/",
         "`deca evaluate`",
-        "One row a picture and method. Figures that a benchmark does not have, or that have no value, are null "
+        "One row an image and method. Metrics that a benchmark does not have, or that have no value, are null "
         "([evaluate.md](../evaluate.md)).",
         PARTS.format(dest="figures/", example='shapes = fixed_values(table, "shape")  # (N, 100)'),
         evaluations_schema,
@@ -179,7 +179,7 @@ DATASETS = (
         "truth",
         "truth.parquet/",
         "`deca synth`",
-        "The truth beside the photographs of the embedded world, one row a picture "
+        "The truth of the photographs of the embedded world, one row an image "
         "([world.md](../world.md#the-truth)). Codes are in the method's [conventions](../conventions.md).",
         PARTS.format(dest="world/truth.parquet", example='true_shape = fixed_values(table, "shape")  # (N, 100)'),
         lambda: truth_schema(VERTICES),
@@ -189,7 +189,7 @@ DATASETS = (
         "items",
         "_plan/units-*.parquet",
         "every flow over units",
-        "The inputs of a plan, one row a picture, one row group a unit; frozen before any work.",
+        "The inputs of a plan, one row an image, one row group a unit; frozen before any work.",
         '```python\nfrom tasks.units.plan import load_plan\n\nfor unit in load_plan("out/").iter_units():\n'
         "    print(unit.index, [item.uri for item in unit.items])\n```",
         lambda: ITEM_SCHEMA,
@@ -198,7 +198,7 @@ DATASETS = (
         "quarantine",
         "_quarantine/*.parquet",
         "every flow over units",
-        "What could not be done, and why. A row stands until a retry has taken it over; `deca status` counts those.",
+        "Inputs that failed, and why. A row counts until a retry replaces it; `deca status` counts those.",
         '```python\nfrom tasks.units.commits import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
         "    print(row.uri, row.stage, row.message)\n```",
         lambda: QUARANTINE_SCHEMA,
@@ -207,18 +207,18 @@ DATASETS = (
         "commits",
         "_commits/snapshot-*.parquet",
         "every flow over units",
-        "Commit records, one row a unit, sorted by unit: what a run of more than 64 units makes of the single "
+        "Commit records, one row a unit, sorted by unit, compacted by a run of more than 64 units from the single "
         "files `_commits/00042-<fp8>.json` ([records.md](records.md#commitrecord)). A unit may be in both, and in "
-        "several snapshots: its highest revision holds.",
+        "several snapshots: its highest revision counts.",
         '```python\nfrom tasks.units.commits import commit_table, read_commits\n'
         'from tasks.units.plan import load_plan\n\n'
-        'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units, wherever their records lie\n'
+        'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units, wherever their records are\n'
         'for commit in read_commits("out/"):\n    print(commit.unit, commit.part, commit.sha256)\n```',
         lambda: SNAPSHOT_SCHEMA,
     ),
 )  # fmt: skip
 
-# Fields of records that explain themselves in code, for those who read the page alone.
+# Fields of records without a comment in code.
 FIELDS = {
     "detail": "whether the detail code is shared, too",
     "file": "name below the dataset",
@@ -227,13 +227,13 @@ FIELDS = {
     "files": "the Parquet files that hold its units",
     "fingerprint": "SHA-256 over the other fields; of a round or a commit, that of its plan",
     "first_unit": "number of the first unit inside",
-    "identities": "people",
-    "identities_file": "where each identity lies",
-    "assignments_file": "who every annotated face is",
+    "identities": "number of identities",
+    "identities_file": "shard and rows of each identity",
+    "assignments_file": "the identity of every annotated face",
     "inputs_fingerprint": "see `inputs_sha256`",
     "items": "inputs",
-    "kind": "what the units are for",
-    "part": "the unit's Parquet file; None: the unit was given up as a whole and has no rows",
+    "kind": "purpose of the units",
+    "part": "the unit's Parquet file; None: the whole unit failed and has no rows",
     "quarantine": "the file with the rows that failed",
     "quarantined": "rows that failed",
     "removed": "see `inputs_sha256`",
@@ -246,22 +246,22 @@ FIELDS = {
     "split": "`train` or `val`",
     "unit": "number of the unit",
     "units": "units of work",
-    "versions": "package and libraries that made the rows",
+    "versions": "of the package and libraries that made the rows",
 }
 
 RECORDS: tuple[tuple[type[BaseModel], str], ...] = (
     (PlanRecord, "`_plan.json`: the frozen plan. The fingerprint is over every other field."),
     (
         RoundRecord,
-        "`_plan/round-00001.json`: units behind the frozen plan's, for a retry or for what the source gained.",
+        "`_plan/round-00001.json`: units behind the frozen plan's, for a retry or for new inputs of the source.",
     ),
     (
         CommitRecord,
-        "`_commits/00042-<fp8>.json`: what makes a unit's part data. Every reader reads it before any part. "
-        "Of many units the records lie in [snapshots](commits.md).",
+        "`_commits/00042-<fp8>.json`: makes a unit's part data. Every reader reads it before any part. "
+        "The records of many units are in [snapshots](commits.md).",
     ),
     (FacesVersion, "`faces/versions/000001.json`: the files of a version of faces/; nothing else is data."),
-    (ConsensusRecord, "`consensus/_current.json`: which file of consensus/ holds, and of which rows it was made."),
+    (ConsensusRecord, "`consensus/_current.json`: the current file of consensus/, and the rows that it was made from."),
     (ShardFile, "A Parquet file of such a version."),
     (UnitFile, "A Parquet file of a plan."),
     (StoredFile, "A published file, wherever a record names one."),
@@ -279,7 +279,7 @@ def pages() -> dict[str, str]:
 
 
 def page(dataset: Dataset) -> str:
-    """The page of one dataset."""
+    """Return the page of one dataset."""
     schema = dataset.schema()
     version = (schema.metadata or {}).get(b"schema_version", b"?").decode()
     lines = [f"# {dataset.title}", "", GENERATED, "", _wrapped(dataset.about), ""]
@@ -308,14 +308,14 @@ def _meaning(dataset: str, column: str) -> str:
 
 
 def _encodings(schema: pa.Schema) -> str:
-    """What a reader must know about how these columns are stored."""
+    """Return the notes on the storage of these columns."""
     said = []
     if any(pa.types.is_fixed_size_list(field.type) for field in schema):
         said.append("Arrays are `fixed_size_list` columns with their shape in the field's metadata")
     if any(b"scale" in (field.metadata or {}) for field in schema):
-        said.append("integers that stand for numbers are stored x scale + offset, both in the field's metadata")
+        said.append("quantised values are stored x scale + offset, both in the field's metadata")
     if any(is_picture(field.type) for field in schema):
-        said.append("pictures are Hugging Face's `struct<bytes, path>`")
+        said.append("images are Hugging Face's `struct<bytes, path>`")
     text = "; ".join(said)
     return _wrapped(f"{text}. `schemas.parquet.fixed_values` decodes a column of arrays.") if said else ""
 
@@ -325,7 +325,7 @@ def _wrapped(text: str) -> str:
 
 
 def _with_file(schema: pa.Schema) -> pa.Schema:
-    """Both places that a displacement map can have, on one page."""
+    """Return the schema with both places of a displacement map."""
     file = reconstruction_schema(LIMIT, ("displacement",), "files").field("displacement_file")
     return schema.insert(schema.get_field_index("displacement") + 1, file)
 
@@ -334,8 +334,15 @@ def _with_file(schema: pa.Schema) -> pa.Schema:
 
 
 def record_page() -> str:
-    """The JSON records that say which files are data."""
-    lines = ["# Records", "", GENERATED, "", "JSON files beside the Parquet files; they say what is data.", ""]
+    """Return the page of the JSON records that name the data files."""
+    lines = [
+        "# Records",
+        "",
+        GENERATED,
+        "",
+        "JSON files beside the Parquet files; they name the data files.",
+        "",
+    ]
     for kind, about in RECORDS:
         comments = _comments(kind)
         lines += [f"## {kind.__name__}", "", about, "", "| Field | Type | What |", "| --- | --- | --- |"]
@@ -355,7 +362,7 @@ def _type(hint: object) -> str:
 
 
 def _comments(kind: type[BaseModel]) -> dict[str, str]:
-    """The comment of each field: at the end of its line, or on the lines above it; inherited fields included."""
+    """Return the comment of each field (end of its line, or the lines above), inherited fields included."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if issubclass(owner, BaseModel) and owner is not BaseModel:
@@ -382,14 +389,14 @@ def _own_comments(source: str) -> dict[str, str]:
 
 
 def index_page() -> str:
-    """What lies where, with a link to every page."""
+    """Return the index with a link to every page."""
     lines = ["# Datasets", "", GENERATED, ""]
     lines += ["Every dataset is Parquet that pandas, pyarrow, DuckDB, Ray Data and Hugging Face `datasets` open.", ""]
     lines += ["| Dataset | Written by | What |", "| --- | --- | --- |"]
     for dataset in DATASETS:
         about = dataset.about.split(". ")[0].split(" ([")[0].rstrip(".")
         lines.append(f"| [{dataset.title}]({dataset.name}.md) | {dataset.written_by} | {about} |")
-    lines += ["", "[Records](records.md): the JSON files that say what is data."]
+    lines += ["", "[Records](records.md): the JSON files that name the data files."]
     return "\n".join(lines) + "\n"
 
 

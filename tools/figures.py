@@ -28,7 +28,7 @@ PANEL = 300  # pixels on a side of most panels, drawn at twice that and averaged
 QUALITY = 85
 PAPER, INK, QUIET = (250, 250, 251), (34, 37, 43), (120, 126, 138)
 RED, GREEN, BLUE, ORANGE = (200, 48, 48), (40, 140, 60), (50, 100, 200), (226, 120, 20)
-CAM = (6.8, 0.0, 0.0)  # s, tx, ty of a head that fills the picture
+CAM = (6.8, 0.0, 0.0)  # s, tx, ty of a head that fills the image
 
 Vector = tuple[float, float, float]
 Draw = ImageDraw.ImageDraw
@@ -41,7 +41,7 @@ def flame() -> FLAME:
 
 @cache
 def centre() -> Vector:
-    """What the pictures of axes are centred on: the middle of the neutral head."""
+    """Return the centre of the neutral head, on which the axes figures are centred."""
     x, y, z = flame().v_template.mean(0).tolist()
     return x, y, z
 
@@ -59,8 +59,8 @@ def clay(vertices: torch.Tensor, cam: Sequence[float], size: int = PANEL) -> Ima
     visible = fragments(rasterize(seen, faces, 2 * size, 2 * size), seen, faces)
     normals = visible.vertex_attributes(vertex_normals(vertices, faces), faces)
     paper = torch.tensor(PAPER)[None, :, None, None] / 255
-    picture = studio_shading(normals) * visible.alpha + paper * (1 - visible.alpha)
-    pixels = torch.nn.functional.avg_pool2d(picture, 2)[0].clamp(0, 1)
+    image = studio_shading(normals) * visible.alpha + paper * (1 - visible.alpha)
+    pixels = torch.nn.functional.avg_pool2d(image, 2)[0].clamp(0, 1)
     return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
@@ -90,7 +90,7 @@ def beside(panels: Sequence[Image.Image], gap: int = 8) -> Image.Image:
 
 
 def arrow(draw: Draw, start: Sequence[float], end: Sequence[float], colour: tuple[int, int, int], text: str) -> None:
-    """An arrow with its name behind the tip; of one that points at the viewer only a ringed dot is left."""
+    """An arrow with its name behind the tip; a ringed dot where it points at the viewer."""
     (x0, y0), (x1, y1) = start, end
     length = math.hypot(x1 - x0, y1 - y0)
     if length < 4:
@@ -109,13 +109,13 @@ def arrow(draw: Draw, start: Sequence[float], end: Sequence[float], colour: tupl
 
 
 def axes() -> Image.Image:
-    """World axes at the head's origin, seen from before, from the subject's left, and from between."""
-    views = {"from before": (0.0, 0.0), "from its left": (0.0, -math.pi / 2), "from between": (0.35, -0.7)}
+    """World axes at the head's origin, from the front, from the subject's left, and oblique."""
+    views = {"front": (0.0, 0.0), "subject's left": (0.0, -math.pi / 2), "oblique": (0.35, -0.7)}
     return beside([caption(_axes_from(*turn), title) for title, turn in views.items()])
 
 
 def _axes_from(pitch: float, yaw: float) -> Image.Image:
-    """The head turned instead of the camera: the origin and the axes turn with it."""
+    """The head and the axes, rotated instead of the camera."""
     turn = rotation_matrix(torch.tensor([pitch, 0.0, 0.0])) @ rotation_matrix(torch.tensor([0.0, yaw, 0.0]))
     middle = torch.tensor(centre())
     cam = torch.tensor([[6.6, 0.0, 0.0]])
@@ -129,7 +129,7 @@ def _axes_from(pitch: float, yaw: float) -> Image.Image:
 
 
 def camera() -> Image.Image:
-    """What s, tx and ty do to the picture, with the picture's own axes."""
+    """The effect of s, tx and ty on the image, with the image axes."""
     panels = []
     for title, cam in (
         ("cam = (6.8, 0, 0)", CAM),
@@ -149,7 +149,7 @@ def camera() -> Image.Image:
 
 
 def pose() -> Image.Image:
-    """Every rotation by itself, positive."""
+    """Every rotation alone, positive."""
     names = ("pose[0]", "pose[1]", "pose[2]", "pose[3], jaw")
     words = ("nods: face down", "turns to its left", "tilts to its right", "opens the mouth")
     panels = [caption(clay(posed().vertices, CAM, 250), "pose = 0", "at rest")]
@@ -161,7 +161,7 @@ def pose() -> Image.Image:
 
 
 def landmarks() -> Image.Image:
-    """The 68 points by number; and on a turned head those that follow the contour against those fixed on the face."""
+    """The 68 points by number; and on a rotated head those that follow the contour against those fixed on the face."""
     cam, size = (9.6, 0.0, 0.012), 560
     front = _numbered(posed(), cam, size)
     turned = posed((0.0, -0.6, 0.0, 0.0, 0.0, 0.0))
@@ -191,7 +191,7 @@ def _numbered(head: Head, cam: Sequence[float], size: int) -> Image.Image:
 
 
 def uv() -> Image.Image:
-    """The UV maps: where the atlas lies, albedo, the mask of the detail, a displacement."""
+    """The UV maps: the atlas, albedo, the mask of the detail, a displacement."""
     bundle = procedural_head()
     size = 256
     world = World(bundle)
@@ -222,7 +222,7 @@ def uv() -> Image.Image:
 
 
 def codes() -> Image.Image:
-    """The code vectors as a strip, to scale but for the short ones."""
+    """The code vectors as a strip, to scale except the short ones."""
     page = Image.new("RGB", (1200, 132), PAPER)
     draw = ImageDraw.Draw(page)
     colours = (BLUE, (150, 110, 70), ORANGE, GREEN, (140, 80, 160), (190, 160, 30), RED)

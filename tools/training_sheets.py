@@ -1,4 +1,4 @@
-"""Curves and pictures of a training run for docs/: `python -m tools.training_sheets trained/ docs/train`.
+"""Curves and validation sheets of a training run for docs/: `python -m tools.training_sheets trained/ docs/train`.
 
 deca synth world/ --identities 100 --images-per-identity 8
 deca ingest world/photos people/ --pattern '{identity}/{image}' --set shards.val_fraction=0.1
@@ -28,8 +28,8 @@ def main() -> None:
     store = Store(options.run)
     for name in store.list(REPORT):
         if name.endswith(".png"):
-            picture = Image.open(io.BytesIO(store.read(name))).convert("RGB")
-            picture.save(options.folder / f"{Path(name).stem}.jpg", quality=QUALITY)
+            image = Image.open(io.BytesIO(store.read(name))).convert("RGB")
+            image.save(options.folder / f"{Path(name).stem}.jpg", quality=QUALITY)
 
 
 if __name__ == "__main__":
