@@ -55,7 +55,7 @@ GENERATED = "<!-- Written by `python -m benchmarks.dataset_pages docs/datasets`:
 
 
 class Dataset(NamedTuple):
-    """A page: content, writer, place, reading example."""
+    """One page: what it is, who writes it, where it lies, how it is read."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ DATASETS = (
         "reconstructions",
         "reconstructions/",
         "`deca reconstruct`, `deca fit`",
-        "One row per face: its codes, its displacement map, and what else `--outputs` names "
+        "One row a face: its codes, its displacement map, and what else `--outputs` asked for "
         "([reconstruct.md](../reconstruct.md#outputs)).",
         PARTS.format(
             dest="out/",
@@ -88,25 +88,25 @@ DATASETS = (
             'displacement = fixed_values(table, "displacement")  # (N, 256, 256) metres',
         ),
         lambda: _with_file(reconstruction_schema(LIMIT, COLUMN_OUTPUTS, vertices=VERTICES)),
-        "Columns of an output exist only if requested; by default those of `codes` and `displacement`. "
-        "`displacement_file` replaces `displacement` with `--layout files`.",
+        "Columns of an output are there only where it was asked for; by default those of `codes` and `displacement`. "
+        "`displacement_file` stands in the place of `displacement` with `--layout files`.",
     ),
     Dataset(
         "consensus",
         "consensus/",
         "`deca reconstruct --consensus identity`",
-        "One row per identity: codes shared by all of its images. Stored beside the reconstructions; "
-        "`consensus/_current.json` names the current file.",
+        "One row a person: the codes that all of a person's pictures share. Lies beside the reconstructions; "
+        "`consensus/_current.json` names the file that holds.",
         "```python\nfrom tasks.heads.consensus import read_consensus\n\ntable = read_consensus(\"out/\")\n```",
         lambda: consensus_schema(detail=True),
-        "`detail` and `detail_spread` exist only if the detail code is shared as well.",
+        "`detail` and `detail_spread` are there only where the detail code is shared as well.",
     ),
     Dataset(
         "tracks",
         "tracks/",
-        "`deca reconstruct` of videos",
-        "One row per frame of a subject's track, smoothed over time. Stored beside the reconstructions; "
-        "`tracks/_current.json` names the current file ([animate.md](../animate.md)).",
+        "`deca reconstruct` of films",
+        "One row a frame of a person's track, smoothed over time. Lies beside the reconstructions; "
+        "`tracks/_current.json` names the file that holds ([animate.md](../animate.md)).",
         '```python\nfrom tasks.heads.track_records import read_tracks\n\ntable = read_tracks("out/")\n```',
         lambda: TRACKS_SCHEMA,
     ),
@@ -114,16 +114,16 @@ DATASETS = (
         "animations",
         "animations/",
         "`deca animate`",
-        "One row per frame of an animation: one head under one expression of a motion.",
+        "One row a frame of an animation: one head under one expression of a motion.",
         PARTS.format(dest="moving/", example='expressions = fixed_values(table, "exp")  # (N, 50)'),
         lambda: animation_schema(get_args(AnimateOutput), LIMIT),
-        "Columns of an output exist only if requested.",
+        "Columns of an output are there only where it was asked for.",
     ),
     Dataset(
         "exports",
         "exports/",
         "`deca export`",
-        "One row per exported head, its files beside it.",
+        "One row a head that was exported, its files beside it.",
         PARTS.format(dest="exported/", example='files = table["files"].to_pylist()'),
         exports_schema,
     ),
@@ -131,7 +131,7 @@ DATASETS = (
         "annotations",
         "annotations/",
         "`deca ingest`",
-        "One row per detected face, kept or not. Stored in the DEST of an ingest.",
+        "One row for every face that was found, kept or not. Lies in the DEST of an ingest.",
         PARTS.format(dest="people/annotations", example='points = fixed_values(table, "landmarks")  # (N, 68, 2)'),
         lambda: annotations_schema(DESCRIPTOR),
     ),
@@ -139,20 +139,20 @@ DATASETS = (
         "faces",
         "faces/",
         "`deca ingest`",
-        "The kept faces, sorted by identity: what training reads. Versioned; "
-        "`faces/_current.json` names the current version ([ingest.md](../ingest.md#what-comes-out)).",
+        "The faces that are kept, sorted by identity: what training reads. Versioned; "
+        "`faces/_current.json` names the version that holds ([ingest.md](../ingest.md#what-comes-out)).",
         '```python\nfrom datasets import load_dataset\nfrom tasks.people.versions import open_faces\n\n'
-        'train = open_faces("people/faces").uris("train")  # files of the current version\n'
+        'train = open_faces("people/faces").uris("train")  # files of the version that holds\n'
         'faces = load_dataset("people/faces")  # the same through Hugging Face\n```',
         lambda: faces_schema(DESCRIPTOR),
         "Rows are sorted by (place, identity_id, face_id), place being the first 8 bytes of the identity's SHA-256; an "
-        "identity is in one file.",
+        "identity lies in one file.",
     ),
     Dataset(
         "identities",
         "faces/index/identities-*.parquet",
         "`deca ingest`",
-        "Shard and rows of each identity of a version, sorted by shard, then row.",
+        "Where each identity of a version lies, sorted by shard, then row.",
         '```python\nfrom tasks.people.versions import open_faces\n'
         '\ntable = open_faces("people/faces").identities()\n```',
         lambda: IDENTITIES_SCHEMA,
@@ -161,7 +161,7 @@ DATASETS = (
         "assignments",
         "faces/index/assignments-*.parquet",
         "`deca ingest`",
-        "Identity of every annotated face, or why it is not in faces/; sorted by face. Later runs keep these.",
+        "Who every annotated face is, or why one is not in faces/; sorted by face. Later runs keep identities by it.",
         '```python\nfrom tasks.people.versions import read_assignments\n'
         '\ntable = read_assignments("people/faces")\n```',
         lambda: ASSIGNMENTS_SCHEMA,
@@ -170,7 +170,7 @@ DATASETS = (
         "evaluations",
         "evaluations/",
         "`deca evaluate`",
-        "One row per image and method. Figures that a benchmark lacks, or that are undefined, are null "
+        "One row a picture and method. Figures that a benchmark does not have, or that have no value, are null "
         "([evaluate.md](../evaluate.md)).",
         PARTS.format(dest="figures/", example='shapes = fixed_values(table, "shape")  # (N, 100)'),
         evaluations_schema,
@@ -179,7 +179,7 @@ DATASETS = (
         "truth",
         "truth.parquet/",
         "`deca synth`",
-        "Ground truth of the embedded world's photographs, one row per image "
+        "The truth beside the photographs of the embedded world, one row a picture "
         "([world.md](../world.md#the-truth)). Codes are in the method's [conventions](../conventions.md).",
         PARTS.format(dest="world/truth.parquet", example='true_shape = fixed_values(table, "shape")  # (N, 100)'),
         lambda: truth_schema(VERTICES),
@@ -189,7 +189,7 @@ DATASETS = (
         "items",
         "_plan/units-*.parquet",
         "every flow over units",
-        "The inputs of a plan, one row per image, one row group per unit; frozen before any work.",
+        "The inputs of a plan, one row a picture, one row group a unit; frozen before any work.",
         '```python\nfrom tasks.units.plan import load_plan\n\nfor unit in load_plan("out/").iter_units():\n'
         "    print(unit.index, [item.uri for item in unit.items])\n```",
         lambda: ITEM_SCHEMA,
@@ -198,7 +198,7 @@ DATASETS = (
         "quarantine",
         "_quarantine/*.parquet",
         "every flow over units",
-        "Failed items with the reason. A row counts until a retry supersedes it; `deca status` counts those.",
+        "What could not be done, and why. A row stands until a retry has taken it over; `deca status` counts those.",
         '```python\nfrom tasks.units.commits import standing_quarantine\n\nfor row in standing_quarantine("out/"):\n'
         "    print(row.uri, row.stage, row.message)\n```",
         lambda: QUARANTINE_SCHEMA,
@@ -207,29 +207,29 @@ DATASETS = (
         "commits",
         "_commits/snapshot-*.parquet",
         "every flow over units",
-        "Commit records, one row per unit, sorted by unit; replaces single files "
-        "`_commits/00042-<fp8>.json` in runs of more than 64 units ([records.md](records.md#commitrecord)). A unit "
-        "may be in both, and in several snapshots: its highest revision is current.",
+        "Commit records, one row a unit, sorted by unit: what a run of more than 64 units makes of the single "
+        "files `_commits/00042-<fp8>.json` ([records.md](records.md#commitrecord)). A unit may be in both, and in "
+        "several snapshots: its highest revision holds.",
         '```python\nfrom tasks.units.commits import commit_table, read_commits\n'
         'from tasks.units.plan import load_plan\n\n'
-        'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units\n'
+        'table = commit_table(load_plan("out/"), ["rows", "seconds"])  # of all units, wherever their records lie\n'
         'for commit in read_commits("out/"):\n    print(commit.unit, commit.part, commit.sha256)\n```',
         lambda: SNAPSHOT_SCHEMA,
     ),
 )  # fmt: skip
 
-# Fields of records without a description in code.
+# Fields of records that explain themselves in code, for those who read the page alone.
 FIELDS = {
-    "detail": "whether the detail code is shared as well",
+    "detail": "whether the detail code is shared, too",
     "file": "name below the dataset",
     "bytes": "size of the file; of a commit, of its part",
     "faces": "rows of the version",
     "files": "the Parquet files that hold its units",
     "fingerprint": "SHA-256 over the other fields; of a round or a commit, that of its plan",
     "first_unit": "number of the first unit inside",
-    "identities": "number of identities",
-    "identities_file": "shard and rows of each identity",
-    "assignments_file": "identity of every annotated face",
+    "identities": "people",
+    "identities_file": "where each identity lies",
+    "assignments_file": "who every annotated face is",
     "inputs_fingerprint": "see `inputs_sha256`",
     "items": "inputs",
     "kind": "what the units are for",
@@ -253,21 +253,18 @@ RECORDS: tuple[tuple[type[BaseModel], str], ...] = (
     (PlanRecord, "`_plan.json`: the frozen plan. The fingerprint is over every other field."),
     (
         RoundRecord,
-        "`_plan/round-00001.json`: units after the frozen plan's, for a retry or new inputs.",
+        "`_plan/round-00001.json`: units behind the frozen plan's, for a retry or for what the source gained.",
     ),
     (
         CommitRecord,
         "`_commits/00042-<fp8>.json`: what makes a unit's part data. Every reader reads it before any part. "
-        "Of many units the records are in [snapshots](commits.md).",
+        "Of many units the records lie in [snapshots](commits.md).",
     ),
     (FacesVersion, "`faces/versions/000001.json`: the files of a version of faces/; nothing else is data."),
-    (
-        ConsensusRecord,
-        "`consensus/_current.json`: the current file of consensus/, and the rows that it was computed from.",
-    ),
+    (ConsensusRecord, "`consensus/_current.json`: which file of consensus/ holds, and of which rows it was made."),
     (ShardFile, "A Parquet file of such a version."),
     (UnitFile, "A Parquet file of a plan."),
-    (StoredFile, "A published file that a record names."),
+    (StoredFile, "A published file, wherever a record names one."),
 )
 
 
@@ -312,9 +309,9 @@ def _encodings(schema: pa.Schema) -> str:
     if any(pa.types.is_fixed_size_list(field.type) for field in schema):
         said.append("Arrays are `fixed_size_list` columns with their shape in the field's metadata")
     if any(b"scale" in (field.metadata or {}) for field in schema):
-        said.append("quantised numbers are stored x scale + offset, both in the field's metadata")
+        said.append("integers that stand for numbers are stored x scale + offset, both in the field's metadata")
     if any(is_picture(field.type) for field in schema):
-        said.append("images are Hugging Face's `struct<bytes, path>`")
+        said.append("pictures are Hugging Face's `struct<bytes, path>`")
     text = "; ".join(said)
     return _wrapped(f"{text}. `schemas.parquet.fixed_values` decodes a column of arrays.") if said else ""
 
@@ -381,7 +378,7 @@ def _own_comments(source: str) -> dict[str, str]:
 
 
 def index_page() -> str:
-    """The table of datasets with links to their pages."""
+    """What lies where, with a link to every page."""
     lines = ["# Datasets", "", GENERATED, ""]
     lines += ["Every dataset is Parquet that pandas, pyarrow, DuckDB, Ray Data and Hugging Face `datasets` open.", ""]
     lines += ["| Dataset | Written by | What |", "| --- | --- | --- |"]
