@@ -99,7 +99,7 @@ def run_flow(config: IngestConfig) -> Row:
 def flow_here(config: IngestConfig) -> Row:
     """Run the flow in this process; `working`: when the first worker started and when the last unit was committed."""
     from pipelines.ingest import ingest
-    from pipelines.stages import Function
+    from pipelines.unit_flow import Function
     from schemas.progress import UnitProgress
 
     cpu: dict[str, float] = {}

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from pipelines.evaluate import evaluate, open_truth
-from pipelines.stages import Stage, direct, find_faces
+from pipelines.places import find_faces
 from pipelines.train import train
+from pipelines.unit_flow import AsTask, direct
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.evaluate import MODEL, EvaluateSummary
 from schemas.train import STAGES, StageName, TrainConfig, TrainSummary
@@ -51,19 +52,21 @@ class Run(NamedTuple):
         return f"{self.label}, seed {self.seed}"
 
 
-def ablate(config: AblateConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> AblateSummary:
+def ablate(
+    config: AblateConfig, on_progress: OnUnitProgress | None = None, as_task: AsTask[Any] = direct
+) -> AblateSummary:
     """Return the comparison of the full recipe with each variant. A repeated call resumes and rewrites the report.
 
-    stage: wraps each stage, for an engine that watches them (Prefect).
+    as_task: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(effective_config)(config)
-    runs = stage(plan_runs)(config)
+    config = as_task(effective_config)(config)
+    runs = as_task(plan_runs)(config)
     trained = {}
     for run in runs:
         logger.info("training: %s", run.name)
-        trained[run.name] = stage(train)(run.config, on_progress)
-    measured = stage(measure_models)(config, runs, on_progress)
-    return stage(compare_models)(config, runs, trained, measured)
+        trained[run.name] = as_task(train)(run.config, on_progress)
+    measured = as_task(measure_models)(config, runs, on_progress)
+    return as_task(compare_models)(config, runs, trained, measured)
 
 
 def effective_config(config: AblateConfig) -> AblateConfig:

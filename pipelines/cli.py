@@ -1,7 +1,7 @@
 """The `deca` command. Exit code 0: complete, 2: partial (something quarantined, pending or left out), 1: failed.
 
-At import stand options and settings alone; what a command works with it imports itself, when it runs. So help, errors
-in arguments and looks at a dataset cost no torch, Ray or Prefect.
+Only options and settings are imported here; a command imports the rest when it runs. So help, errors in arguments and
+`deca status` cost no torch, Ray or Prefect.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from deca_core.errors import DecaError
-from pipelines.cli_animate import animating
 from pipelines.cli_datasets import assets, datasets
-from pipelines.cli_export import exporting
+from pipelines.cli_heads import heads
 from pipelines.cli_reconstruct import reconstructing
 from pipelines.cli_trust import trust
 from pipelines.launch import run_flow
@@ -29,49 +28,28 @@ from pipelines.options import (
     Checkpoint,
     Config,
     Dest,
-    Extend,
-    New,
     Prefect,
-    Resume,
     Settings,
     Source,
-    Upgrade,
-    UpgradeLimit,
     Workers,
     console,
     errors,
-    existing,
-    upgrading,
 )
 from pipelines.settings import resolve
+from pipelines.unit_command import UnitRun, existing, unit_command
 from schemas.ablate import AblateConfig
-from schemas.animate import AnimateConfig
 from schemas.annotate import Provider
-from schemas.evaluate import EvaluateConfig
-from schemas.export import ExportConfig
-from schemas.ingest import IngestConfig
+from schemas.flows import UNIT_FLOWS
 from schemas.parquet import arrow_without_pandas
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from schemas.train import PresetName, TrainConfig
-from schemas.world import SynthConfig
 from tasks.store.logs import as_json, set_up
 
 DEBUG = "--debug"
-# Flows over units: what they leave in quarantine, `deca retry` tries again.
-UNIT_FLOWS: dict[str, Any] = {
-    "animate": AnimateConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "ingest": IngestConfig,
-    "reconstruct": ReconstructConfig,
-    "synth": SynthConfig,
-}
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(reconstructing)
-app.add_typer(exporting)
-app.add_typer(animating)
+app.add_typer(heads)
 app.add_typer(datasets)
 app.add_typer(trust)
 app.add_typer(assets, name="assets")
@@ -80,10 +58,10 @@ app.add_typer(assets, name="assets")
 @app.callback()
 def options_of_all(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Log the traceback of an error. It may stand anywhere in a command.")
+        bool, typer.Option("--debug", help="Log the traceback of an error. Valid anywhere in a command.")
     ] = False,
 ) -> None:
-    """DECA as a pipeline: photographs in, animatable detailed 3D heads out."""
+    """DECA as a pipeline: images in, animatable detailed 3D heads out."""
 
 
 def main() -> None:
@@ -97,7 +75,7 @@ def main() -> None:
     except typer.TyperException as error:
         code = _failed("error", f"{error} Try: deca --help")
     except (KeyboardInterrupt, typer.Abort):
-        code = _failed("stopped", "What is committed stays; the same command goes on.")
+        code = _failed("stopped", "What is committed stays; the same command resumes.")
     except Exception as error:
         if debug:
             logging.getLogger("deca").error("%s", type(error).__name__, exc_info=error)
@@ -106,7 +84,7 @@ def main() -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """One line about a fault of the program. Its traceback goes to a file: a run of hours is not repeated for it."""
+    """Describe an unexpected error in one line. Its traceback goes to a file, so that no run is repeated for it."""
     said = " ".join(str(error).split()) or "no message"
     try:
         descriptor, name = tempfile.mkstemp(prefix="deca-traceback-", suffix=".txt")
@@ -118,7 +96,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _failed(how: str, text: str) -> int:
-    """Say why a command ends, in one line."""
+    """Print why a command failed, in one line; return the exit code."""
     text = shown(text)
     if as_json():
         logging.getLogger("deca").error(text, extra={"fields": {"outcome": how}})
@@ -128,27 +106,19 @@ def _failed(how: str, text: str) -> int:
     return FAILED
 
 
-@app.command("ingest")
+@unit_command(app, "ingest", extend=True)
 def ingest_command(
+    run: UnitRun,
     source: Source,
     dest: Dest,
     pattern: Annotated[
-        str | None, typer.Option(help="Where a path below SRC names the person: '{identity}/{image}'.")
+        str | None, typer.Option(help="Where a path below SRC names the identity: '{identity}/{image}'.")
     ] = None,
-    provider: Annotated[Provider | None, typer.Option(help="Who finds and marks faces. Default dlib.")] = None,
+    provider: Annotated[Provider | None, typer.Option(help="Annotator of faces. Default dlib.")] = None,
     min_images: Annotated[int | None, typer.Option(help="Faces that an identity needs. Default 1.")] = None,
-    regroup: Annotated[bool, typer.Option("--regroup", help="Forget who is who and cluster everything anew.")] = False,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-    workers: Workers = None,
-    resume: Resume = False,
-    extend: Extend = False,
-    new: New = False,
-    upgrade: Upgrade = False,
-    upgrade_limit: UpgradeLimit = None,
-    prefect: Prefect = False,
+    regroup: Annotated[bool, typer.Option("--regroup", help="Drop all identities and cluster again.")] = False,
 ) -> int:
-    """Any archive of photographs in, faces sorted by identity out. Running it again adds what is new in SRC.
+    """Any archive of images in, faces sorted by identity out. Running it again adds what is new in SRC.
 
     Examples:
 
@@ -167,11 +137,8 @@ def ingest_command(
         "identity.regroup": regroup or None,
         "annotate.provider": provider,
         "shards.min_images": min_images,
-        "ray.workers": workers,
-        "existing": existing(resume, new, extend),
-        **upgrading(upgrade, upgrade_limit),
     }
-    return run_flow("ingest", resolve(IngestConfig, config, settings, options), prefect)
+    return run(options)
 
 
 @app.command("train")
@@ -181,7 +148,7 @@ def train_command(
     ],
     dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder or bucket prefix for checkpoints and the model.")],
     preset: Annotated[
-        PresetName | None, typer.Option(help="Where other settings come from: the paper's (default), or a laptop's.")
+        PresetName | None, typer.Option(help="Defaults of all other settings: the paper's (default), or a laptop's.")
     ] = None,
     recipe: Annotated[
         Literal["paper", "release", "small"] | None,
@@ -195,11 +162,11 @@ def train_command(
     workers: Annotated[
         int | None, typer.Option(help="Ranks; 0 trains in this process. Default: one per GPU, 0 where there is none.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the settings that DEST holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume with the stored settings of DEST.")] = False,
     new: Annotated[bool, typer.Option("--new", help="Drop the run in DEST and start over.")] = False,
     prefect: Prefect = False,
 ) -> int:
-    """Faces in, a trained model out: pretrain, coarse, detail. Running it again goes on where it stopped.
+    """Faces in, a trained model out: pretrain, coarse, detail. The same command resumes.
 
     Examples:
 
@@ -227,8 +194,9 @@ def train_command(
     return run_flow("train", resolve(TrainConfig, config, settings, options), prefect)
 
 
-@app.command("evaluate")
+@unit_command(app, "evaluate")
 def evaluate_command(
+    run: UnitRun,
     source: Annotated[str, typer.Argument(metavar="SRC", help="Archive of `deca synth`, or the NoW dataset.")],
     dest: Dest,
     benchmark: Annotated[
@@ -242,16 +210,8 @@ def evaluate_command(
         str | None, typer.Option(help="What --ablations trains on: as SRC of `deca train`, or the word: world.")
     ] = None,
     bundle: Bundle = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-    workers: Workers = None,
-    resume: Resume = False,
-    new: New = False,
-    upgrade: Upgrade = False,
-    upgrade_limit: UpgradeLimit = None,
-    prefect: Prefect = False,
 ) -> int:
-    """How good a checkpoint is: rows of figures by picture, and a report. Goes on where it stopped.
+    """Evaluate a checkpoint: rows of figures by image, and a report. The same command resumes.
 
     Examples:
 
@@ -263,43 +223,30 @@ def evaluate_command(
 
       deca evaluate world/ ablations/ --ablations --faces people/ --set seeds=[0,1,2]
     """
-    options: dict[str, Any] = {
-        "source": source,
-        "dest": dest,
-        "bundle": bundle,
-        "existing": existing(resume, new),
-        **upgrading(upgrade, upgrade_limit),
-    }
+    options = {"source": source, "dest": dest, "bundle": bundle}
     if ablations:
         if checkpoint or benchmark == "now":
-            raise typer.BadParameter("--ablations measures models of its own, in a world: no --checkpoint, no NoW")
-        options |= {"faces": faces, "evaluate.ray.workers": workers}
-        return run_flow("ablate", resolve(AblateConfig, config, settings, options), prefect)
+            raise typer.BadParameter("--ablations trains and evaluates its own models: no --checkpoint, no NoW")
+        shared = run.options(options | {"faces": faces})
+        shared["evaluate.ray.workers"] = shared.pop("ray.workers")
+        return run_flow("ablate", resolve(AblateConfig, run.config, run.settings, shared), run.prefect)
     if faces:
         raise typer.BadParameter("--faces goes with --ablations")
-    options |= {"benchmark": benchmark, "checkpoint": checkpoint, "ray.workers": workers}
-    return run_flow("evaluate", resolve(EvaluateConfig, config, settings, options), prefect)
+    return run(options | {"benchmark": benchmark, "checkpoint": checkpoint})
 
 
-@app.command("synth")
+@unit_command(app, "synth")
 def synth_command(
+    run: UnitRun,
     dest: Dest,
-    identities: Annotated[int | None, typer.Option(help="People. Default 100.")] = None,
-    images_per_identity: Annotated[int | None, typer.Option(help="Pictures of each. Default 5.")] = None,
+    identities: Annotated[int | None, typer.Option(help="Subjects. Default 100.")] = None,
+    images_per_identity: Annotated[int | None, typer.Option(help="Images of each. Default 5.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels on a side. Default 384.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes. Default 0.")] = None,
-    flat: Annotated[bool, typer.Option("--flat", help="One folder, names that do not tell who it is.")] = False,
+    flat: Annotated[bool, typer.Option("--flat", help="One folder, names without identities.")] = False,
     tar: Annotated[bool, typer.Option("--tar", help="Tar files instead of folders.")] = False,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-    workers: Workers = None,
-    resume: Resume = False,
-    new: New = False,
-    upgrade: Upgrade = False,
-    upgrade_limit: UpgradeLimit = None,
-    prefect: Prefect = False,
 ) -> int:
-    """Photographs of procedural people as an archive, with the truth in truth.parquet/. Goes on where it stopped.
+    """Images of procedural subjects as an archive, with the truth in truth.parquet/. The same command resumes.
 
     Examples:
 
@@ -316,38 +263,34 @@ def synth_command(
         "size": size,
         "seed": seed,
         "layout": "flat" if flat else "tar" if tar else None,
-        "ray.workers": workers,
-        "existing": existing(resume, new),
-        **upgrading(upgrade, upgrade_limit),
     }
-    return run_flow("synth", resolve(SynthConfig, config, settings, options), prefect)
+    return run(options)
 
 
 @app.command()
 def retry(dest: Dest, workers: Workers = None, prefect: Prefect = False) -> int:
-    """Try the quarantined rows of a dataset once more, with the settings it was made with.
+    """Retry the quarantined rows of a dataset with its stored settings.
 
     Example: deca retry out/
     """
-    from pipelines.stages import planned_dataset, stored_config
+    from pipelines.places import planned_dataset
+    from pipelines.unit_flow import stored_config
     from tasks.units.plan import PlanError, load_plan
 
     dataset = planned_dataset(dest)
     flow = load_plan(dataset).record.config.get("flow", "")
     if flow not in UNIT_FLOWS:
         raise PlanError(f"{dataset}: made by the flow {flow!r}; this version has {', '.join(UNIT_FLOWS)}")
-    stored = stored_config(dataset, UNIT_FLOWS[flow])
+    stored = stored_config(dataset, UNIT_FLOWS[flow].config)
     ray = stored.ray if workers is None else stored.ray.model_copy(update={"workers": workers})
     return run_flow(flow, stored.model_copy(update={"existing": "retry", "ray": ray}), prefect)
 
 
 @app.command()
 def demo(
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for pictures and results.")] = Path(
-        "demo-output"
-    ),
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for images and results.")] = Path("demo-output"),
 ) -> int:
-    """Make a small archive (a public-domain photograph and procedural people) and reconstruct it.
+    """Make a small archive (a public-domain photograph and procedural subjects) and reconstruct it.
 
     Example: deca demo demo-output
     """
@@ -358,7 +301,7 @@ def demo(
     photos = write_photos(dest / "photos")
     resolved = ReconstructConfig(source=str(photos), dest=str(dest / "reconstructions"), existing="new")
     code = run_flow("reconstruct", resolved, prefect=False)
-    console.print(f"\n  pictures        {photos}")
+    console.print(f"\n  images          {photos}")
     console.print(f"  contact sheet   {dest / 'reconstructions' / '_report' / 'contact_sheet.png'}")
     console.print(f"  Parquet parts   {dest / 'reconstructions'}/part-*.parquet")
     return code

@@ -55,7 +55,7 @@ def verify(dest: Dest) -> int:
 
     Example: deca verify s3://bucket/heads
     """
-    from pipelines.stages import find_faces, planned_dataset
+    from pipelines.places import find_faces, planned_dataset
     from schemas.consensus import CONSENSUS_FOLDER
     from schemas.tracks import TRACKS_FOLDER
     from tasks.heads.consensus import consensus_record, verify_consensus
@@ -128,7 +128,8 @@ def report(
 
       deca report people/faces
     """
-    from pipelines.stages import find_faces, planned_dataset, stored_config
+    from pipelines.places import find_faces, planned_dataset
+    from pipelines.unit_flow import stored_config
     from schemas.reconstruct import ReconstructConfig
     from tasks.store.storage import Store
     from tasks.units.plan import PlanError, load_plan
@@ -158,7 +159,7 @@ def report(
 
 
 def _faces(dest: str) -> str:
-    from pipelines.stages import find_faces
+    from pipelines.places import find_faces
     from tasks.people.versions import FacesError
 
     faces = find_faces(dest)

@@ -1,51 +1,41 @@
-"""Commands that reconstruct: from photographs or faces, by networks or by fitting, and what it will take."""
+"""Commands reconstruct, fit and plan."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from importlib import import_module
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from pipelines.launch import print_lines, run_flow
+from pipelines.launch import print_lines
 from pipelines.options import (
     COMPLETE,
     Bundle,
     Checkpoint,
     Config,
     Dest,
-    Extend,
-    New,
-    Prefect,
     PricePerHour,
-    Resume,
     Settings,
     Source,
-    Upgrade,
-    UpgradeLimit,
     Workers,
     console,
-    existing,
-    upgrading,
 )
 from pipelines.settings import resolve
+from pipelines.unit_command import UnitRun, unit_command
 from schemas.annotate import Provider
-from schemas.ingest import IngestConfig
-from schemas.reconstruct import Layout, Output, Precision, ReconstructConfig
-
-if TYPE_CHECKING:
-    from tasks.units.engine import Factory
-    from tasks.units.plan import Plan
+from schemas.flows import UNIT_FLOWS
+from schemas.reconstruct import Layout, Output, Precision
 
 reconstructing = typer.Typer()
 
 
-@reconstructing.command("reconstruct")
+@unit_command(reconstructing, "reconstruct", extend=True)
 def reconstruct_command(
+    run: UnitRun,
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder, pattern, archive, list, picture, video, or a faces/ dataset (any URI)."
+            metavar="SRC", help="Folder, pattern, archive, list, image, video, or a faces/ dataset (any URI)."
         ),
     ],
     dest: Annotated[
@@ -63,29 +53,18 @@ def reconstruct_command(
         Precision | None, typer.Option(help="auto (default): the fastest here whose error stays in its bounds.")
     ] = None,
     consensus: Annotated[
-        Literal["none", "identity"] | None, typer.Option(help="identity: pictures of one person share one skull.")
+        Literal["none", "identity"] | None, typer.Option(help="identity: images of one identity share one shape code.")
     ] = None,
     consensus_detail: Annotated[
         bool, typer.Option("--consensus-detail", help="They share the detail code as well.")
     ] = False,
     fps: Annotated[
-        float | None, typer.Option(help="Pictures in a folder are the frames of a clip, so many a second.")
+        float | None, typer.Option(help="Frame rate of a folder of images that are the frames of a video.")
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--show", help="One picture: write what was found beside it; goes without DEST.")
-    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="One image: write the result beside it; needs no DEST.")] = False,
     price_per_hour: PricePerHour = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006 typer reads the default, nobody writes it
-    workers: Workers = None,
-    resume: Resume = False,
-    extend: Extend = False,
-    new: New = False,
-    upgrade: Upgrade = False,
-    upgrade_limit: UpgradeLimit = None,
-    prefect: Prefect = False,
 ) -> int:
-    """Photos, videos or faces in, codes and displacement maps out. Running it again goes on where it stopped.
+    """Images, videos or faces in, codes and displacement maps out. The same command resumes.
 
     Examples:
 
@@ -119,36 +98,25 @@ def reconstruct_command(
         "consensus_detail": consensus_detail or None,
         "video.fps": fps,
         "price_per_hour": price_per_hour,
-        "ray.workers": workers,
-        "existing": existing(resume, new, extend),
-        **upgrading(upgrade, upgrade_limit),
     }
     if show:
-        from pipelines.show import show_picture
+        from pipelines.show import show_image
 
-        return show_picture(options, config, settings, prefect)
+        return show_image(run, options)
     if dest is None:
         raise typer.BadParameter("DEST is missing: a folder or bucket prefix to write. Only --show goes without")
-    return run_flow("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
+    return run(options)
 
 
-@reconstructing.command("fit")
+@unit_command(reconstructing, "fit", flow="reconstruct", extend=True)
 def fit_command(
+    run: UnitRun,
     source: Source,
     dest: Dest,
-    provider: Annotated[Provider | None, typer.Option(help="Who finds and marks faces. Default dlib.")] = None,
+    provider: Annotated[Provider | None, typer.Option(help="Annotator of faces. Default dlib.")] = None,
     bundle: Bundle = None,
-    config: Config = None,
-    settings: Settings = [],  # noqa: B006
-    workers: Workers = None,
-    resume: Resume = False,
-    extend: Extend = False,
-    new: New = False,
-    upgrade: Upgrade = False,
-    upgrade_limit: UpgradeLimit = None,
-    prefect: Prefect = False,
 ) -> int:
-    """Photos in, codes fitted to the 68 landmarks out: reconstruct without a network, detail and albedo.
+    """Images in, codes fitted to the 68 landmarks out: reconstruct without a network, detail and albedo.
 
     Examples:
 
@@ -164,11 +132,8 @@ def fit_command(
         "codes": "landmarks",
         "annotate.provider": provider,
         "bundle": bundle,
-        "ray.workers": workers,
-        "existing": existing(resume, new, extend),
-        **upgrading(upgrade, upgrade_limit),
     }
-    return run_flow("reconstruct", resolve(ReconstructConfig, config, settings, options), prefect)
+    return run(options)
 
 
 @reconstructing.command()
@@ -186,9 +151,9 @@ def plan(
     settings: Settings = [],  # noqa: B006
     workers: Workers = None,
 ) -> int:
-    """Freeze the plan of SRC in DEST, run a few of its units, and say what the rest takes: bytes, hours, money.
+    """Freeze the plan of SRC in DEST, run a few of its units, and estimate the rest: bytes, hours, money.
 
-    The flow with the same settings goes on from there.
+    The flow with the same settings resumes from there.
 
     Examples:
 
@@ -199,35 +164,20 @@ def plan(
       deca plan photos/ out/ --flow ingest --calibrate 0
     """
     options = {"source": source, "dest": dest, "checkpoint": checkpoint, "bundle": bundle, "ray.workers": workers}
-    settled: IngestConfig | ReconstructConfig
-    if flow == "ingest":
-        settled = resolve(IngestConfig, config, settings, options)
-    else:
-        settled = resolve(ReconstructConfig, config, settings, options)
+    resolved = resolve(UNIT_FLOWS[flow].config, config, settings, options)
     from pipelines.places import check_places
 
-    check_places(settled)
-    from pipelines import ingest as ingest_flow
-    from pipelines import reconstruct as reconstruct_flow
+    check_places(resolved)
     from pipelines.status import left_out_lines
     from pipelines.summaries import estimate_lines
-    from tasks.annotate.annotate import AnnotateWorker
     from tasks.units.estimate import estimate
 
-    frozen: Plan
-    factory: Factory
-    if isinstance(settled, IngestConfig):
-        ingesting = ingest_flow.settle(settled)
-        frozen = ingest_flow.freeze_plan(ingesting, ingest_flow.check_annotators(ingesting))
-        ray, factory = ingest_flow.ray_of(ingesting), partial(AnnotateWorker, ingesting)
-    else:
-        rebuilding = reconstruct_flow.prepare(settled)
-        frozen = reconstruct_flow.freeze_plan(rebuilding, reconstruct_flow.check_models(rebuilding))
-        ray, factory = rebuilding.ray, reconstruct_flow.workers_of(frozen, rebuilding)
-        price_per_hour = rebuilding.price_per_hour if price_per_hour is None else price_per_hour
-    console.print(
-        f"{frozen.inputs.items} pictures in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}"
-    )
-    lines = estimate_lines(estimate(frozen, factory, ray, calibrate), price_per_hour)
+    unit_flow = getattr(import_module(f"pipelines.{flow}"), flow)
+    resolved = unit_flow.prepare(resolved)
+    frozen = unit_flow.freeze_plan(resolved, unit_flow.weights(resolved))
+    price_per_hour = getattr(resolved, "price_per_hour", None) if price_per_hour is None else price_per_hour
+    console.print(f"{frozen.inputs.items} images in {frozen.units} units, plan {frozen.fingerprint[:8]}, {frozen.dest}")
+    found = estimate(frozen, unit_flow.factory(frozen, resolved), unit_flow.ray(resolved), calibrate)
+    lines = estimate_lines(found, price_per_hour)
     print_lines([*lines, *left_out_lines(frozen.record)])
     return COMPLETE

@@ -12,16 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.stages import (
-    SUMMARY,
-    Stage,
-    annotations_of,
-    direct,
-    faces_of,
-    store_config,
-    stored_config,
-    stored_plan,
-)
+from pipelines.places import annotations_of, faces_of
+from pipelines.unit_flow import SUMMARY, AsTask, Inputs, Lines, UnitFlow, direct, store_config, stored_config
 from schemas.engine import RayConfig
 from schemas.faces import FacesVersion
 from schemas.ingest import IngestConfig, IngestSummary
@@ -35,45 +27,79 @@ from tasks.people.shard import publish
 from tasks.people.versions import current, read_assignments
 from tasks.reports.card import CARD, is_up_to_date
 from tasks.reports.card import write_card as draw_card
-from tasks.sources.endings import left_out_words
 from tasks.sources.walk import source_root
 from tasks.store.storage import Store
-from tasks.units.draft import code_version
-from tasks.units.engine import RunSummary, run_units
+from tasks.units.engine import RunSummary
 from tasks.units.plan import Plan
-from tasks.units.ray_cluster import expected_workers
-from tasks.units.reasons import NoRowsError, by_number, check_rows, counted, quarantine_reasons, where_to_look
-from tasks.units.rounds import Mode, open_or_build
+from tasks.units.reasons import NoRowsError, by_number, counted, quarantine_reasons, where_to_look
 from tasks.units.shared_paths import prove_paths
 from tasks.units.verify import status
-
-MODES: dict[str, Mode] = {"extend": "extend", "new": "new"}
 
 logger = logging.getLogger("deca")
 
 
-def ingest(config: IngestConfig, on_progress: OnUnitProgress | None = None, stage: Stage = direct) -> IngestSummary:
-    """Photographs in, faces sorted by identity out; calling it again adds what is new and goes on where it stopped.
+class Ingest(UnitFlow[IngestConfig, IngestSummary]):
+    """Images in, faces sorted by identity out; calling it again adds what is new and resumes.
 
-    stage: wraps each stage, for an engine that watches them (Prefect).
+    The unit flow makes the annotations; identities and shards follow.
     """
-    seconds: dict[str, float] = {}
-    step = partial(_timed, seconds, stage)
-    config = step(settle)(config)
-    step(prove_paths)(config)
-    weights = step(check_annotators)(config)
-    plan = step(freeze_plan)(config, weights)
-    step(check_identities)(plan, config)
-    run = step(annotate_faces)(plan, config, on_progress)
-    grouping, base = step(group_identities)(plan, config)
-    version, new = step(publish_faces)(plan, config, grouping, base)
-    step(write_card)(config)
-    return stage(summarise)(plan, config, run, version, new, seconds)
+
+    def __call__(
+        self, config: IngestConfig, on_progress: OnUnitProgress | None = None, as_task: AsTask[Any] = direct
+    ) -> IngestSummary:
+        """Run the stages. as_task: wraps each stage, for an engine that watches them (Prefect)."""
+        seconds: dict[str, float] = {}
+        stage = partial(_timed, seconds, as_task)
+        config = stage(self.prepare)(config)
+        stage(prove_paths)(config)
+        weights = stage(self.weights)(config)
+        plan = stage(self.freeze_plan)(config, weights)
+        stage(check_identities)(plan, config)
+        run = stage(self.annotate_faces)(plan, config, on_progress)
+        grouping, base = stage(group_identities)(plan, config)
+        version, new = stage(publish_faces)(plan, config, grouping, base)
+        stage(write_card)(config)
+        return as_task(self.summarise)(plan, config, run, version, new, seconds)
+
+    def freeze_plan(self, config: IngestConfig, weights: dict[str, str]) -> Plan:
+        """List the source and plan what is new or changed, or open the plan in DEST. Stores the config of this run."""
+        plan = super().freeze_plan(config, weights)
+        # Regrouping is per run: a run that resumes with the stored config does not repeat it.
+        identity = config.identity.model_copy(update={"regroup": False})
+        store_config(plan, config.model_copy(update={"identity": identity}))
+        return plan
+
+    def annotate_faces(self, plan: Plan, config: IngestConfig, on_progress: OnUnitProgress | None) -> RunSummary:
+        """Run the pending units on Ray."""
+        return self.run_units(plan, config, on_progress)
+
+    def summarise(self, plan: Plan, config: IngestConfig, run: RunSummary, *results: Any) -> IngestSummary:
+        """Count annotations and faces, and write the summary into DEST."""
+        version, new, seconds = results
+        now, store = status(plan.dest), Store(config.dest)
+        store.sweep()  # the stages sweep their own folders only
+        annotating = seconds["annotate_faces"]
+        own = {
+            "dest": store.uri,
+            "images": now.items,
+            "annotated": now.rows,
+            "faces": version.faces,
+            "identities": version.identities,
+            "left_out": version.left_out,
+            "version": version.version,
+            "new_version": new,
+            "faces_run": run.rows,
+            "seconds": seconds,
+            "faces_per_second": round(run.rows / annotating, 2) if run.rows else 0.0,
+        }
+        summary = IngestSummary(**(self.counts(now, run) | own))
+        store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
+        return summary
 
 
-def _timed(seconds: dict[str, float], stage: Stage, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The wrapped stage, which also notes how long it took under its name."""
-    wrapped = stage(function)
+def _timed(seconds: dict[str, float], as_task: AsTask[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the stage, wrapped, which also notes its duration under its name."""
+    wrapped = as_task(function)
 
     @wraps(function)
     def timed(*args: Any) -> Any:
@@ -86,11 +112,11 @@ def _timed(seconds: dict[str, float], stage: Stage, function: Callable[..., Any]
     return timed
 
 
-def settle(config: IngestConfig) -> IngestConfig:
-    """The settings that hold: to go on with stored annotations is to go on with what made them.
+def prepare(config: IngestConfig) -> IngestConfig:
+    """Return the effective config: on resume and retry the stored settings of the annotations win.
 
-    Filters, identities and shards are made anew in every run, so theirs are always the run's own. Faces that lie inside
-    the source, because DEST does, are no part of it.
+    Filters, identities and shards are recomputed in every run, so their settings are per-run. A DEST inside
+    the source is excluded from it.
     """
     if config.existing in ("resume", "retry"):
         stored = stored_config(annotations_of(config.dest), IngestConfig)
@@ -108,30 +134,9 @@ def check_annotators(config: IngestConfig) -> dict[str, str]:
     return load_annotator(config.annotate).versions
 
 
-def freeze_plan(config: IngestConfig, weights: dict[str, str]) -> Plan:
-    """List the source and plan what is new or changed, or open the plan that is already there."""
-    dest = annotations_of(config.dest)
-    if config.existing in ("resume", "retry"):
-        plan = stored_plan(dest, config.existing, weights, config.ray.upgrade)
-    else:
-        plan = open_or_build(
-            dest,
-            config.source,
-            config=config.plan_config(),
-            weights=weights,
-            source_config=config.inputs,
-            units=config.units,
-            workers=expected_workers(ray_of(config)),
-            code=code_version(AnnotateWorker.__module__),
-            mode=MODES.get(config.existing, "auto"),
-            upgrade=config.ray.upgrade,
-        )
-    # To group anew is asked of one run, not of those that go on with its settings.
-    store_config(plan, config.model_copy(update={"identity": config.identity.model_copy(update={"regroup": False})}))
-    logger.info("%d pictures in %d units, plan %s", plan.inputs.items, plan.units, plan.fingerprint[:8])
-    if plan.record.images_left_out:
-        logger.warning("images left out: %s", left_out_words(plan.record.images_left_out))
-    return plan
+def list_images(config: IngestConfig) -> Inputs:
+    """Return the source."""
+    return Inputs(config.source)
 
 
 def check_identities(plan: Plan, config: IngestConfig) -> None:
@@ -154,13 +159,6 @@ def check_identities(plan: Plan, config: IngestConfig) -> None:
         look_up(next(filled, []))  # in most sources the first pictures tell
     except IdentityError:
         look_up(item for unit in plan.iter_units() for item in unit.items)
-
-
-def annotate_faces(plan: Plan, config: IngestConfig, on_progress: OnUnitProgress | None) -> RunSummary:
-    """Work the pending units on Ray."""
-    run = run_units(plan, partial(AnnotateWorker, config), ray_of(config), on_progress)
-    check_rows(plan, run.rows, "images")
-    return run
 
 
 def ray_of(config: IngestConfig) -> RayConfig:
@@ -236,35 +234,29 @@ def write_card(config: IngestConfig) -> str:
     return Store(faces).join(CARD) if is_up_to_date(faces) else draw_card(faces)
 
 
-def summarise(
-    plan: Plan, config: IngestConfig, run: RunSummary, version: FacesVersion, new: bool, seconds: dict[str, float]
-) -> IngestSummary:
-    """Count what lies in DEST and write it there."""
-    now = status(plan.dest)
-    store = Store(config.dest)
-    store.sweep()  # the stages look into their own folders only
-    annotating = seconds["annotate_faces"]
-    summary = IngestSummary(
-        outcome="complete" if now.complete else "partial",
-        source=now.source,
-        dest=store.uri,
-        images=now.items,
-        annotated=now.rows,
-        faces=version.faces,
-        identities=version.identities,
-        left_out=version.left_out,
-        quarantined=now.quarantined,
-        images_left_out=now.images_left_out,
-        pending_units=now.pending,
-        version=version.version,
-        new_version=new,
-        units_run=run.units_run,
-        units_skipped=run.units_skipped,
-        faces_run=run.rows,
-        seconds=seconds,
-        faces_per_second=round(run.rows / annotating, 2) if run.rows else 0.0,
-        fingerprint=now.fingerprint,
-        code=now.code,
-    )
-    store.write(SUMMARY, summary.model_dump_json(indent=2).encode())
-    return summary
+def lines(summary: IngestSummary) -> Lines:
+    """Return the summary's own lines."""
+    left_out = ", ".join(f"{count} by {reason}" for reason, count in summary.left_out.items()) or "none"
+    faces, made = faces_of(summary.dest), f"{summary.faces_run} by this run, {summary.faces_per_second} faces/s"
+    return [
+        ("images", str(summary.images)),
+        ("annotated", f"{summary.annotated} faces ({made})"),
+        ("faces", f"{summary.faces} of {summary.identities} identities in {faces}"),
+        ("left out", left_out),
+        ("version", f"{summary.version}, {'new' if summary.new_version else 'as before'}"),
+        ("card", Store(faces).join(CARD)),
+    ]
+
+
+ingest = Ingest(
+    name="ingest",
+    worker=AnnotateWorker,
+    weights=check_annotators,
+    inputs=list_images,
+    summary=IngestSummary,
+    figures=dict,
+    lines=lines,
+    prepare=prepare,
+    dest=lambda config: annotations_of(config.dest),
+    ray=ray_of,
+)

@@ -1,4 +1,4 @@
-"""How commands run flows: here with a progress bar, or as Prefect's."""
+"""Run a flow for a command: in this process with a progress bar, or as a Prefect flow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def run_flow(flow: str, config: Any, prefect: bool, kept: bool = True) -> int:
-    """Run it, print its summary, return the exit code. Prefect takes it where asked for, or where a server is set.
+    """Run a flow and print its summary; return the exit code.
 
-    A flow's module is imported here and not before: torch, Ray and Prefect take seconds that help, a wrong option or a
-    misspelt path must not wait for. kept: whether DEST stays; where it goes, no line of the summary leads there.
+    prefect: as a Prefect flow, which PREFECT_API_URL asks for as well. kept: whether DEST is kept; where it is not, no
+    line of the summary names it. The flow's module is imported here: torch, Ray and Prefect take seconds, which --help,
+    a wrong option or a misspelt path must not cost.
     """
     from pipelines.places import check_places
 
     check_places(config)
+    run = getattr(import_module(f"pipelines.{flow}"), flow)
     if prefect or os.environ.get("PREFECT_API_URL"):
         from pipelines import flows
 
@@ -30,12 +32,12 @@ def run_flow(flow: str, config: Any, prefect: bool, kept: bool = True) -> int:
     else:
         from tasks.units.progress import TerminalProgress
 
-        run = getattr(import_module(f"pipelines.{flow}"), flow)
         with TerminalProgress(flow) as progress:
             summary = run(config, progress)
     from pipelines.summaries import summary_lines
 
-    print_lines([line for line in summary_lines(summary) if kept or config.dest not in line[1]])
+    lines = summary_lines(summary, getattr(run, "lines", None))
+    print_lines([line for line in lines if kept or config.dest not in line[1]])
     return COMPLETE if summary.outcome == "complete" else PARTIAL
 
 

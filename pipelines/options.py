@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, consoles, and the options that mean the same everywhere."""
+"""Exit codes, consoles and options that commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="Dataset folder or bucket prefix (any fsspec URI).")]
-Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or picture (any URI).")]
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder, pattern, archive, list or image (any URI).")]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file with settings (docs/<command>.md lists them).")
 ]
@@ -26,26 +26,7 @@ Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: t
 PricePerHour = Annotated[
     float | None, typer.Option(min=0, help="Money for an hour of a core, or of a GPU where workers hold GPUs.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the plan in DEST as it is.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume with the stored plan in DEST.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Add what is new or changed in SRC to the dataset.")]
-Upgrade = Annotated[
-    bool, typer.Option("--upgrade", help="Make rows of an earlier result version anew, in place (docs/operate.md).")
-]
-UpgradeLimit = Annotated[
-    int | None,
-    typer.Option("--upgrade-limit", min=0, help="Units that --upgrade makes anew in this run; default: all."),
-]
 Prefect = Annotated[bool, typer.Option("--prefect", help="Run as a Prefect flow (also when PREFECT_API_URL is set).")]
-
-
-def upgrading(upgrade: bool, limit: int | None) -> dict[str, bool | int | None]:
-    """The settings of --upgrade and --upgrade-limit; a limit asks for an upgrade by itself."""
-    return {"ray.upgrade": upgrade or limit is not None or None, "ray.upgrade_limit": limit}
-
-
-def existing(resume: bool, new: bool, extend: bool = False) -> str | None:
-    """What to do with a DEST that holds a run already, None where nobody said."""
-    if resume + new + extend > 1:
-        raise typer.BadParameter("--resume, --extend and --new exclude one another")
-    return "resume" if resume else "extend" if extend else "new" if new else None

@@ -1,6 +1,6 @@
-"""The places that a command names, looked at before torch is loaded, models are read and precision is measured.
+"""Where commands find datasets; and checks of what a command names, before torch is loaded and models are read.
 
-Each is looked at again by the stage that uses it, with the same words; here a misspelt path costs no seconds.
+Each place is checked again, with the same words, by the stage that uses it; here a misspelt path costs no seconds.
 """
 
 from __future__ import annotations
@@ -10,12 +10,36 @@ from typing import Any
 
 from deca_core.assets.bundle import check_folder
 from deca_core.checkpoint_meta import read_meta
-from pipelines.stages import annotations_of
+from schemas.faces import ANNOTATIONS_FOLDER, CURRENT, FACES_FOLDER
 from schemas.ingest import IngestConfig
 from schemas.reconstruct import UNTRAINED_CHECKPOINT, ReconstructConfig
 from tasks.sources.walk import check_source
 from tasks.store.storage import Store, is_local, normalise
-from tasks.units.plan import load_plan
+from tasks.units.plan import PLAN, load_plan
+
+SUMMARY = "_report/summary.json"
+
+
+def annotations_of(dest: str) -> str:
+    """Return the annotations of an ingest."""
+    return Store(dest).join(ANNOTATIONS_FOLDER)
+
+
+def faces_of(dest: str) -> str:
+    """Return the faces/ dataset of an ingest."""
+    return Store(dest).join(FACES_FOLDER)
+
+
+def planned_dataset(dest: str) -> str:
+    """Resolve DEST to a dataset with a plan: itself, or the annotations of an ingest."""
+    inside = annotations_of(dest)
+    return inside if not Store(dest).exists(PLAN) and Store(inside).exists(PLAN) else Store(dest).uri
+
+
+def find_faces(dest: str) -> str | None:
+    """Resolve DEST to a faces/ dataset: itself, or the one below it; None where neither exists."""
+    places = (Store(dest).uri, faces_of(dest))
+    return next((place for place in places if Store(place).exists(CURRENT)), None)
 
 
 def check_places(config: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from pipelines.stages import find_faces, planned_dataset
+from pipelines.places import find_faces, planned_dataset
 from schemas.ledger import Quarantined
 from schemas.train import STAGES, StageName, TrainPlan
 from tasks.people.versions import current, list_versions, named_files, read_version, record_name

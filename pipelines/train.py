@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from typing import Any
 
 from pydantic import ValidationError
 
 from deca_core.checkpoint import META_FILE, WEIGHTS_FILE, save_checkpoint
-from pipelines.stages import SUMMARY, Stage, direct, find_faces
+from pipelines.places import SUMMARY, find_faces
+from pipelines.unit_flow import AsTask, direct
 from schemas.progress import OnTrainProgress, Timing
 from schemas.train import STAGES, CheckpointRecord, StageName, StageRecord, TrainConfig, TrainPlan, TrainSummary
 from tasks.models.loading import bundle_for
@@ -42,26 +44,28 @@ UNTAUGHT = "random-"  # how the names of judging networks without weights begin
 logger = logging.getLogger("deca")
 
 
-def train(config: TrainConfig, on_progress: OnTrainProgress | None = None, stage: Stage = direct) -> TrainSummary:
-    """Faces in, a trained DECA out: pretrain, coarse, detail; calling it again goes on where it stopped.
+def train(
+    config: TrainConfig, on_progress: OnTrainProgress | None = None, as_task: AsTask[Any] = direct
+) -> TrainSummary:
+    """Faces in, a trained DECA out: pretrain, coarse, detail; calling it again resumes.
 
-    stage: wraps each stage, for an engine that watches them (Prefect).
+    as_task: wraps each stage, for an engine that watches them (Prefect).
     """
-    config = stage(settle)(config)
-    stage(prove_rank_paths)(config)
-    plan = stage(freeze_run)(config)
+    config = as_task(effective_config)(config)
+    as_task(prove_rank_paths)(config)
+    plan = as_task(freeze_run)(config)
     timings: dict[StageName, Timing] = {}
     for name, function in zip(STAGES, (pretrain, coarse, detail), strict=True):
-        timing = stage(function)(config, plan, on_progress)
+        timing = as_task(function)(config, plan, on_progress)
         if timing is not None:
             timings[name] = timing
-    stage(publish_model)(config, plan)
-    stage(draw_report)(config, bool(timings))
-    return stage(summarise)(config, plan, timings)
+    as_task(publish_model)(config, plan)
+    as_task(draw_report)(config, bool(timings))
+    return as_task(summarise)(config, plan, timings)
 
 
-def settle(config: TrainConfig) -> TrainConfig:
-    """The settings that hold: a stored run's version of the data, and with `resume` all of its settings but Ray's."""
+def effective_config(config: TrainConfig) -> TrainConfig:
+    """Effective config: a stored run's version of the data wins, and with `resume` all of its settings but Ray's."""
     stored = _stored_config(config.dest) if config.existing != "new" else None
     if config.existing == "resume":
         if stored is None:

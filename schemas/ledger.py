@@ -22,8 +22,8 @@ from schemas.secrets import redact
 SCHEMA_VERSION = 3
 OLDEST = 2  # what is read as it lies there; its commit records stay one file each until `deca migrate`
 
-Stage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
-STAGES: tuple[str, ...] = get_args(Stage)
+FailureStage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
+STAGES: tuple[str, ...] = get_args(FailureStage)
 
 MESSAGE_LIMIT = 500  # characters of an error message that are kept: enough for a cause, not for a dump
 
@@ -120,7 +120,7 @@ class Quarantined:
     index: int  # index of the item
     uri: str  # the item's source_uri
     face_index: int | None  # None: the whole picture
-    stage: Stage
+    stage: FailureStage
     error: str  # type of the error
     message: str
     attempts: int = 1  # attempts made so far, this one included; the engine sets it
@@ -129,7 +129,7 @@ class Quarantined:
     def of(
         cls,
         item: Item,
-        stage: Stage,
+        stage: FailureStage,
         error: BaseException | str,
         message: str | None = None,
         face_index: int | None = None,
@@ -182,7 +182,7 @@ def table_to_quarantine(table: pa.Table) -> list[Quarantined]:
     return [Quarantined(**row) for row in table.to_pylist()]
 
 
-def settle(row: Quarantined, item: Item) -> Quarantined:
+def with_item(row: Quarantined, item: Item) -> Quarantined:
     """A worker's row made consistent with its item: the retried face and the count of attempts."""
     face = item.face_index if row.face_index is None else row.face_index
     return replace(row, face_index=face, attempts=item.attempts + 1)

@@ -30,8 +30,8 @@ from pipelines.animate import animate
 from pipelines.evaluate import evaluate
 from pipelines.export import export
 from pipelines.ingest import ingest
+from pipelines.places import annotations_of, faces_of
 from pipelines.reconstruct import reconstruct
-from pipelines.stages import annotations_of, faces_of
 from pipelines.synth import synth
 from schemas.animate import AnimateConfig
 from schemas.evaluate import EvaluateConfig

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deca_core.errors import DecaError
 from schemas.annotate import AnnotateConfig, Step
-from schemas.ledger import Item, Quarantined, Stage
+from schemas.ledger import FailureStage, Item, Quarantined
 from schemas.parquet import fixed_array
 from tasks.annotate.annotators import CompositeAnnotator, Detection
 from tasks.annotate.turned import turned_hint
@@ -105,7 +105,7 @@ class FaceFinder:
     def _decode(self, read: tuple[Item, bytes | Exception]) -> DecodedImage | Quarantined:
         """Decode one image; any library error quarantines that image only."""
         item, data = read
-        stage: Stage = "read"
+        stage: FailureStage = "read"
         try:
             if isinstance(data, Exception):
                 raise data

@@ -39,7 +39,6 @@ from tasks.sources.walk import SourceError, is_file
 from tasks.store.scratch import temp_folder
 from tasks.store.storage import Store, hash_file, normalise
 from tasks.units.commits import standing_quarantine
-from tasks.units.draft import code_version
 from tasks.units.engine import run_units
 from tasks.units.plan import PLAN
 from tasks.units.rounds import open_or_build
@@ -165,7 +164,6 @@ class Casting:
                 config=config.plan_config(),
                 weights={"bundle": self.bundle.hash, "checkpoint": weights_hash(config)},
                 source_config=config.inputs,
-                code=code_version(ReconstructWorker.__module__),
             )
             if run_units(plan, self.worker, config.ray).rows == 0:
                 reasons = "; ".join(dict.fromkeys(f"{row.stage}: {row.message}" for row in standing_quarantine(folder)))

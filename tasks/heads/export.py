@@ -32,7 +32,7 @@ from deca_core.export.mesh import Mesh, coarse_mesh, dense_mesh
 from deca_core.export.obj import mtl, npz, npz_arrays, obj, ply, vertex_colours
 from deca_core.uv import image_on_uv
 from schemas.export import ExportConfig, exports_schema
-from schemas.ledger import Item, Quarantined, Stage, StoredFile
+from schemas.ledger import FailureStage, Item, Quarantined, StoredFile
 from schemas.parquet import fixed_values
 from tasks.heads.crops import CropReader
 from tasks.heads.selection import (
@@ -106,7 +106,7 @@ class ExportWorker:
     def _made(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[dict[str, Any], Files]]:
         """(columns of the row, files by name) of each head."""
         for item, row, crop in self._read(items, quarantine):
-            stage: Stage = "decode"
+            stage: FailureStage = "decode"
             try:  # any failure of a library costs this head only
                 head = self._decode(row, crop)
                 stage = "encode"

@@ -70,7 +70,7 @@ def fastest_precision(config: ReconstructConfig) -> tuple[Choice, bool]:
         "threads": str(config.ray.threads),
         "weights": weights_hash(config),
         "bundle": bundle_at(config.bundle).hash,
-        "code": code_version(choose_precision.__module__),
+        "code": code_version(),
     }
     if remembers and (known := _recall(key)):
         return known, True

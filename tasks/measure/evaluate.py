@@ -14,7 +14,7 @@ from deca_core.crop import crop_transform, square_from_landmarks, warp
 from deca_core.errors import DecaError
 from deca_core.metrics import MetricError
 from schemas.evaluate import METRICS, EvaluateConfig, evaluations_schema
-from schemas.ledger import Item, Quarantined, Stage
+from schemas.ledger import FailureStage, Item, Quarantined
 from tasks.annotate.annotators import load_annotator
 from tasks.annotate.find_faces import FaceFinder, record_batch
 from tasks.measure.methods import FaceCrop, Method, load_methods
@@ -59,7 +59,7 @@ class EvaluateWorker:
                 try:
                     rows[crop.item.index].append(self._row(method, crop, found))
                 except (EncodeError, MetricError) as error:
-                    stage: Stage = "encode" if isinstance(error, EncodeError) else "measure"
+                    stage: FailureStage = "encode" if isinstance(error, EncodeError) else "measure"
                     quarantine.append(Quarantined.of(crop.item, stage, error, message=f"{method.name}: {error}"))
                     del rows[crop.item.index]
         return UnitOutput(_table([row for own in rows.values() for row in own]), quarantine)
@@ -199,7 +199,7 @@ def decoded(
 ) -> Iterator[tuple[Item, NDArray[np.uint8]]]:
     """Yield images (H,W,3) in the order of the items; those that cannot be read or decoded are quarantined."""
     for item, data in read_items(items):
-        stage: Stage = "read"
+        stage: FailureStage = "read"
         try:  # a library error costs this image only
             if isinstance(data, Exception):
                 raise data

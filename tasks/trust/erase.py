@@ -345,7 +345,7 @@ def _record(place: Place) -> ErasureRecord | None:
             rows=stone.found.count,
             files=len(stone.found.files),
             tombstone_sha256=hash_tombstone(store, stone.number),
-            code=code_version(__name__),
+            code=code_version(),
         )
         with contextlib.suppress(FileExistsError):  # another erasure finished the same work
             store.create(record_name(stone.number), made.model_dump_json(indent=1).encode())

@@ -26,8 +26,8 @@ from schemas.ledger import (
     StoredFile,
     Unit,
     quarantine_to_table,
-    settle,
     table_to_quarantine,
+    with_item,
 )
 from schemas.parquet import write_batches, write_table
 from tasks.store.storage import StorageError, hash_file
@@ -75,7 +75,7 @@ def settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
         if not items:
             raise EngineError(f"the worker quarantined item {row.index}, which is not in unit {unit.index}")
         for item in [item for item in items if item.face_index == row.face_index] or items:
-            new = settle(row, item)
+            new = with_item(row, item)
             found.setdefault((new.index, new.face_index), new)
     return list(found.values())
 

@@ -4,7 +4,6 @@ another plan.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,62 +123,20 @@ def _item_line(item: Item) -> bytes:
     return f"{item.uri}\0{item.member}\0{item.offset}\0{item.size}\0{item.etag}\n".encode()
 
 
-PACKAGES = ("deca_core", "schemas", "tasks")
+PACKAGES = ("deca_core", "deca_world", "schemas", "tasks")
 
 
 @lru_cache
-def code_version(module: str | None = None) -> str:
-    """Package version and a short hash over the sources that make results: those that `module` comes to import, or all.
+def code_version() -> str:
+    """Return the package version and a short hash over the sources that make results.
 
-    Provenance: records say with it what made them, and nothing is compared with it. What rows mean: schemas/results.py.
+    Provenance: records say which code wrote them, and nothing is compared with it. Meaning of rows: schemas/results.py.
     """
     home = Path(__file__).resolve().parents[2]
-    if module is None:
-        sources = {path: _read(path) for package in PACKAGES for path in (home / package).rglob("*.py")}
-    else:
-        sources = _reached(home, module)
     digest = hashlib.sha256()
-    for path in sorted(sources):
-        digest.update(f"{path.relative_to(home).as_posix()}\0{sources[path].statements}\0".encode())
+    for path in sorted(path for package in PACKAGES for path in (home / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(home).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return f"{importlib.metadata.version('deca-pipeline')}+{digest.hexdigest()[:12]}"
-
-
-def _reached(home: Path, module: str) -> dict[Path, _Source]:
-    """Source files of a module and of all modules of ours that it imports, inside functions too."""
-    reached: dict[Path, _Source] = {}
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        if name.partition(".")[0] not in PACKAGES:
-            continue
-        stem = home.joinpath(*name.split("."))
-        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-        if path in reached or not path.is_file():  # not a file: a name inside a module
-            continue
-        reached[path] = _read(path)
-        todo += reached[path].imports
-    return reached
-
-
-class _Source(NamedTuple):
-    """What counts of a source file."""
-
-    statements: str  # without comments, docstrings and layout
-    imports: list[str]  # names that it may import: modules, and what is in them
-
-
-def _read(path: Path) -> _Source:
-    """One walk over a file's syntax: there are a hundred of them, and this is most of what a short run computes."""
-    tree = ast.parse(path.read_bytes())
-    imports: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:] or [ast.Pass()]
-    return _Source(ast.unparse(tree), imports)
 
 
 def differences(

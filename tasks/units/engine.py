@@ -118,7 +118,7 @@ class _Runner:
         """Work one unit and commit it. A worker's exception is a _Failure; only storage may raise."""
         self._hold_threads()
         started = time.monotonic()
-        code = code_version(type(self.worker).__module__)
+        code = code_version()
         erased = self.erased = read_erased(self.plan.store, self.erased)
         items = [item for item in unit.items if not erased.has_item(item)]
         if unit.items and not items:

@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from schemas.flows import UNIT_FLOWS
 from schemas.progress import TrainProgress, UnitProgress
 from tasks.store.logs import EVENTS, as_json
 
 LINE_SECONDS = 30.0
-# What a flow's items and rows are, where they are not pictures and faces.
-COUNTED = {"export": ("heads", "exports"), "animate": ("pairs", "frames")}
 
 events = logging.getLogger(EVENTS)
 
@@ -42,8 +41,9 @@ def standing(title: str, progress: UnitProgress | TrainProgress) -> Standing:
         ends = progress.step == progress.steps
         return Standing(title, progress.step, progress.steps, "steps", _training_note(progress), ends)
     ends = progress.units_done == progress.units_total
-    items, rows = COUNTED.get(title, ("pictures", "faces"))
-    return Standing(title, progress.items_done, progress.items_total, items, _units_note(progress, rows), ends)
+    flow = UNIT_FLOWS.get(title, UNIT_FLOWS["ingest"])
+    note = _units_note(progress, flow.rows)
+    return Standing(title, progress.items_done, progress.items_total, flow.items, note, ends)
 
 
 class TerminalProgress:

@@ -59,7 +59,6 @@ def open_or_build(
     weights: Mapping[str, str] | None = None,
     source_config: SourceConfig | None = None,
     units: UnitsConfig | None = None,
-    code: str | None = None,
     items: Iterable[Item] | None = None,
     mode: Mode = "auto",
     workers: int | None = None,
@@ -68,7 +67,6 @@ def open_or_build(
     """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
 
     config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
-    code: `code_version` of the worker's module, for the record; None: of everything;
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
@@ -92,7 +90,7 @@ def open_or_build(
             weights=weights or {},
             source_config=source_config or SourceConfig(),
             units=units or UnitsConfig(),
-            code=code or code_version(),
+            code=code_version(),
             items=items,
             skip=store.uri,
             workers=workers,

@@ -192,7 +192,7 @@ def _command(arguments: list[str]) -> tuple[int | None, str]:
 
 def _look(kind: Kind, dest: Path, source: Path, code: int | None, result: Result) -> None:
     """Outcome, stage and reason from the exit code, the message and what DEST holds."""
-    from pipelines.stages import planned_dataset
+    from pipelines.places import planned_dataset
 
     last = result.printed.strip().splitlines()[-1] if result.printed.strip() else ""
     if code is None:

@@ -22,7 +22,7 @@ def test_other_datasets_are_named(flow, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"no picture")
     out = str(tmp_path / "out")
-    open_or_build(out, str(tmp_path / "photos"), config={"flow": flow}, units=UnitsConfig(), code="0")
+    open_or_build(out, str(tmp_path / "photos"), config={"flow": flow}, units=UnitsConfig())
     monkeypatch.setattr(sys, "argv", ["deca", "report", out])
     with pytest.raises(SystemExit) as ended:
         main()

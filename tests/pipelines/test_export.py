@@ -9,7 +9,7 @@ from pathlib import Path
 import pygltflib
 import pytest
 
-from pipelines.export import check_model, freeze_plan
+from pipelines.export import export
 from pipelines.reconstruct import reconstruct
 from schemas.export import ExportConfig
 from schemas.reconstruct import ReconstructConfig
@@ -73,7 +73,7 @@ def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):
     source, out = tmp_path / "heads", tmp_path / "out"
     shutil.copytree(heads, source)
     planned = ExportConfig.model_validate({"source": str(source), "dest": str(out), "ray": {"workers": 0}})
-    freeze_plan(planned, check_model(planned))
+    export.freeze_plan(planned, export.weights(planned))
     for part in source.glob("part-*"):
         part.unlink()
     code, said = deca("export", source, out, "--workers", 0, "--resume")
@@ -127,7 +127,6 @@ def test_prefect_flow_gives_the_summary(heads, tmp_path, prefect_harness):
 
 @pytest.mark.slow
 def test_exports_on_ray_are_those_of_one_process(heads, tmp_path, ray_cluster):
-    from pipelines.export import export
 
     for name, workers in (("here", 0), ("ray", 1)):
         values = {"source": str(heads), "dest": str(tmp_path / name), "ray": {"workers": workers}}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines.ingest import ingest
-from pipelines.stages import stored_config
+from pipelines.unit_flow import stored_config
 from schemas.ingest import IngestConfig
 from tasks.people.identities import IdentityError
 from tasks.people.versions import current, open_faces, verify_faces
@@ -327,10 +327,8 @@ def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
 @pytest.mark.slow
 def test_a_picture_that_changes_after_the_plan(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
-    from pipelines.ingest import check_annotators, freeze_plan, settle
-
-    planned = settle(config(photos, out))
-    freeze_plan(planned, check_annotators(planned))
+    planned = ingest.prepare(config(photos, out))
+    ingest.freeze_plan(planned, ingest.weights(planned))
     changed = photos / PEOPLE[0] / "0.jpg"
     write_picture(changed, 11)
     os.utime(changed, ns=(1, 1))

@@ -125,11 +125,11 @@ def test_unbound_weights_with_a_bundle_run_and_are_warned_of(licensed, unbound, 
 
 @pytest.mark.slow
 def test_the_released_weights_are_trained_further_on_their_own_head(licensed, tmp_path):
-    from pipelines.train import settle
+    from pipelines.train import effective_config
     from schemas.train import TrainConfig
 
     config = {"source": "world", "dest": str(tmp_path), "start": str(licensed)}
-    assert settle(TrainConfig.model_validate(config)).bundle == str(licensed)
+    assert effective_config(TrainConfig.model_validate(config)).bundle == str(licensed)
 
 
 @pytest.mark.slow

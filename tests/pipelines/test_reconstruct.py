@@ -17,9 +17,9 @@ from PIL import Image
 
 from deca_core.checkpoint import SHIPPED, checkpoint_hash
 from pipelines.reconstruct import reconstruct
-from pipelines.stages import stored_config
 from pipelines.status import status_report
 from pipelines.summaries import summary_lines
+from pipelines.unit_flow import stored_config
 from schemas.parquet import fixed_values
 from schemas.reconstruct import ReconstructConfig
 from tasks.heads.consensus import ConsensusError

@@ -8,10 +8,10 @@ from schemas.ledger import (
     Quarantined,
     Unit,
     quarantine_to_table,
-    settle,
     table_to_items,
     table_to_quarantine,
     units_to_table,
+    with_item,
 )
 
 
@@ -45,5 +45,5 @@ def test_quarantine_survives_its_table_in_a_fixed_order() -> None:
 
 def test_a_row_takes_face_and_attempts_of_its_retried_item() -> None:
     item = Item(3, "/x/a.jpg", face_index=2, attempts=4)
-    row = settle(Quarantined(3, "/x/a.jpg", None, "read", "OSError", "gone"), item)
+    row = with_item(Quarantined(3, "/x/a.jpg", None, "read", "OSError", "gone"), item)
     assert (row.face_index, row.attempts) == (2, 5)

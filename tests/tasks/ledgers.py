@@ -34,9 +34,7 @@ def items(count: int) -> Iterator[Item]:
 
 
 def make_plan(dest: str, units: int) -> Plan:
-    return open_or_build(
-        dest, "memory://photos", items=items(units), units=UnitsConfig(items_per_unit=1), code="1", config={}
-    )
+    return open_or_build(dest, "memory://photos", items=items(units), units=UnitsConfig(items_per_unit=1), config={})
 
 
 def record(plan: Plan, unit: int, files: Sequence[str] = ()) -> CommitRecord:

@@ -110,7 +110,7 @@ def write_rows(dest: Path, uris: list[str], bundle: AssetBundle, units: int = 2)
         config={"flow": "reconstruct"},
         weights={"bundle": bundle.hash, "checkpoint": "c"},
         units=UnitsConfig(items_per_unit=-(-len(items) // units)),
-        code=code_version("tasks.heads.tracks"),
+        code=code_version(),
         items=items,
     )
     schema = reconstruction_schema(0.01, ("codes",))

@@ -18,7 +18,7 @@ from deca_core.camera import to_pixels
 from deca_core.checkpoint import save_checkpoint
 from deca_core.flame import rotation_matrix
 from deca_core.metrics import MetricError
-from pipelines.evaluate import check_inputs, freeze_plan
+from pipelines.evaluate import check_inputs, evaluate
 from pipelines.synth import synth
 from schemas.evaluate import FIT_METHOD, MEAN_FACE, METRICS, EvaluateConfig
 from schemas.ledger import Item
@@ -67,7 +67,7 @@ def config(source: str, dest: Path | str, checkpoint: str, **changes: object) ->
 
 def planned(settings: EvaluateConfig) -> tuple[EvaluateWorker, list[list[Item]]]:
     """A worker, and the items of its units."""
-    plan = freeze_plan(settings, {"truth": "any"})
+    plan = evaluate.freeze_plan(settings, {"truth": "any"})
     return EvaluateWorker(settings), [unit.items for unit in plan.iter_units()]
 
 

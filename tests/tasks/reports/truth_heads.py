@@ -20,7 +20,7 @@ from deca_core.assets import procedural_head
 from deca_core.camera import IMAGE_SIZE
 from deca_core.crop import crop_transform, square_from_landmarks
 from deca_world import Limits, World
-from pipelines.stages import store_config
+from pipelines.unit_flow import store_config
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.ledger import Item, Quarantined
 from schemas.reconstruct import ReconstructConfig, quantise, reconstruction_schema
