@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("deca_core", "deca_world", "tasks", "schemas", "pipelines", "benchmarks", "tools", "tests")
+PACKAGES = ("deca_core", "tasks", "schemas", "pipelines", "benchmarks", "tests")
 
 # Calls that execute what they are given, or unpack it to wherever it says.
 FORBIDDEN = {

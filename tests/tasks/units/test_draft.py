@@ -27,11 +27,11 @@ SOURCES = {
 @pytest.fixture
 def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`version(**{"tasks/helper.py": "..."})`: the version of tasks.worker with these sources changed."""
-    monkeypatch.setattr(tasks.units.draft, "__file__", str(tmp_path / "tasks" / "draft.py"))
+    monkeypatch.setattr(tasks.units.draft, "__file__", str(tmp_path / "tasks" / "units" / "draft.py"))
 
     def measure(changes: dict[str, str] | None = None, module: str | None = "tasks.worker") -> str:
         for name, text in {**SOURCES, **(changes or {})}.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
         code_version.cache_clear()
         return code_version(module)
