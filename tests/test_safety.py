@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ ALLOWED = {
 
 
 def findings(source: str, mentions: bool = True) -> Iterator[tuple[int, str, str]]:
-    """(line, name, why not) for everything forbidden that a source calls, and, with `mentions`, that it only names.
+    """Yield (line, name, why not) for everything forbidden that a source calls or, with `mentions`, names.
 
     Tests may name what a hostile file would call: that is how they make one.
     """
@@ -108,13 +109,16 @@ def _full(node: ast.expr, names: dict[str, str]) -> str:
     return ".".join([names.get(node.id, node.id), *reversed(parts)])
 
 
-def findings_by_file() -> Iterator[tuple[str, int, str, str]]:
-    """(file, line, name, why not) over the whole tree."""
+@cache
+def findings_by_file() -> list[tuple[str, int, str, str]]:
+    """Return (file, line, name, why not) for every finding of the tree."""
+    found = []
     paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     for path in sorted(path for path in paths if "node_modules" not in path.parts):
         place = path.relative_to(ROOT).as_posix()
         for line, name, why in findings(path.read_text(), mentions=not place.startswith("tests/")):
-            yield place, line, name, why
+            found.append((place, line, name, why))
+    return found
 
 
 def test_no_source_executes_what_it_reads() -> None:

@@ -34,26 +34,29 @@ def faces() -> torch.Tensor:
     return torch.from_numpy(np.stack(crops))
 
 
+@pytest.fixture(scope="module")
+def exact(shipped) -> Inference:
+    return Inference(shipped, "fp32")
+
+
 @torch.inference_mode()
-def test_float32_answers_as_the_model(shipped, faces):
-    inference = Inference(shipped, "fp32")
+def test_float32_answers_as_the_model(shipped, exact, faces):
     expected = shipped.encode(faces)
     for batch in (faces, faces[:1]):  # no batch size is frozen in
-        codes = inference.codes(batch)
+        codes = exact.codes(batch)
         for name, value in codes.items():
             truth = getattr(expected, name)[: len(batch)]
             assert value.dtype == torch.float32
             assert (value - truth).abs().max() <= 1e-5 * max(1.0, float(truth.abs().max())), name
-    maps = inference.displacement(expected)
+    maps = exact.displacement(expected)
     assert maps.shape == (3, 256, 256)
     assert (maps - shipped.displacement(expected)[:, 0]).abs().max() < 1e-8  # metres
 
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_the_default_stays_within_the_limits(shipped, faces):
+def test_the_default_stays_within_the_limits(shipped, exact, faces):
     """1 % of the codes, 0.1 mm, 5 um: of whatever `auto` takes here, on faces that it has not seen."""
-    exact = Inference(shipped, "fp32")
     chosen = Inference(shipped, choose_precision(shipped).precision)
     found = deviation(shipped, exact, chosen, faces)
     assert found.within(LIMITS), found
@@ -61,14 +64,14 @@ def test_the_default_stays_within_the_limits(shipped, faces):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
+def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, exact, faces):
     """The small weights come to 0.1 mm and more: the posed head turns with the last bits of its pose. mixed leaves E_c
     in float32, and with it the head.
     """
-    mixed = deviation(shipped, Inference(shipped, "fp32"), Inference(shipped, "mixed"), faces)
+    mixed = deviation(shipped, exact, Inference(shipped, "mixed"), faces)
     assert 1e-5 < mixed.codes < LIMITS.codes
     assert mixed.vertices_mm == 0
-    found = deviation(shipped, Inference(shipped, "fp32"), Inference(shipped, "bf16"), faces)
+    found = deviation(shipped, exact, Inference(shipped, "bf16"), faces)
     assert 1e-5 < found.codes < LIMITS.codes  # another arithmetic
     assert found.vertices_mm < 0.3
     assert found.displacement_um < LIMITS.displacement_um

@@ -173,7 +173,7 @@ one(
 
 
 def zip_link() -> bytes:
-    """As Info-ZIP stores links: the target is the content, the type stands in the attributes."""
+    """As Info-ZIP stores links: the target is the content, the type is in the attributes."""
     buffer = io.BytesIO()
     info = zipfile.ZipInfo("x.jpg")
     info.create_system, info.external_attr = 3, 0o120777 << 16
@@ -278,7 +278,7 @@ one(
 
 
 def sparse() -> bytes:
-    """A GNU sparse member that would unpack to a terabyte of holes."""
+    """A GNU sparse member that unpacks to a terabyte of holes."""
     info = tarfile.TarInfo("x.jpg")
     info.pax_headers = {
         "GNU.sparse.major": "0",
@@ -369,7 +369,7 @@ def huge_directory() -> bytes:
 
 
 def negative() -> bytes:
-    """A member of -1024 bytes: whoever skips it finds its header again, for ever."""
+    """A member of -1024 bytes: a reader that skips it finds its header again, for ever."""
     block = bytearray(header("x.jpg", 0))
     block[124:136] = b"\xff" * 10 + b"\xfc\x00"
     block[148:156] = b" " * 8

@@ -1,4 +1,4 @@
-"""Hostile settings, records of a dataset, and models: what a command is given beside images."""
+"""Hostile settings, records of a dataset and models."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ settings(
     "a source with credentials", refused("credentials"), arguments=("ingest", "ftp://user:planted@h/x", *INGEST[2:])
 )(dict)
 
-# --- records of a dataset that somebody has tampered with -------------------------------------------------------------
+# --- tampered records of a dataset -------------------------------------------------------------
 
 STORED = ("verify", "{source}")
 
@@ -177,7 +177,7 @@ FLAME = (
 
 
 def flame(name: str, says: str, content: Callable[[], bytes]) -> None:
-    """A kind of generic_model.pkl, beside files that are not looked at before it."""
+    """A kind of generic_model.pkl, beside files that are read after it."""
 
     def files() -> Files:
         return {"generic_model.pkl": content(), **dict.fromkeys(FLAME, b"x")}

@@ -1,4 +1,4 @@
-"""What a kind of hostile input is: the files it puts into a source, the command it meets, and how that must end."""
+"""A kind of hostile input: the files it puts into a source, the command that reads them, the expected outcome."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Literal
 from PIL import Image
 
 Group = Literal["image", "name", "archive", "table", "label", "list", "settings", "record", "model"]
-# rows: faces come out. quarantined: a row says at which stage and why. left out: no input of ours, without a word.
+# rows: faces come out. quarantined: a row names stage and reason. left out: not an input, nothing is reported.
 # refused: the command ends with one line of error before any work, exit code 1.
 Outcome = Literal["rows", "quarantined", "left out", "refused"]
 
-GOOD = "good.jpg"  # lies beside everything that is quarantined or left out, and must give its one face all the same
+GOOD = "good.jpg"  # beside everything that is quarantined or left out; must still give its one face
 Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a kind must end."""
+    """The expected outcome of a kind."""
 
     outcome: Outcome
     stage: str = ""  # of the quarantined row
@@ -32,13 +32,13 @@ class Ending:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of trouble."""
+    """One kind of hostile input."""
 
     name: str
     group: Group
     ending: Ending
-    write: Callable[[Path], None]  # puts the trouble into the source folder
-    place: str  # of the image that it is about, below the source; empty where nothing is planned of it
+    write: Callable[[Path], None]  # puts the files into the source folder
+    place: str  # of its image, below the source; empty where nothing is planned
     arguments: tuple[str, ...]  # of `deca`, with {source} and {dest} to fill in
     limit_mib: int  # memory that the command may take above what it has once its models are loaded
 
@@ -75,7 +75,7 @@ def kind(
     arguments: tuple[str, ...] = INGEST,
     limit_mib: int = LIMIT_MIB,
 ) -> Callable[[Callable[[], Files]], Callable[[], Files]]:
-    """Adds a function that makes files, by name below the source, as a kind; its image is the first of them.
+    """Register a function that returns files by name below the source; the first is the image of the kind.
 
     The function may itself be a writer: one that takes the source folder, where names or types of files matter.
     """

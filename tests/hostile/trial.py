@@ -1,4 +1,4 @@
-"""One kind of hostile input against the real command, in a process of its own that is watched.
+"""Runs one kind of hostile input against the real command, in a watched process of its own.
 
 The process is forked from one that has the program and the models loaded, so that its peak is what the input costs.
 Watched are its memory, its time, every file it opens for writing, every process it starts and every address it connects
@@ -32,7 +32,7 @@ HEADROOM = 3 * 2**30  # bytes of address space beyond what is taken at the start
 
 @dataclass
 class Result:
-    """What became of one kind."""
+    """The outcome of one kind."""
 
     kind: str
     outcome: str = ""  # rows, quarantined, left out or refused; or crash, killed
@@ -46,7 +46,7 @@ class Result:
     printed: str = ""
 
     def problems(self) -> list[str]:
-        """What differs from how the kind must end; empty where nothing does."""
+        """Return the differences from the expected outcome; empty if there are none."""
         kind = KINDS[self.kind]
         expected, found = kind.ending, [f"outside DEST: {what}" for what in self.touched]
         if self.outcome != expected.outcome:
@@ -67,19 +67,19 @@ class Result:
 
 
 class Trials:
-    """Runs kinds; start it once, for the models are loaded once."""
+    """Runs kinds in forks of one process that has the models loaded."""
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["tests.hostile.warm"])
 
     def run(self, kind: Kind, folder: Path) -> Result:
-        """One kind in a process of its own. The (new) `folder` gets its source, DEST and all that lies round them."""
+        """Run one kind in a process of its own; the new `folder` gets source, DEST, home and tmp."""
         (result,) = self._run([kind.name], folder)
         return result
 
     def run_together(self, kinds: Sequence[Kind], folder: Path) -> list[Result]:
-        """Kinds of one command over a source, each in a folder of it; time and memory are those of all."""
+        """Run kinds of one command over one source, a folder each; time and memory are those of all."""
         assert {kind.arguments for kind in kinds} <= {kinds[0].arguments}
         return self._run([kind.name for kind in kinds], folder)
 
@@ -116,12 +116,12 @@ class Trials:
 
 
 def _source(folder: Path, name: str, names: list[str]) -> Path:
-    """Where a kind's files lie: the whole source where it is alone."""
+    """Return the folder of a kind's files: the whole source where it is alone."""
     return folder / "source" if len(names) == 1 else folder / "source" / f"{names.index(name):03d}"
 
 
 def _tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of everything in the folder but DEST."""
+    """Return size and time of every file in the folder outside DEST."""
     found = {}
     for path in folder.rglob("*"):
         place = path.relative_to(folder).as_posix()
@@ -156,8 +156,8 @@ def _child(names: list[str], folder_name: str, sender: Any) -> None:
     for name in names:
         result = replace(run, kind=name)
         try:
-            _look(KINDS[name], folder / "dest", _source(folder, name, names), code, result)
-        except Exception as error:  # a dataset that cannot be read is a finding, not the end of the table
+            _inspect(KINDS[name], folder / "dest", _source(folder, name, names), code, result)
+        except Exception as error:  # an unreadable dataset is a finding, not the end of the run
             result.outcome, result.reason = "crash", f"afterwards: {type(error).__name__}: {error}"
         if name != names[0]:
             result.good = results[0].good
@@ -172,7 +172,7 @@ def _filled(argument: str, places: dict[str, str]) -> str:
 
 
 def _command(arguments: list[str]) -> tuple[int | None, str]:
-    """(exit code, or None where it crashed; everything printed)."""
+    """Return the exit code (None after a crash) and everything printed."""
     from pipelines import cli
 
     printed = io.StringIO()
@@ -190,8 +190,8 @@ def _command(arguments: list[str]) -> tuple[int | None, str]:
     return 0, printed.getvalue()
 
 
-def _look(kind: Kind, dest: Path, source: Path, code: int | None, result: Result) -> None:
-    """Outcome, stage and reason from the exit code, the message and what DEST holds."""
+def _inspect(kind: Kind, dest: Path, source: Path, code: int | None, result: Result) -> None:
+    """Set outcome, stage and reason from the exit code, the message and the rows in DEST."""
     from pipelines.places import planned_dataset
 
     last = result.printed.strip().splitlines()[-1] if result.printed.strip() else ""
@@ -227,8 +227,8 @@ def _uri(source: Path, place: str) -> str:
 
 @contextlib.contextmanager
 def _peak(result: Result) -> Iterator[None]:
-    """Memory at its highest above that at the start."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    """Set the peak of memory above that at the start."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     yield
     result.peak_mib = max(0.0, (_status("VmHWM") - before) / 1024)
@@ -246,7 +246,7 @@ STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spaw
 
 @contextlib.contextmanager
 def _watched(places: Sequence[str], touched: list[str]) -> Iterator[None]:
-    """Notes what is written outside these places, started, or connected to."""
+    """Record files written outside these places, processes started and connections."""
     allowed = tuple(os.path.realpath(place) for place in places)
     watching = True
 
@@ -261,7 +261,7 @@ def _watched(places: Sequence[str], touched: list[str]) -> Iterator[None]:
         nonlocal watching
         if not watching:
             return
-        watching = False  # looking may raise events of its own
+        watching = False  # the checks may raise events of their own
         try:
             if event == "open" and arguments[2] and arguments[2] & WRITING and not inside(arguments[0]):
                 touched.append(f"opened for writing: {arguments[0]}")
@@ -285,7 +285,7 @@ def _watched(places: Sequence[str], touched: list[str]) -> Iterator[None]:
 
 
 def escapes(folder: Path) -> list[str]:
-    """Files that some kinds would leave if anything of them were unpacked or executed."""
+    """Return the files that some kinds leave if they are unpacked or executed."""
     places = [
         Path("/tmp/escaped.jpg"),
         folder / "escaped.jpg",

@@ -1,4 +1,4 @@
-"""What a trial's process finds loaded already: the program and its models, by one small run of everything."""
+"""Loads the program and its models, by one small run, into the process that trials are forked from."""
 
 from __future__ import annotations
 
