@@ -31,9 +31,11 @@ tests/node_modules/.ready: tests/package.json
 demo: setup
 	$(BIN)/deca demo demo-output
 
-# Two workers, a core each. More threads would wait for one another at every barrier; Ray makes its own workers nicer.
-PYTEST = OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+# Two workers, a core each; tests/conftest.py groups the modules. With more threads they would wait for one another at
+# every barrier; without the second variable Ray would run its processes at a lower priority.
+PYTEST = OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
          --durations=10
+
 # About 8 minutes on two cores: what changes break most often.
 test: setup node
 	$(PYTEST) -m "not slow"

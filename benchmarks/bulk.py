@@ -35,7 +35,7 @@ from deca_core.assets import procedural_head
 from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.crop import LANDMARK_MARGIN, crop_transform, square_from_landmarks, warp
 from deca_core.detail import START
-from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_pictures
+from deca_core.inference import CANDIDATES, DTYPES, Inference, smooth_images
 from deca_world import Photograph, World
 from deca_world.lens import encode_jpeg
 from pipelines.reconstruct import reconstruct
@@ -50,7 +50,7 @@ SHARD, FACES_AN_IDENTITY = 1024, 4
 
 def photographs(count: int) -> list[Photograph]:
     world = World(procedural_head())
-    subjects = [world.person(2**20, number) for number in range(count)]
+    subjects = [world.subject(2**20, number) for number in range(count)]
     return [world.photograph(subject, world.shot(subject, 0), SIZE) for subject in subjects]
 
 
@@ -96,7 +96,7 @@ def networks_alone(checkpoint: Path, options: argparse.Namespace, processes: int
 def _run_alone(checkpoint: Path, options: argparse.Namespace, ready: Any, rates: Any) -> None:
     torch.set_num_threads(1)
     model = load_checkpoint(checkpoint, bundle=procedural_head())
-    images = smooth_pictures(options.batch)
+    images = smooth_images(options.batch)
     frozen = Inference(model, options.precision, batch=options.batch if options.faces >= COMPILE_FROM["cpu"] else 0)
     frozen.displacement(frozen.codes(images))
     done = 0
@@ -213,7 +213,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         model.D_detail.conv_blocks[-2].weight.data.div_(START)
     save_checkpoint(model, folder / "checkpoint")
     taken = photographs(min(DISTINCT, options.faces))
-    operations = flops(lambda: model.displacement(model.encode(smooth_pictures(1))))
+    operations = flops(lambda: model.displacement(model.encode(smooth_images(1))))
     figures: dict[str, Any] = {"backbone": options.backbone, "gflop_a_face": round(operations / 1e9, 2)}
     possible = ("fp32", *CANDIDATES["cpu"]) if options.precision == "auto" else (options.precision,)
     before = {precision: ceiling(precision, threads, options.seconds) for precision in possible}

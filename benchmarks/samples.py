@@ -63,7 +63,7 @@ def measure(faces: int, threads: list[int], rounds: int) -> dict[str, Any]:
             for face in stored
         ]
         write_faces(uri, rows, faces, SHARD, IMAGES)
-        plan = BatchPlan(subjects=8, pictures=4)
+        plan = BatchPlan(subjects=8, images=4)
         for count in threads:
             samples = Samples(ShardSource(uri, "train"), plan, settings, DataConfig(threads=count))
             ways[f"loader, {count} threads"] = lambda samples=samples: sum(map(len, samples))  # type: ignore[misc]

@@ -31,7 +31,7 @@ from deca_core import DECA
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import save_checkpoint
 from deca_core.crop import crop_transform, square_from_landmarks, warp
-from deca_core.inference import Inference, Precision, choose_precision, smooth_pictures
+from deca_core.inference import Inference, Precision, choose_precision, smooth_images
 from schemas.engine import RayConfig
 from schemas.parquet import write_batches, write_table
 from schemas.reconstruct import ReconstructConfig, quantise
@@ -94,7 +94,7 @@ def stages(
     name: str, model: DECA, precision: Precision, options: argparse.Namespace, floors: dict[str, float]
 ) -> Iterator[Figure]:
     """Yield the stages that run networks, milliseconds an image in batches of BATCH."""
-    images = smooth_pictures(BATCH)
+    images = smooth_images(BATCH)
     frozen = Inference(model, precision, batch=BATCH if options.compile else 0)
     codes = frozen.codes(images)
     for stage, work, counted in (

@@ -1,6 +1,6 @@
 """Motions for a head: expression and jaw over time, from named presets, single expressions, or codes (eq. 9, fig. 4).
 
-A motion says nothing of a person: `Codes.animate` puts it on a head that keeps its shape, albedo, detail code and pose.
+A motion holds no identity: `Codes.animate` applies it to a head that keeps its shape, albedo, detail code and pose.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Motion:
 
     @property
     def components(self) -> int:
-        """How many leading expression components are ever used."""
+        """Number of leading expression components that are used at any time."""
         used = np.flatnonzero(np.abs(self.exp).max(axis=0) > 1e-6)
         return int(used[-1]) + 1 if len(used) else 0
 
@@ -160,8 +160,8 @@ def preset(name: str, components: Sequence[str], rate: float) -> Motion:
         if part not in components:
             has = f"it has {', '.join(components)}" if components else "its expression components have no names"
             raise MotionError(
-                f"the motion {name!r} needs a component {part!r} and the head has none; {has}. Drive it by codes, a "
-                "picture or a video, or with jaw-open"
+                f"the motion {name!r} needs a component {part!r} and the head has none; {has}. Drive it by HEADS#ID, "
+                "an image or a video, or with jaw-open"
             )
         exp[:, components.index(part)] += strength * curve(times)
     opening, course = made.jaw

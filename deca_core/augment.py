@@ -1,4 +1,4 @@
-"""Augmentation of a stored face crop into what a training step sees; landmarks and mask follow exactly."""
+"""Random augmentation of a stored face crop for training; landmarks and mask follow exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.2
     tint: float = 0.05
-    # How often a picture gets patches that hide part of it, how many at most, and their sides over the picture's.
+    # How often an image gets patches that hide part of it, how many at most, and their sides over the image's.
     occlusion: float = 0.3
     patches: int = 3
     patch_side: tuple[float, float] = (0.1, 0.35)
@@ -80,7 +80,7 @@ def crop_jitter(size: int, generator: np.random.Generator, settings: Augmentatio
 def change_colours(
     image: NDArray[np.float32], generator: np.random.Generator, settings: Augmentation
 ) -> NDArray[np.float32]:
-    """Random brightness, contrast, saturation and tint of a picture (3,H,W) in [0, 1]; a new picture."""
+    """Random brightness, contrast, saturation and tint of an image (3,H,W) in [0, 1]; a new image."""
     spreads = (settings.brightness, settings.contrast, settings.saturation)
     brightness, contrast, saturation = (1 + np.array(spreads) * generator.uniform(-1, 1, 3)).astype(np.float32)
     tint = (1 + settings.tint * generator.uniform(-1, 1, (3, 1, 1))).astype(np.float32)
@@ -93,9 +93,9 @@ def change_colours(
 def hide(
     image: NDArray[np.float32], mask: NDArray[np.float32], generator: np.random.Generator, settings: Augmentation
 ) -> None:
-    """Lay random patches over picture and mask, in place: plain colours or noise, no longer skin.
+    """Lay random patches over image and mask, in place: plain colours or noise, no longer skin.
 
-    image (3,H,W); mask (1,H,W). Landmarks keep their weight: the network shall guess what is hidden.
+    image (3,H,W); mask (1,H,W). Landmarks keep their weight: the network learns to infer what is hidden.
     """
     if generator.random() >= settings.occlusion:
         return

@@ -32,7 +32,7 @@ def fit_camera(points: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def to_pixels(normalised: Tensor, size: int = IMAGE_SIZE) -> Tensor:
-    """Image coordinates in [-1, 1] to pixels of a square picture: p = (l + 1) size / 2."""
+    """Image coordinates in [-1, 1] to pixels of a square image: p = (l + 1) size / 2."""
     return (normalised + 1) * (size / 2)
 
 

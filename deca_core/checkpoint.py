@@ -1,4 +1,4 @@
-"""Trained weights on disk: a folder with `model.safetensors` (the weights) and `checkpoint.json` (what they are)."""
+"""Trained weights on disk: a folder with `model.safetensors` (the weights) and `checkpoint.json` (the record)."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def save_shipped(source: str | Path, folder: str | Path, bundle: AssetBundle) ->
 def load_checkpoint(folder: str | Path, bundle: AssetBundle) -> DECA:
     """The model of a checkpoint folder on the head it was trained for, in eval mode on the CPU.
 
-    Weights that are bound to no bundle are taken on the word of who names the bundle, but never from FLAME to the
-    embedded head or back. Raises CheckpointError when a file is missing or changed, the backbone is unknown, or
+    Weights that are bound to no bundle are loaded on any bundle of FLAME with a warning, but never FLAME's on the
+    embedded head or vice versa. Raises CheckpointError when a file is missing or changed, the backbone is unknown, or
     `bundle` is another head.
     """
     from safetensors import SafetensorError
@@ -150,7 +150,7 @@ def import_released(path: str | Path, folder: str | Path, bundle: AssetBundle | 
 
 
 def _other_codes(weights: dict[str, Any]) -> str:
-    """What to add to an error where the encoder was trained with other numbers of components."""
+    """Note for the error where the encoder was trained with other numbers of components, else an empty string."""
     codes = getattr(weights.get("E_flame.layers.2.weight"), "shape", (NUM_COARSE,))[0]
     if codes == NUM_COARSE:
         return ""
@@ -207,7 +207,7 @@ def _check_free(folder: Path, with_bundle: bool) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what was there goes only after the new one is in place."""
+    """Rename `new` to `folder`; an earlier folder is removed only after the new one is in place."""
     old = new.with_suffix(".old")
     if folder.exists():  # a folder that is not empty cannot be replaced in one step
         folder.rename(old)

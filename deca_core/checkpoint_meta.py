@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself: read, and checked against its weights file, without torch."""
+"""The record of a checkpoint folder, read and checked against its weights file without torch."""
 
 from __future__ import annotations
 

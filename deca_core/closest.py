@@ -146,7 +146,7 @@ def nearest(
                         out[index] = found
                 continue
             left, right = _to_box(point, boxes[half]), _to_box(point, boxes[half + 1])
-            if left < right:  # the nearer half is looked at first
+            if left < right:  # the nearer half is searched first
                 waiting[size], bounds[size], waiting[size + 1], bounds[size + 1] = half + 1, right, half, left
             else:
                 waiting[size], bounds[size], waiting[size + 1], bounds[size + 1] = half, left, half + 1, right

@@ -1,4 +1,4 @@
-"""The codes of one face: what the encoders regress and the decoders take (paper section 4.1 and 4.2)."""
+"""The codes of faces: outputs of the encoders and inputs of the decoders (paper sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CODE_NAMES = tuple(SHAPES)  # in code order
 
 
 class CodesError(DecaError, ValueError):
-    """Codes whose fields do not fit one another, or that are not finite."""
+    """Codes whose fields have wrong shapes or batch sizes, or that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Codes:
                 face = int((~fine).nonzero()[0, 0])
                 raise CodesError(
                     f"codes: {name} of face {face} of {len(value)} is not finite. Leave the face out: codes[good], or "
-                    "look at the images and the checkpoint that it came from"
+                    "check the images and the checkpoint that it came from"
                 )
 
     @property

@@ -37,9 +37,9 @@ class DetailDecoder(nn.Module):
 
     @property
     def last(self) -> nn.Module:
-        """The layer before tanh. Its weights are small by START, and so should be Adam's steps on them, which are as
-        large as the step size whatever the gradient: steps of everybody's size shake the map by more than wrinkles are
-        high, and what lies before learns nothing."""
+        """The layer before tanh. Its weights are small by START, and so should be its learning rate: Adam's steps
+        do not depend on the gradient's size, and steps of the usual size change the map by more than the height of
+        wrinkles, so that the layers before learn nothing."""
         return self.conv_blocks[-2]
 
     def forward(self, condition: Tensor) -> Tensor:

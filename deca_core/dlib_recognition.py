@@ -1,6 +1,6 @@
 """dlib's face recognition network (a ResNet of 29 convolutions, D. King 2017) in torch, for the identity loss (eq. 7).
 
-The weights lie in the package `face_recognition_models`, in dlib's own serialisation: whole numbers of variable length,
+The weights are in the package `face_recognition_models`, in dlib's own serialisation: whole numbers of variable length,
 floats as mantissa and exponent, tensors as their extents and raw float32. They are read as numbers and nothing else.
 """
 
@@ -25,14 +25,14 @@ from deca_core.recognition import RecognitionError, require_file
 
 PACKAGE = "face_recognition_models"
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
-CHIP = 150  # pixels on a side of the pictures that the network was trained on
+CHIP = 150  # pixels on a side of the images that the network was trained on
 # The square of the 224 px crop that comes nearest to dlib's own chip, in pixels: from row and column, side.
 TOP, LEFT, SIDE = 16, 25, 174
 DESCRIPTOR = 128
 
 
 class DlibRecognition(nn.Module):
-    """Faces to dlib's descriptors (B,128): two pictures of a person are less than 0.6 apart, as a rule."""
+    """Faces to dlib's descriptors (B,128): two images of a subject are less than 0.6 apart, as a rule."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class DlibRecognition(nn.Module):
         dlib turns and cuts every face by its landmarks (`get_face_chip`, 68 points, padding 0.25). In crops of 1.6 face
         sizes, the middle of training's, of 187 upright heads of the embedded world its chips lie round row 102.6 +- 3.1
         and column 114 +- 22, with sides of 173 +- 9. The square has their mean; across it is centred, as left is to
-        right, and what varies there is the yaw. A picture and its rendering are thus cut alike.
+        right, and what varies there is the yaw. An image and its rendering are thus cut alike.
         """
         images = full_precision(require_floats(images, self.name, IMAGE_SIZE))
         square = images[..., TOP : TOP + SIDE, LEFT : LEFT + SIDE]
@@ -61,7 +61,7 @@ class DlibRecognition(nn.Module):
 def load_dlib(path: str | Path | None = None) -> DlibRecognition:
     """dlib's network from its `.dat` file; None: the one in the installed package `face_recognition_models`.
 
-    Raises RecognitionError naming the file, the place in it and what stands there instead of what was expected.
+    Raises RecognitionError naming the file, the byte offset, and what was found and expected there.
     """
     source = _packaged() if path is None else Path(path)
     require_file(source, f"{DLIB_FILE} of the package {PACKAGE}")
@@ -72,7 +72,7 @@ def load_dlib(path: str | Path | None = None) -> DlibRecognition:
 
 
 def _packaged() -> Path:
-    """Where the package keeps the file. It is not imported: its code needs pkg_resources, which is gone."""
+    """Path of the file in the package, which is not imported: its code needs pkg_resources, which is gone."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise RecognitionError(
@@ -82,7 +82,7 @@ def _packaged() -> Path:
 
 
 def _fill(network: DlibRecognition, read: _Reader) -> None:
-    """Weights from the file: the loss, a format number for each layer, then the layers from the picture on."""
+    """Weights from the file: the loss, a format number for each layer, then the layers from the image on."""
     read.integers(1)
     read.name("loss_metric_2")
     for _ in range(2):  # margin and distance, which training used
@@ -94,7 +94,7 @@ def _fill(network: DlibRecognition, read: _Reader) -> None:
     read.name("input_rgb_image_sized")
     network.resnet.mean.copy_(torch.tensor([read.real() for _ in range(3)]))
     read.integers(CHIP, CHIP)
-    _fill_convolution(network.resnet.first, read, 1)  # one picture is one sample
+    _fill_convolution(network.resnet.first, read, 1)  # one image is one sample
     read.layer("relu_")
     read.layer("max_pool_2", 3, 3, 2, 2, 0, 0)
     for block in network.resnet.blocks:
@@ -111,7 +111,9 @@ def _fill(network: DlibRecognition, read: _Reader) -> None:
     read.name("fc_2")
     read.integers(outputs, inputs)
     network.last.weight.copy_(torch.from_numpy(read.tensor(inputs * outputs).reshape(inputs, outputs).T.copy()))
-    read.integers(1, inputs, outputs, 1, 1, 1, 0, 0, 0, 0, 1)  # where weights and offsets lie; 1: there are no offsets
+    read.integers(
+        1, inputs, outputs, 1, 1, 1, 0, 0, 0, 0, 1
+    )  # positions of weights and offsets; 1: there are no offsets
     read.rates()
     read.state()
     read.end()
@@ -123,13 +125,13 @@ def _fill_convolution(convolution: nn.Conv2d, read: _Reader, *after: int) -> Non
     width, geometry = shape[0], (*shape[2:], *convolution.stride, *(int(side) for side in convolution.padding))
     read.name("con_4")
     values = read.tensor(math.prod(shape) + width)
-    read.integers(width, *geometry, 1, *shape, 1, 1, width, 1, 1)  # then where filters and offsets lie among the values
+    read.integers(width, *geometry, 1, *shape, 1, 1, width, 1, 1)  # then the positions of filters and offsets
     read.rates()
     read.state()
     read.integers(*after)
     read.name("affine_")
     gain, offset = read.tensor(2 * width).reshape(2, width).astype(np.float64)
-    read.integers(1, 1, width, 1, 1, 1, 1, width, 1, 1, 0)  # where both lie; 0: for channels
+    read.integers(1, 1, width, 1, 1, 1, 1, width, 1, 1, 0)  # positions of both; 0: per channel
     read.state()
     assert convolution.bias is not None
     filters, bias = values[:-width].reshape(shape), values[-width:]
@@ -189,12 +191,12 @@ class _Reader:
         self.state()
 
     def rates(self) -> None:
-        """How fast weights and offsets learnt and decayed."""
+        """Learning rates and weight decays of weights and offsets."""
         for _ in range(4):
             self.real()
 
     def state(self) -> None:
-        """What follows every layer, left from training: three flags and three tensors, which are empty."""
+        """Training state after every layer: three flags and three empty tensors."""
         self._bytes(3)
         for _ in range(3):
             self.tensor(0)

@@ -1,7 +1,7 @@
 """The residual network of dlib's face recognition (D. King 2017): 29 convolutions, trained on three million faces.
 
-All of it judges identity (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders, which then
-know faces of real people before they have seen a picture of the run, as the paper's begin with a trained ResNet50.
+The whole network is the identity loss's (`dlib_recognition`). Its first 21 convolutions are a backbone of the encoders:
+a start from weights trained on real faces, as the paper starts from a trained ResNet50.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Residual(nn.Module):
 
 
 class DlibResNet(nn.Module):
-    """Pictures (B,3,H,W), RGB in [0, 1], to the features of the first `depth` blocks (B,channels,h,w).
+    """Images (B,3,H,W), RGB in [0, 1], to the features of the first `depth` blocks (B,channels,h,w).
 
     dlib follows every convolution by a gain and an offset for each channel; here they are part of the convolution.
     """
@@ -81,9 +81,9 @@ class DlibResNet(nn.Module):
 
 
 class DlibBackbone(nn.Module):
-    """Pictures (B,3,224,224), RGB in [0, 1], to features (B,1440): 40 channels at 6x6 places of the picture.
+    """Images (B,3,224,224), RGB in [0, 1], to features (B,1440): 40 channels at 6x6 places of the image.
 
-    Not averaged over the picture, unlike a ResNet50's: where landmarks lie is what the encoder has to find.
+    Not averaged over the image, unlike a ResNet50's: the encoder needs the positions of landmarks.
     """
 
     features = CHANNELS * PLACES**2
@@ -103,7 +103,7 @@ class DlibBackbone(nn.Module):
 
     @torch.no_grad()
     def start_from(self, trained: DlibResNet, images: Tensor) -> None:
-        """Take over the trained network, and keep of its features what varies most over pictures (B,3,224,224).
+        """Take over the trained network, and keep of its features what varies most over images (B,3,224,224).
 
         The features' principal components, each of mean 0 and variance 1: dlib's own are all positive and alike, and
         what follows would learn slowly from them.

@@ -1,7 +1,4 @@
-"""Is a file what its name says? Error pages, Git-LFS pointers, empty and cut files are named before they are read.
-
-Numbers that nobody may execute come from many places, and what arrives under the right name is not always the file.
-"""
+"""Checks of downloaded files: error pages, Git-LFS pointers, empty and truncated files are named before reading."""
 
 from __future__ import annotations
 
@@ -13,16 +10,16 @@ from typing import Any
 
 POINTER = b"version https://git-lfs"
 ZIP = b"PK\x03\x04"
-START = 512  # bytes that are looked at
+START = 512  # bytes that are inspected
 NOTE = 1024  # bytes: a text shorter than this in the place of data is a server's answer ("404: Not Found")
 
 AGAIN = "Download it again"
-# What torch says of a name in a pickle that it does not execute.
+# How torch names a global that its weights-only unpickler refuses.
 GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def check_download(path: str | Path, error: type[Exception], expected: str = "", text: bool = False) -> None:
-    """Raise `error`, naming what lies in the place of the file and the next step, where it plainly is another thing.
+    """Raise `error` where a file plainly has other content than expected, naming what was found and the next step.
 
     path: an existing file. expected: what it should be, as in "no PyTorch file". text: a text file is expected.
     """
@@ -31,7 +28,7 @@ def check_download(path: str | Path, error: type[Exception], expected: str = "",
 
 
 def wrong_content(path: str | Path, text: bool = False) -> str | None:
-    """What a file holds that is not what its name says, and the next step; None where nothing speaks against it."""
+    """Description of a file's unexpected content, and the next step; None where the first bytes look as expected."""
     source = Path(path)
     size = source.stat().st_size
     with source.open("rb") as file:
@@ -42,7 +39,7 @@ def wrong_content(path: str | Path, text: bool = False) -> str | None:
 
 
 def read_tensors(path: str | Path, error: type[Exception]) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors, numbers, text and containers. Nothing in the file is executed.
+    """Content of a `torch.save` file, on the CPU: tensors, numbers, text and containers. Nothing in it is executed.
 
     Raises `error` for anything else, without torch's advice to execute it.
     """

@@ -134,11 +134,10 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, features: Tensor, targets: Tensor, outputs: Tensor, ridge: float) -> None:
-        """Make an untrained encoder answer, as those `outputs` (K,), the ridge regression of targets (N,K) on features
-        (N,F). features: of variance about 1, which `ridge` is measured by.
+        """Initialise the linear layers: `outputs` (K,) are the ridge regression of targets (N,K) on features (N,F).
 
-        Hidden units hold each answer, of mean 0 and variance 1, twice: as it is and negated, of which ReLU lets pass
-        one. The other hidden units are left for what is not linear.
+        features: of variance about 1, the unit of `ridge`. Two hidden units hold each output, normalised: itself and
+        its negative, of which ReLU passes one. The other hidden units keep their random weights.
         """
         first, last, count = self.layers[0], self.layers[-1], targets.shape[1]
         assert isinstance(first, nn.Linear)
@@ -157,7 +156,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, prior: Tensor) -> None:
-        """Make an untrained encoder answer `prior` (outputs,) plus a tenth of its random guess."""
+        """Initialise the last layer so that the output is `prior` (outputs,) plus a tenth of the random output."""
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         last.weight.mul_(0.1)

@@ -1,10 +1,10 @@
-"""The base of every error that a user may meet."""
+"""The base class of errors that are reported to users."""
 
 from __future__ import annotations
 
 
 class DecaError(Exception):
-    """What went wrong, in one line: the thing, the cause, and what to do or run next. The command line shows no more.
+    """An error whose message names the thing, the cause and the next command. The CLI prints it without a traceback.
 
-    An exception that is none of these is a fault of the program: it is reported with its traceback.
+    Any other exception is a bug and is reported with its traceback.
     """

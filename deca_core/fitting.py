@@ -1,7 +1,7 @@
-"""Landmark-only fitting: shape, expression, pose and camera of a picture from its 68 landmarks, without a network.
+"""Landmark-only fitting: shape, expression, pose and camera of an image from its 68 landmarks, without a network.
 
-It minimises, for each picture by itself, what the pretrain stage minimises over pictures: re-projection (eq. 5), eye
-closure (eq. 6), and the priors E_beta and E_psi. Texture, light and detail are not seen by landmarks.
+It minimises, for each image by itself, what the pretrain stage minimises over images: re-projection (eq. 5), eye
+closure (eq. 6), and the priors E_beta and E_psi. Landmarks do not determine texture, light and detail.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NO_EXTENT = 1e-4  # known landmarks closer together than this (a hundredth of a 
 
 
 class FitError(DecaError, ValueError):
-    """Landmarks that tell nothing of a head's place and size."""
+    """Landmarks that do not determine the position and size of a head."""
 
 
 def fittable(landmarks: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def fittable(landmarks: Tensor) -> Tensor:
 def fit_landmarks(head: LandmarkHead, landmarks: Tensor | NDArray[Any], weights: CoarseWeights | None = None) -> Codes:
     """Codes of faces from landmarks alone: (B,68,2) or (B,68,3), x, y in [-1, 1] of the crop and a weight.
 
-    A landmark of weight 0 is not looked at. weights: of the losses, by default the paper's pretrain stage. There the
+    Landmarks of weight 0 are ignored. weights: of the losses, by default the paper's pretrain stage. There the
     landmark loss is a mean over the batch and the priors are sums, so their balance depends on the batch; here it is
     that of a batch of one. Returns float32 codes on the landmarks' device: even light, all else of texture and detail
-    zero. A picture's codes depend on that picture alone. Raises FitError where the known landmarks of a face lie on
+    zero. An image's codes depend on that image alone. Raises FitError where the known landmarks of a face lie on
     one point, or are not finite.
 
     Start: the pose of a grid of yaws and pitches whose mean face comes nearest by a similarity of the plane. Then 20
@@ -168,7 +168,7 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What is to be met: points (B,68,2), y up, with their share of the centre, known (B,68), rows summing to 1.
+    """The targets: points (B,68,2), y up, with their share of the centre, known (B,68), rows summing to 1.
 
     gaps (B,7): distances of the pairs of lids and lips; force (B,136+7): weight of every absolute value of the loss;
     prior (150,): weight of code^2 / 2.
@@ -217,7 +217,7 @@ def _check(points: Tensor, known: Tensor) -> None:
     if bad.any():
         raise FitError(
             f"face {int(bad.nonzero()[0, 0])} of {len(bad)}: its {int((known[bad][0] > 0).sum())} known landmarks lie "
-            "on one point or are not finite, so they do not tell where a head is. Leave the face out"
+            "on one point or are not finite, so they do not determine a head. Leave the face out"
         )
 
 
@@ -266,7 +266,7 @@ def _about(axis: int, angle: Tensor) -> Tensor:
 
 
 def _linearised(head: LandmarkHead, goal: _Goal, state: _State) -> tuple[Tensor, Tensor]:
-    """What the loss takes absolute values of (B,136+7), and its slope along a step (B,136+7,159)."""
+    """Residuals of the loss (B,136+7) and their Jacobian along a step (B,136+7,159)."""
     whole, moving = head.visible(state.rotation)
     at_rest = torch.eye(3).to(state.jaw)
     opened, front = state.jaw - at_rest, state.rotation[:, :2]  # (B, 3, 3), (B, 2, 3)
@@ -302,7 +302,7 @@ def _loss(goal: _Goal, state: _State, residual: Tensor) -> Tensor:
 
 
 def _step(goal: _Goal, state: _State, residual: Tensor, slope: Tensor, kink: float, damping: Tensor) -> Tensor:
-    """The damped Gauss-Newton step (B,159) on squares that touch every absolute value where it stands."""
+    """The damped Gauss-Newton step (B,159) on squares that touch every absolute value at its current residual."""
     weighted = (goal.force / residual.abs().clamp(min=kink))[..., None] * slope
     normal = weighted.mT @ slope
     gradient = (weighted.mT @ residual[..., None])[..., 0]

@@ -169,7 +169,7 @@ class FLAME(nn.Module):
         return Head(vertices, self._landmarks2d(vertices, rotations), self._landmarks3d(vertices))
 
     def joints(self, shape: Tensor, exp: Tensor) -> Tensor:
-        """Where the joints of heads at rest lie, (B,5,3) metres: shape (B,100), exp (B,50)."""
+        """Joint positions at rest: shape (B,100), exp (B,50) -> (B,5,3) metres."""
         return torch.einsum("jv,bvc->bjc", self.joint_regressor, self._shaped(shape, exp))
 
     def _shaped(self, shape: Tensor, exp: Tensor) -> Tensor:

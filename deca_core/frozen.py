@@ -1,6 +1,6 @@
-"""E_c, E_d and F_d made ready for inference: norms folded, doublings taken into convolutions, graphs compiled.
+"""E_c, E_d and F_d prepared for inference: norms and upsampling folded into convolutions, graphs compiled.
 
-Batch norms are folded into their neighbours in float32, so that a half precision rounds each weight once; pictures go
+Batch norms are folded into their neighbours in float32, so that a half precision rounds each weight once; images go
 through in channels_last.
 """
 
@@ -57,7 +57,7 @@ def traced(network: nn.Module, example: Tensor) -> Network:
             frozen: Network = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
         for batch in (example, example, example[:1]):  # the first two calls still optimise
             answer = frozen(batch)
-        # A trace remembers constants: one that holds the batch's size would answer a single picture wrongly.
+        # A trace remembers constants: one that holds the batch's size would answer a single image wrongly.
         if torch.allclose(answer, network(example[:1]), rtol=1e-2, atol=1e-4 * float(answer.abs().max())):
             return frozen
     except RuntimeError:  # it says so at the call or at the trace
@@ -69,7 +69,7 @@ def traced(network: nn.Module, example: Tensor) -> Network:
 def fold_norms(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are folded into the convolutions right before them.
 
-    A network whose forward depends on its data cannot be looked through: its copy keeps its norms.
+    A network whose forward depends on its data cannot be traced: its copy keeps its norms.
     """
     network = copy.deepcopy(network).eval()
     try:
@@ -94,7 +94,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
 
 
 class FrozenEncoder(nn.Module):
-    """Pictures (B,3,224,224) to a code vector (B,N): the features in `dtype`, the linear layers in float32.
+    """Images (B,3,224,224) to a code vector (B,N): the features in `dtype`, the linear layers in float32.
 
     Weights are converted. A backbone with a step that half precision does not know (an antialiased resize) keeps its
     weights and runs under autocast, which decides step by step.
@@ -115,8 +115,8 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.mixed:
-            pictures = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            return self.layers(self.features(pictures).float())
+            converted = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            return self.layers(self.features(converted).float())
         # Without autocast's cache of converted weights: a trace would keep it as a step of every call.
         with torch.autocast(images.device.type, self.dtype, cache_enabled=False):
             features = self.features(images.contiguous(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""What a user hands to the networks, as a batch they take: RGB in [0, 1], (B,3,224,224). Nothing is guessed."""
+"""Checks and conversion of a user's images to the batch that the networks take: RGB in [0, 1], (B,3,224,224)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CROP = "warp(image, crop_transform(square_from_landmarks(landmarks))) of deca_co
 
 
 class ImageError(DecaError, ValueError):
-    """Images that no network takes; says what they are and what to do."""
+    """Images that the networks do not take; the message says what was found and how to fix it."""
 
 
 def as_batch(images: Any, like: Tensor, name: str = "encode") -> Tensor:
@@ -63,9 +63,9 @@ def check_range(values: Tensor, name: str) -> None:
 
 
 def pixels_of(image: NDArray[Any], name: str) -> float:
-    """What an image array (H,W,C) is to be divided by: 255 for uint8, 1 for floats and bool. Raises ImageError.
+    """Divisor of an image array (H,W,C): 255 for uint8, 1 for floats and bool. Raises ImageError.
 
-    Whether floats lie in [0, 1] is for `check_range` to see, where they are read.
+    `check_range` checks whether floats are in [0, 1], where they are read.
     """
     if not isinstance(image, np.ndarray) or image.ndim != 3:
         kind = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -135,8 +135,8 @@ def _divide(kind: Any) -> str:
 def require_floats(images: Tensor, name: str, size: int | None = None) -> Tensor:
     """The images themselves; ImageError where they are not floats (B,3,H,W), of `size` where it is given.
 
-    For the frozen networks of the losses: a rendering may be brighter than 1, so the range is not looked at, and
-    nothing waits for a GPU in a step of training.
+    For the frozen networks of the losses: a rendering may be brighter than 1, so the range is not checked, and
+    no training step waits for the GPU.
     """
     sides = images.shape[2:] if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3 else None
     if sides is None or (size is not None and tuple(sides) != (size, size)):

@@ -1,4 +1,4 @@
-"""The networks as bulk reconstruction runs them: folded, frozen, in the precision that the machine is fast at.
+"""The networks for bulk reconstruction: norms folded, graphs frozen, in the fastest accurate precision.
 
 The same answers as `DECA.encode` and `DECA.displacement` within LIMITS, for inference alone: nothing here can be
 trained, and nothing is rendered. On a CPU the graph is frozen by TorchScript, which starts at once; or, for a long run,
@@ -35,7 +35,7 @@ DTYPES: dict[Precision, tuple[torch.dtype, torch.dtype]] = {
 # What "auto" tries beside fp32. fp16 is slow on most CPUs, and its range is short for networks trained in float32.
 CANDIDATES: dict[str, tuple[Precision, ...]] = {"cpu": ("bf16", "mixed"), "cuda": ("bf16", "fp16", "mixed")}
 GAIN = 1.1  # times faster than fp32 that another precision must be: below, exact answers are worth more
-TRIED = 4  # pictures that the micro-benchmark runs at once
+TRIED = 4  # images that the micro-benchmark runs at once
 PROBE = 256  # side of the matrices that show whether a precision has units here
 # Faces at once through F_d on a CPU, however many go through the encoders: its widest maps take 4 MB a face in float32,
 # and those of eight faces leave the cache from layer to layer, which costs a quarter of its time.
@@ -44,7 +44,7 @@ DECODED = 2
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far answers lie from float32's; the largest over the batch."""
+    """Largest deviations from float32 over a batch."""
 
     codes: float  # |c - c32| / |c32| of the coarse and of the detail vector
     vertices_mm: float  # between the posed heads of the two
@@ -61,10 +61,10 @@ LIMITS = Deviation(codes=0.01, vertices_mm=0.1, displacement_um=5.0)  # beyond, 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the micro-benchmark found, and took."""
+    """Result of the micro-benchmark: the chosen precision, and the figures of every candidate."""
 
     precision: Precision
-    milliseconds: dict[str, float]  # a picture through all three networks, by precision
+    milliseconds: dict[str, float]  # an image through all three networks, by precision
     deviations: dict[str, Deviation]  # from fp32, by precision
 
 
@@ -141,7 +141,7 @@ class Inference:
     def codes(self, images: Any, *, validate: bool = True) -> Codes:
         """As `DECA.encode`: (B,3,224,224) RGB in [0, 1], on any device, to codes in float32 on this one's.
 
-        validate=False: float32 images that the caller made itself are not looked at. Raises ImageError.
+        validate=False: float32 images from the caller's own code are not checked. Raises ImageError.
         """
         if validate:
             images = as_batch(images, like=torch.empty(0, device=self.device), name="codes")
@@ -156,10 +156,10 @@ class Inference:
 def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int = TRIED) -> Choice:
     """The fastest precision on this machine whose answers stay within LIMITS: a micro-benchmark of some seconds.
 
-    Compared on smooth random pictures, with the model's own weights; times are the best of four batches. What the
-    processor only makes up is not tried: that takes fifty times as long, so even a look takes a quarter of a minute.
+    Compared on smooth random images, with the model's own weights; times are the best of four batches. A precision that
+    the processor only emulates is skipped: it is fifty times slower, so trying it would take a quarter of a minute.
     """
-    images = smooth_pictures(batch)
+    images = smooth_images(batch)
     exact = Inference(model, "fp32", device)
     milliseconds: dict[str, float] = {"fp32": milliseconds_of(exact, images)}
     deviations: dict[str, Deviation] = {}
@@ -167,7 +167,7 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
     best = milliseconds["fp32"] / GAIN
     for precision in CANDIDATES.get(torch.device(device).type, ()):
         try:
-            if made_up(DTYPES[precision][1], device):
+            if emulated(DTYPES[precision][1], device):
                 continue
             tried = Inference(model, precision, device)
         except RuntimeError:  # no kernel for it here
@@ -181,7 +181,7 @@ def choose_precision(model: DECA, device: torch.device | str = "cpu", batch: int
 
 @torch.inference_mode()
 def deviation(model: DECA, exact: Inference, other: Inference, images: Tensor) -> Deviation:
-    """How far `other` lies from `exact` on these pictures; the heads are posed by `model` in float32."""
+    """Deviation of `other` from `exact` on these images; `model` poses the heads in float32."""
     home = model.fixed_displacement.device
     expected, got = (frozen.codes(images).to(home) for frozen in (exact, other))
     relative = max(_relative(*(_vector(codes, names) for codes in (got, expected))) for names in VECTORS)
@@ -190,8 +190,8 @@ def deviation(model: DECA, exact: Inference, other: Inference, images: Tensor) -
     return Deviation(relative, float((heads[0] - heads[1]).norm(dim=-1).max()) * 1e3, float(maps.abs().max()) * 1e6)
 
 
-def smooth_pictures(count: int, seed: int = 0) -> Tensor:
-    """Random pictures without grain, (count,3,224,224) in [0, 1]: what networks for photographs answer sensibly."""
+def smooth_images(count: int, seed: int = 0) -> Tensor:
+    """Random images without grain, (count,3,224,224) in [0, 1]: what networks for photographs answer sensibly."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 14, 14, generator=generator)
     return interpolate(coarse, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic").clamp(0, 1)
@@ -209,12 +209,12 @@ def _relative(value: Tensor, expected: Tensor) -> float:
 
 
 def milliseconds_of(inference: Inference, images: Tensor) -> float:
-    """Best time of a picture, codes and displacement."""
+    """Best time of an image, codes and displacement."""
     return _seconds(lambda: inference.displacement(inference.codes(images)), inference.device) / len(images) * 1e3
 
 
-def made_up(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
-    """Whether the device has no units for this type: a small matrix product takes over four times as long as float32's.
+def emulated(dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
+    """Whether the device only emulates this type: a small matrix product takes over four times as long as float32's.
 
     Raises RuntimeError where there is no kernel for it at all.
     """

@@ -1,4 +1,4 @@
-"""From the files of the FLAME and DECA downloads to a folder that is bundle and checkpoint at once."""
+"""Import of the FLAME and DECA downloads into one folder that is both bundle and checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTURE_SPACE = "FLAME_texture.npz"
 
 @dataclass(frozen=True)
 class Licensed:
-    """What an import has made, and in sentences what a user should know of it."""
+    """Result of an import: the bundle, and notes for the user."""
 
     bundle: AssetBundle
     notes: list[str]

@@ -1,4 +1,4 @@
-"""How good a reconstruction is: the NoW protocol against a scan, and figures against a truth that is fully known.
+"""Reconstruction errors: the NoW protocol against a scan, and errors against a fully known ground truth.
 
 Source of the protocol: Sanyal et al. 2019 (RingNet, the NoW benchmark), used by the paper in section 6.2. Lengths are
 millimetres wherever a name or a docstring does not say otherwise; the geometry is float64.
@@ -26,7 +26,7 @@ Float = NDArray[np.float64]
 SEVEN = (19, 22, 25, 28, 16, 31, 37)
 EYE_CORNERS_68 = (36, 45)  # the outer ones
 UNITS = {"m": 1000.0, "cm": 10.0, "mm": 1.0}
-EYE_SPAN = (50.0, 200.0)  # millimetres between outer eye corners: what tells the unit of a scan
+EYE_SPAN = (50.0, 200.0)  # millimetres between outer eye corners: from which the unit of a scan is inferred
 STEPS, DAMPING, TOLERANCE = 60, 1e-4, 1e-8  # of the refinement; it ends when the error falls by less than this share
 
 
@@ -105,7 +105,7 @@ class Surface:
 
 
 def to_millimetres(landmarks: NDArray, unit: str = "auto") -> float:
-    """Millimetres in a unit of a scan, told by the distance of its outer eye corners (some 90 mm) unless declared.
+    """Millimetres per unit of a scan, inferred from the distance of its outer eye corners (some 90 mm) unless declared.
 
     landmarks (7,3) in the order of SEVEN. Raises MetricError where no unit gives a human face.
     """
@@ -214,7 +214,7 @@ class Spread:
 
 
 def pooled(distances: NDArray) -> Spread:
-    """The NoW figures: over all vertices of all pictures at once."""
+    """The NoW figures: over all vertices of all images at once."""
     values = np.asarray(distances, np.float64)
     if not len(values):
         return Spread(np.nan, np.nan, np.nan, 0)
@@ -248,7 +248,7 @@ def interocular_error(target: Tensor, points: Tensor) -> Tensor:
 
 
 def lid_error(target: Tensor, points: Tensor) -> Tensor:
-    """How far the gaps between upper and lower lids are off: mean over the four pairs of eq. 6, over the distance of
+    """Error of the gaps between upper and lower lids: mean over the four pairs of eq. 6, over the distance of
     the true outer eye corners, (B,68,2) each -> (B,)."""
     upper, lower = (list(side) for side in zip(*EYELIDS, strict=True))
     gaps, true = ((face[:, upper] - face[:, lower]).norm(dim=-1) for face in (points, target))
@@ -307,7 +307,7 @@ def normal_error(a: NDArray, b: NDArray, mask: NDArray) -> float:
 
 
 def psnr(a: NDArray, b: NDArray, mask: NDArray) -> float:
-    """Peak signal-to-noise ratio of pictures (3,H,W) in [0, 1] over the pixels of a mask (H,W), decibels."""
+    """Peak signal-to-noise ratio of images (3,H,W) in [0, 1] over the pixels of a mask (H,W), decibels."""
     return float(-20 * np.log10(max(rms_difference(a.transpose(1, 2, 0), b.transpose(1, 2, 0), mask), 1e-10)))
 
 
@@ -320,15 +320,15 @@ def shape_points(shapes: NDArray, basis: NDArray) -> Float:
     return points - points.mean(axis=0)
 
 
-def shape_spread(shapes: NDArray, people: Sequence[str], basis: NDArray) -> tuple[float, float]:
-    """How far apart shapes of one person lie, and shapes of two people: (within, between), in the basis' unit.
+def shape_spread(shapes: NDArray, subjects: Sequence[str], basis: NDArray) -> tuple[float, float]:
+    """RMS distance of shapes of one subject, and of different subjects: (within, between), in the basis' unit.
 
-    shapes (N,K) codes, people (N,) who each is, basis (V,3,K). The distance of two shapes is the RMS over the vertices
-    of the neutral heads' difference; each answer is the RMS over all pairs of pictures of one person, or of different
-    people. NaN where there is no such pair.
+    shapes (N,K) codes, subjects (N,) names, basis (V,3,K). The distance of two shapes is the RMS over the vertices of
+    the neutral heads' difference; each result is the RMS over all pairs of images of one subject, or of different
+    subjects. NaN where there is no such pair.
     """
     points = shape_points(shapes, basis)
-    _, who, count = np.unique(np.asarray(people), return_inverse=True, return_counts=True)
+    _, who, count = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     own = np.zeros((len(count), points.shape[1]))
     np.add.at(own, who, points)
     square = np.zeros(len(count))

@@ -1,4 +1,4 @@
-"""DECA: encode a picture to codes, decode codes to a detailed head, render it, animate it (paper fig. 2 and 4)."""
+"""DECA: encode an image to codes, decode codes to a detailed head, render it, animate it (paper fig. 2 and 4)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class DECA(nn.Module):
 
         uint8 is divided by 255; arrays, lists of images, (H,W,3) and other float types are taken as well: see
         `deca_core.images.as_batch`. Raises ImageError for what is not finite, out of range, or of another size.
-        validate=False takes a float tensor of the model's own type as it is, unseen: for loops that made it themselves.
+        validate=False skips all checks: for loops that built a float tensor of the model's own dtype themselves.
         """
         if validate:
             images = as_batch(images, like=next(self.E_flame.parameters()))
@@ -95,7 +95,7 @@ class DECA(nn.Module):
     def decode(self, codes: Codes, *, validate: bool = True) -> Reconstruction:
         """Codes to posed vertices (eq. 1), landmarks and displacement (eq. 9).
 
-        Raises CodesError for codes that are not finite, which validate=False does not look for.
+        Raises CodesError for codes that are not finite; validate=False skips this check.
         """
         if validate:
             codes.check()
@@ -116,7 +116,7 @@ class DECA(nn.Module):
         return self.D_detail(torch.cat([codes.jaw, codes.exp, codes.detail], dim=1)).to(codes.detail.dtype)
 
     def displacement(self, codes: Codes) -> Tensor:
-        """What is exported: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
+        """The exported displacement: z plus the fixed displacement, (B,1,256,256) metres, without posing the head."""
         return self.detail(codes) + self.fixed_displacement
 
     def albedo(self, codes: Codes) -> Tensor:
@@ -136,11 +136,13 @@ class DECA(nn.Module):
     def render(self, codes: Codes, out: Reconstruction, size: int = IMAGE_SIZE, backend: Backend = "auto") -> Rendering:
         """Images of the heads, size x size, seen as in the crop that the codes came from. Raises CodesError."""
         if len(codes) != len(out.vertices):
-            raise CodesError(f"render: {len(codes)} codes and {len(out.vertices)} heads. Give what decode made of them")
+            raise CodesError(
+                f"render: {len(codes)} codes and {len(out.vertices)} heads. Pass the result of decode of these codes"
+            )
         with _float32(codes.cam):
             visible = fragments(rasterize(out.projected, self.faces, size, size, backend), out.projected, self.faces)
             normals = vertex_normals(out.vertices, self.faces)
-            colour, light, normal_picture, alpha, grid = render_surface(
+            colour, light, normal_image, alpha, grid = render_surface(
                 visible, self.faces, self.uv_corners, normals, self.albedo(codes), codes.light
             )
             detail = sample_uv(self._detail_normals(out, normals), grid) * alpha
@@ -148,11 +150,11 @@ class DECA(nn.Module):
                 images=colour * light,
                 albedo=colour,
                 shading=light,
-                normals=normal_picture,
+                normals=normal_image,
                 alpha=alpha,
                 detail_normals=detail,
                 detail_images=colour * shading(detail, codes.light),
-                shape=studio_shading(normal_picture) * alpha,
+                shape=studio_shading(normal_image) * alpha,
                 shaded_detail=studio_shading(detail) * alpha,
             )
 
@@ -162,7 +164,7 @@ class DECA(nn.Module):
         return Codes.animate(source, driver)
 
     def _mean_face(self) -> Tensor:
-        """Coarse codes (236,) of the mean head as it lies in an inference crop, evenly lit: where learning starts."""
+        """Coarse codes (236,) of the mean head, placed as in an inference crop, evenly lit: the start of training."""
         home = self.flame.v_template.device
         prior = Codes.zeros(device=home)
         points = self.flame(prior.shape, prior.exp, prior.pose).landmarks2d[0, :, :2]
@@ -175,5 +177,5 @@ class DECA(nn.Module):
 
 
 def _float32(like: Tensor) -> torch.autocast:
-    """Geometry and light keep their precision inside somebody's autocast."""
+    """Context without autocast, in which geometry and light keep float32."""
     return torch.autocast(like.device.type, enabled=False)

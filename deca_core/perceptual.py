@@ -1,4 +1,4 @@
-"""VGG19 features for ID-MRF (eq. 13): frozen, and no deeper than the layers that are asked for."""
+"""VGG19 features for ID-MRF (eq. 13): frozen, and no deeper than the requested layers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class VGG19(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Pictures (B,3,H,W), RGB in [0, 1], to features by layer; stage n has 1 / 2^(n-1) of the resolution."""
+        """Images (B,3,H,W), RGB in [0, 1], to features by layer; stage n has 1 / 2^(n-1) of the resolution."""
         images = full_precision(require_floats(images, self.name))
         x = (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(DEVIATION)[:, None, None]
         wanted = {self._place[layer]: layer for layer in self.layers}
@@ -109,7 +109,7 @@ def load_vgg19(path: str | Path, layers: Iterable[str]) -> VGG19:
 
 
 def random_vgg19(layers: Iterable[str], seed: int = 0) -> VGG19:
-    """A VGG19 that has learned nothing, the same for the same seed: for machines without weights."""
+    """An untrained VGG19, the same for the same seed: for machines without weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VGG19(layers, f"random-vgg19-seed{seed}")

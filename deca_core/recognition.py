@@ -30,12 +30,12 @@ class RecognitionError(DecaError):
 
 
 class Recognition(Protocol):
-    """What the identity loss needs: a name for logs and checkpoints, and features that faces are compared by."""
+    """A face recognition network for the identity loss: a name for logs and checkpoints, and features."""
 
     name: str
 
     def features(self, images: Tensor) -> Tensor:
-        """Pictures (B,3,224,224), RGB in [0, 1], to features (B,D); differentiable with respect to the pictures."""
+        """Images (B,3,224,224), RGB in [0, 1], to features (B,D); differentiable with respect to the images."""
         ...
 
 
@@ -98,9 +98,9 @@ def load_vggface2(path: str | Path) -> VGGFace2:
 
 
 def random_recognition(seed: int = 0) -> VGGFace2:
-    """A ResNet50 that has learned nothing, the same for the same seed: where the answer does not matter.
+    """An untrained ResNet50, the same for the same seed: for tests and dry runs.
 
-    It compares colours and coarse structure, not people; its name says so.
+    It compares colours and coarse structure, not identities; its name starts with `random-`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def random_recognition(seed: int = 0) -> VGGFace2:
 
 
 def require_file(path: Path, what: str) -> None:
-    """Raises RecognitionError saying what file is missing, or what lies in its place."""
+    """Raise RecognitionError where the file is missing or has other content."""
     if not path.is_file():
         raise RecognitionError(f"{path}: no such file; expected {what}. Without it choose dlib's network")
     check_download(path, RecognitionError)

@@ -28,9 +28,9 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fragments:
-    """The N visible pixels of a batch of pictures.
+    """The N visible pixels of a batch of images.
 
-    place (N,): position in the flattened (B,H,W) pictures; face (N,); bary (3,N), differentiable with respect to the
+    place (N,): position in the flattened (B,H,W) images; face (N,); bary (3,N), differentiable with respect to the
     vertices. Attributes are held channel by channel, (C,3,N): vectors of pixels are what a CPU is fast at.
     """
 
@@ -41,16 +41,16 @@ class Fragments:
 
     @property
     def alpha(self) -> Tensor:
-        """Where something is seen: (B,1,H,W), 0 or 1, without gradient."""
+        """Mask of the visible pixels: (B,1,H,W), 0 or 1, without gradient."""
         return self._paint(torch.ones_like(self.bary[:1].detach()))
 
     def vertex_attributes(self, attributes: Tensor, faces: Tensor) -> Tensor:
-        """Attributes of vertices (B,V,C) to pictures (B,C,H,W), zero where nothing is seen."""
+        """Attributes of vertices (B,V,C) to images (B,C,H,W), zero where nothing is seen."""
         corners = faces[self.face].T + _image(self.place, self.shape) * attributes.shape[1]
         return self._interpolate(attributes.flatten(0, 1), corners)
 
     def corner_attributes(self, attributes: Tensor) -> Tensor:
-        """Attributes of the corners of faces (F,3,C), the same in every picture, to pictures (B,C,H,W)."""
+        """Attributes of the corners of faces (F,3,C), the same in every image, to images (B,C,H,W)."""
         corners = self.face * 3 + torch.arange(3, device=self.face.device)[:, None]
         return self._interpolate(attributes.flatten(0, 1), corners)
 
@@ -61,12 +61,12 @@ class Fragments:
 
     def _paint(self, values: Tensor) -> Tensor:
         """Values of the visible pixels, (C,N) -> (B,C,H,W)."""
-        pictures = values.new_zeros(len(values), math.prod(self.shape)).index_copy(1, self.place, values)
-        return pictures.unflatten(1, self.shape).transpose(0, 1)
+        images = values.new_zeros(len(values), math.prod(self.shape)).index_copy(1, self.place, values)
+        return images.unflatten(1, self.shape).transpose(0, 1)
 
 
 def _image(place: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Picture in which a flattened position lies."""
+    """Index of the image of a flattened position."""
     return place // (shape[1] * shape[2])
 
 
@@ -100,13 +100,13 @@ def sample_uv(texture: Tensor, grid: Tensor) -> Tensor:
     return functional.grid_sample(texture, grid.permute(0, 2, 3, 1), align_corners=False)
 
 
-# Fixed lights of the grey shape pictures: direction towards the light (world space) and strength.
+# Fixed lights of the grey shape images: direction towards the light (world space) and strength.
 STUDIO_LIGHTS = ((-0.6, 0.5, 0.8, 0.55), (0.7, 0.3, 0.8, 0.40), (0.0, -0.6, 0.8, 0.12))
 STUDIO_AMBIENT, STUDIO_GREY = 0.12, 0.85
 
 
 def studio_shading(normals: Tensor) -> Tensor:
-    """A grey clay picture under three fixed lamps: normals (B,3,H,W) world space -> (B,3,H,W) in [0, 1]."""
+    """A grey clay image under three fixed lamps: normals (B,3,H,W) world space -> (B,3,H,W) in [0, 1]."""
     lights = normals.new_tensor(STUDIO_LIGHTS)
     direction = functional.normalize(lights[:, :3], dim=1)
     lambert = torch.einsum("lc,bchw->blhw", direction, normals).clamp(min=0)
@@ -116,7 +116,7 @@ def studio_shading(normals: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Pictures of a batch of heads, (B,3,H,W) but for alpha (B,1,H,W); zero outside the head.
+    """Images of a batch of heads, (B,3,H,W) but for alpha (B,1,H,W); zero outside the head.
 
     images = albedo * shading (eq. 2); detail_images the same with the normals of M' (eq. 11);
     shape and shaded_detail: grey clay of the coarse and of the detailed surface; normals in world space.
@@ -141,6 +141,6 @@ def render_surface(
     faces (F,3); uv_corners (F,3,2) grid coordinates; normals (B,V,3); uv_albedo (B,3,T,T); light (B,9,3).
     """
     grid, alpha = visible.corner_attributes(uv_corners), visible.alpha
-    normal_picture = visible.vertex_attributes(normals, faces)
+    normal_image = visible.vertex_attributes(normals, faces)
     albedo = sample_uv(uv_albedo, grid) * alpha
-    return albedo, shading(normal_picture, light) * alpha, normal_picture, alpha, grid
+    return albedo, shading(normal_image, light) * alpha, normal_image, alpha, grid

@@ -1,9 +1,9 @@
-"""A head that is rolled in the image plane: the networks see it upright, its codes are said in the crop as it lies.
+"""Heads rolled in the image plane: encoded in an upright crop, their codes converted to the frame of the plain crop.
 
-The release crops along the axes of the image, and its training turns nothing, so that weights know the roll of heads
-that people hold up. A crop turned with the face takes the rest away from them. What they answer is then said in the
-upright crop again, without an error of its own: under weak perspective, a turn of the image is a turn of the head about
-the optical axis, of the camera's shift and of the light.
+The release crops along the image's axes and trains without rotations, so its weights know only the roll of upright
+heads. A crop turned with the face removes larger rolls. The codes are then converted to the axis-aligned crop, exactly:
+under weak perspective, a turn of the image is a turn of the head about the optical axis, of the camera's shift and of
+the light.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Codes of a video over time: what is noise from frame to frame is smoothed away, blinks are kept.
+"""Smoothing of the codes of a video over time: noise between frames is removed, blinks are kept.
 
 Expression, pose, camera and light follow a parabola fitted to the frames around each moment (Savitzky and Golay 1964,
 with weights that fall towards the ends of the window: Cleveland 1979). The window is in seconds and the fit is made at
@@ -100,8 +100,8 @@ class Eyelids:
 def keep_blinks(times: Floats, opening: Floats, window: float = WINDOW) -> Floats:
     """Openings (T,2) smoothed where they stay near the eye's usual one, and as they are where they do not.
 
-    The usual opening is a fit that frames far from it do not count in (Tukey's biweight); what is far is told by the
-    robust deviation of all frames from it.
+    The usual opening is a fit that frames far from it do not count in (Tukey's biweight); what is far is measured by
+    the robust deviation of all frames from it.
     """
     usual, weights = opening, np.ones_like(opening)
     for _ in range(ROUNDS):
@@ -119,7 +119,7 @@ def source_camera(cam: Floats, transforms: Floats) -> Floats:
     """Cameras (T,3) of crops as (pixels per metre, x, y of the head's origin in source pixels), (T,3).
 
     transforms (T,2,3): upright, source pixels to pixels of the 224 crop. A projected point is linear in these three,
-    so that smoothing them smooths the head's path through the picture, whatever the crop did.
+    so that smoothing them smooths the head's path through the image, whatever the crop did.
     """
     scale = transforms[:, 0, 0]
     size = 112 * cam[:, 0] / scale
@@ -142,14 +142,14 @@ def crop_camera(seen: Floats, transforms: Floats) -> Floats:
 
 
 def smooth_codes(times: Floats, codes: Codes, transforms: Floats, lids: Eyelids, window: float = WINDOW) -> Codes:
-    """Codes of one person's consecutive frames with expression, pose, camera and light smoothed.
+    """Codes of one subject's consecutive frames with expression, pose, camera and light smoothed.
 
     times (T,) seconds, increasing; transforms (T,2,3) of the crops. Shape, albedo and detail stay as they are: a track
     has one of each. Pose is smoothed as axis-angle, carried on beyond 180 degrees where a head turns through them.
-    Raises CropError for turned crops: `reframed` of deca_core.roll says their codes in upright ones.
+    Raises CropError for turned crops: `reframed` of deca_core.roll converts their codes to upright ones.
     """
     if (transforms[:, 0, 1] != 0).any() or (transforms[:, 1, 0] != 0).any():
-        raise CropError("smooth_codes: a crop is turned in its image. Say its codes in an upright one: reframed")
+        raise CropError("smooth_codes: a crop is turned in its image. Convert its codes to an upright one: reframed")
 
     def array(value: Tensor) -> Floats:
         return np.asarray(value.flatten(1).double().cpu().numpy())

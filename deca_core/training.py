@@ -31,10 +31,10 @@ FACING = 0.05  # a texel counts as seen where its unit normal points at the came
 
 @dataclass(frozen=True)
 class FaceBatch:
-    """Pictures of faces and their labels, in the frame of the 224 px crop.
+    """Images of faces and their labels, in the frame of the 224 px crop.
 
     images (B,3,224,224) RGB in [0, 1]; landmarks (B,68,3): x, y in [-1, 1] and a weight; masks (B,1,224,224) in [0, 1],
-    the visible skin of the face; subjects (B,) int64. A subject's K = images_per_subject pictures lie side by side.
+    the visible skin of the face; subjects (B,) int64. A subject's K = images_per_subject images are adjacent.
     fits (B,156): shape, expression and pose that fit the landmarks, NaN where there is none; None without any.
     """
 
@@ -138,29 +138,29 @@ class CoarseStep(nn.Module):
         return _total(terms)
 
     def _render(self, codes: Codes, vertices: Tensor, albedo: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rendering (eq. 2) and where the face is, (B,3,H,W) and (B,1,H,W); the rendering pasted on the picture.
+        """Rendering (eq. 2) and where the face is, (B,3,H,W) and (B,1,H,W); the rendering pasted on the image.
 
-        On the pasted picture only the geometry has a gradient: identity is a matter of shape, and the network would
+        On the pasted image only the geometry has a gradient: identity is a matter of shape, and the network would
         otherwise paint it (albedo) or light it.
         """
         model, size = self.model, images.shape[-1]
         projected = project(vertices, codes.cam)
         visible = fragments(rasterize(projected, model.faces, size, size, self.backend), projected, model.faces)
         normals = vertex_normals(vertices, model.faces)
-        colour, light, normal_picture, alpha, grid = render_surface(
+        colour, light, normal_image, alpha, grid = render_surface(
             visible, model.faces, model.uv_corners, normals, albedo, codes.light
         )
         rendering = colour * light if self.weights.lit else colour
         face = sample_uv(model.mask.expand(len(codes), 1, -1, -1), grid.detach()) * alpha.detach()
         pasted = images
         if self.weights.identity:
-            skin = sample_uv(albedo.detach(), grid) * shading(normal_picture, codes.light.detach())
+            skin = sample_uv(albedo.detach(), grid) * shading(normal_image, codes.light.detach())
             pasted = face * skin + (1 - face) * images
         return rendering, face, pasted
 
 
 def predicted_landmarks(model: DECA, images: Tensor) -> Tensor:
-    """The landmarks (B,68,2) in [-1, 1] that E_c finds in pictures (B,3,224,224)."""
+    """The landmarks (B,68,2) in [-1, 1] that E_c finds in images (B,3,224,224)."""
     vectors = model.E_flame(images)
     with _without_autocast(vectors):
         codes = _coarse_codes(vectors)
@@ -213,7 +213,7 @@ class DetailStep(nn.Module):
             visibility = _tiled(surface.visibility, codes)
             terms = _detail_terms(weights, z, light, visibility)
             texture = losses.face_patch(_tiled(surface.albedo, codes) * light * visibility)
-            target = losses.face_patch(surface.picture * surface.visibility)
+            target = losses.face_patch(surface.image * surface.visibility)
             if weights.photometric:
                 error = losses.photometric(_tiled(target, codes), texture, torch.ones_like(texture[:, :1]))
                 terms["photometric"] = weights.photometric * error
@@ -222,16 +222,16 @@ class DetailStep(nn.Module):
         return _total(terms)
 
     def _surface(self, batch: FaceBatch, codes: Codes) -> CoarseSurface:
-        """What E_c says about the UV map, and the picture warped to it."""
+        """The coarse reconstruction of E_c and the image, warped to the UV map."""
         model = self.model
         vertices = model.flame(codes.shape, codes.exp, codes.pose).vertices
         projected = project(vertices, codes.cam)[..., :2]
         attributes = torch.cat([vertices, vertex_normals(vertices, model.faces), projected], dim=-1)
         positions, normals, grid = model.atlas(attributes).split([3, 3, 2], dim=1)
         shown = _shown(batch, self.weights)
-        picture, mask = sample_uv(torch.cat([batch.images, shown], dim=1), grid).split([3, 1], dim=1)
+        image, mask = sample_uv(torch.cat([batch.images, shown], dim=1), grid).split([3, 1], dim=1)
         facing = normals[:, 2:] > FACING  # in image space, where z points away: z < -0.05
-        return CoarseSurface(positions, normals, model.albedo(codes), picture, mask * facing * model.mask)
+        return CoarseSurface(positions, normals, model.albedo(codes), image, mask * facing * model.mask)
 
     def _mrf(self, perceptual: VGG19, texture: Tensor, target: Tensor) -> Tensor:
         size = (self.weights.mrf_size,) * 2
@@ -246,18 +246,18 @@ class DetailStep(nn.Module):
 @dataclass(frozen=True)
 class CoarseSurface:
     """UV maps of a batch, without gradient: positions and normals of the coarse surface and its albedo (B,3,T,T);
-    picture (B,3,T,T): the photograph warped to UV; visibility (B,1,T,T): where that shows facing, visible skin.
+    image (B,3,T,T): the photograph warped to UV; visibility (B,1,T,T): where that shows facing, visible skin.
     """
 
     positions: Tensor
     normals: Tensor
     albedo: Tensor
-    picture: Tensor
+    image: Tensor
     visibility: Tensor
 
 
 def _coarse_terms(weights: CoarseWeights, codes: Codes, target: Tensor, points: Tensor) -> dict[str, Tensor]:
-    """Terms that need no picture: landmarks (B,68,3) against points (B,68,2), and regularisers."""
+    """Terms that need no image: landmarks (B,68,3) against points (B,68,2), and regularisers."""
     landmark_losses = {
         "landmark": losses.landmark,
         "eye_closure": losses.eye_closure,
@@ -277,7 +277,7 @@ def _coarse_terms(weights: CoarseWeights, codes: Codes, target: Tensor, points: 
 
 
 def _detail_terms(weights: DetailWeights, z: Tensor, light: Tensor, visibility: Tensor) -> dict[str, Tensor]:
-    """Terms on the UV map that need no picture."""
+    """Terms on the UV map that need no image."""
     terms = {}
     if weights.symmetry:
         terms["symmetry"] = weights.symmetry * losses.soft_symmetry(z, visibility)
@@ -295,19 +295,19 @@ def _coarse_codes(vectors: Tensor) -> Codes:
 
 
 def _shown(batch: FaceBatch, weights: CoarseWeights | DetailWeights) -> Tensor:
-    """Pixels (B,1,224,224) that count as skin of the face: those of the mask, or all of the picture without it."""
+    """Pixels (B,1,224,224) that count as skin of the face: those of the mask, or all of the image without it."""
     return batch.masks if weights.skin_mask else torch.ones_like(batch.masks)
 
 
 def _swap_order(batch: FaceBatch, generator: torch.Generator | None) -> Tensor | None:
-    """Whose code every picture gets in the second half of the batch; None where there is no second half."""
+    """Index of the code that every image receives in the swapped half of the batch; None without that half."""
     if generator is None or batch.images_per_subject == 1:
         return None
     return losses.swap_order(len(batch), batch.images_per_subject, generator).to(batch.images.device)
 
 
 def _tiled(value: Tensor, codes: Codes) -> Tensor:
-    """The batch's tensor once more for its second half, where the codes have one."""
+    """The batch's tensor, repeated for the swapped half where the codes have one."""
     return value if len(value) == len(codes) else torch.cat([value, value])
 
 

@@ -1,4 +1,4 @@
-"""The UV atlas: which face and which point on it every texel shows. It is fixed, so it is computed once."""
+"""The UV atlas: face and barycentric point of every texel. Fixed per bundle, so it is computed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UVAtlas(nn.Module):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
 
     def forward(self, attributes: Tensor) -> Tensor:
-        """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where no face lies."""
+        """Vertex attributes (B,V,C) to UV maps (B,C,T,T), barycentrically interpolated; zero where there is no face."""
         batch, _, channels = attributes.shape
         rows = attributes.transpose(1, 2).flatten(0, 1)  # (B C, V): whole rows of texels at a time
         values = rows.index_select(1, self.triangles.T.flatten()).unflatten(1, (3, -1))
@@ -44,10 +44,10 @@ class UVAtlas(nn.Module):
         return out.view(batch, channels, self.size, self.size)
 
 
-def picture_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
-    """Pictures (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
+def image_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
+    """Images (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
 
-    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside a picture.
+    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside an image.
     """
     surface = atlas(torch.cat([projected[..., :2], torch.ones_like(projected[..., :1])], dim=-1))
     grid, covered = surface[:, :2].permute(0, 2, 3, 1), surface[:, 2:]

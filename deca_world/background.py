@@ -34,7 +34,7 @@ def sample_background(rng: Generator) -> Background:
 
 
 def paint(background: Background, size: int) -> Float:
-    """The background as a picture (size, size, 3) in [0, 1]."""
+    """The background as an image (size, size, 3) in [0, 1]."""
     rng = np.random.default_rng(background.seed)
     painter = {
         "wall": _wall,
@@ -44,17 +44,17 @@ def paint(background: Background, size: int) -> Float:
         "shelf": _shelf,
         "outdoor": _outdoor,
     }[background.kind]
-    picture = painter(rng, background.brightness)
-    return np.clip(enlarge(picture.astype(np.float32), size), 0.0, 1.0)
+    image = painter(rng, background.brightness)
+    return np.clip(enlarge(image.astype(np.float32), size), 0.0, 1.0)
 
 
-def enlarge(picture: Float, size: int) -> Float:
+def enlarge(image: Float, size: int) -> Float:
     """Bilinear enlargement of (n,n,3) to (size,size,3)."""
-    count = len(picture)
+    count = len(image)
     at = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1.001)
     low = at.astype(int)
     share = (at - low).astype(np.float32)
-    rows = picture[low] * (1 - share)[:, None, None] + picture[low + 1] * share[:, None, None]
+    rows = image[low] * (1 - share)[:, None, None] + image[low + 1] * share[:, None, None]
     return rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
 
 
@@ -83,39 +83,39 @@ def _wall(rng: Generator, brightness: float, count: int = COARSE) -> NDArray:
     return _colour(rng, brightness, 0.12) * light[..., None]
 
 
-def _boxes(rng: Generator, picture: NDArray, number: int, brightness: float, contrast: float) -> None:
-    count = len(picture)
+def _boxes(rng: Generator, image: NDArray, number: int, brightness: float, contrast: float) -> None:
+    count = len(image)
     for _ in range(number):
         width, height = (rng.uniform(0.06, 0.6, 2) * count).astype(int) + 1
         left, top = (rng.uniform(-0.2, 1.0, 2) * count).astype(int)
         colour = _colour(rng, np.clip(brightness * (1 + contrast * rng.standard_normal()), 0.05, 1.0), 0.18)
-        picture[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = colour
+        image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = colour
 
 
-def _soften(picture: NDArray, spread: float) -> NDArray:
+def _soften(image: NDArray, spread: float) -> NDArray:
     from scipy.ndimage import gaussian_filter1d
 
     for axis in (0, 1):
-        picture = gaussian_filter1d(picture, spread, axis=axis, mode="nearest", truncate=2.5)
-    return picture
+        image = gaussian_filter1d(image, spread, axis=axis, mode="nearest", truncate=2.5)
+    return image
 
 
 def _room(rng: Generator, brightness: float) -> NDArray:
-    """Furniture, windows and pictures out of focus."""
-    picture = _wall(rng, brightness)
-    _boxes(rng, picture, int(rng.integers(4, 12)), brightness, 0.35)
-    return _soften(picture, rng.uniform(2.5, 6.0))
+    """Furniture, windows and images out of focus."""
+    image = _wall(rng, brightness)
+    _boxes(rng, image, int(rng.integers(4, 12)), brightness, 0.35)
+    return _soften(image, rng.uniform(2.5, 6.0))
 
 
 def _lights(rng: Generator, brightness: float) -> NDArray:
     """A dark street with discs of light out of focus."""
-    picture = _wall(rng, 0.25 * brightness + 0.04)
+    image = _wall(rng, 0.25 * brightness + 0.04)
     x, y = _grid(COARSE)
     for _ in range(int(rng.integers(8, 30))):
         (cx, cy), radius = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.09)
         disc = np.clip((radius - np.hypot(x - cx, y - cy)) * COARSE * 0.5 + 0.5, 0, 1)
-        picture = picture + disc[..., None] * _colour(rng, rng.uniform(0.1, 0.4), 0.25)
-    return _soften(picture, rng.uniform(1.5, 3.0))
+        image = image + disc[..., None] * _colour(rng, rng.uniform(0.1, 0.4), 0.25)
+    return _soften(image, rng.uniform(1.5, 3.0))
 
 
 def _leaves(rng: Generator, brightness: float) -> NDArray:
@@ -124,24 +124,24 @@ def _leaves(rng: Generator, brightness: float) -> NDArray:
     weights = rng.uniform(0.06, 0.15, 3)
     height = sum(w * _cloud(rng, cells, count) for w, cells in zip(weights, (5, 14, 40), strict=True))
     base = np.array([0.80, 0.92, 0.55]) * (1 + 0.10 * rng.standard_normal(3))
-    picture = 0.65 * brightness * base * np.exp(1.8 * np.asarray(height))[..., None]
-    return _soften(picture, rng.uniform(1.0, 3.5))
+    image = 0.65 * brightness * base * np.exp(1.8 * np.asarray(height))[..., None]
+    return _soften(image, rng.uniform(1.0, 3.5))
 
 
 def _shelf(rng: Generator, brightness: float) -> NDArray:
     """Rows of upright spines, out of focus."""
     count, rows = 128, int(rng.integers(2, 5))
-    picture = np.zeros((count, count, 3))
+    image = np.zeros((count, count, 3))
     for row in range(rows):
         top, bottom, left = count * row // rows, count * (row + 1) // rows, 0
         while left < count:
             width = int(rng.integers(3, 11))
             height = int((bottom - top) * rng.uniform(0.68, 0.92))
             spine = _colour(rng, brightness * rng.uniform(0.5, 1.3), 0.25)
-            picture[bottom - height : bottom - 3, left : left + width - 1] = spine
+            image[bottom - height : bottom - 3, left : left + width - 1] = spine
             left += width
-        picture[bottom - 3 : bottom] = _colour(rng, 0.5 * brightness, 0.1)
-    return _soften(picture, rng.uniform(3.0, 7.0))
+        image[bottom - 3 : bottom] = _colour(rng, 0.5 * brightness, 0.1)
+    return _soften(image, rng.uniform(3.0, 7.0))
 
 
 def _outdoor(rng: Generator, brightness: float) -> NDArray:

@@ -73,7 +73,7 @@ PATTERNS = {"plain": 0.62, "stripes": 0.16, "pinstripes": 0.08, "check": 0.14}
 
 @dataclass(frozen=True)
 class Clothing:
-    """What somebody wears; colours sRGB, lengths in metres."""
+    """Clothes of a subject; colours sRGB, lengths in metres."""
 
     neckline: str
     front: float  # row of the sheet where fabric begins
@@ -160,7 +160,7 @@ def _azimuth() -> NDArray:
 
 @lru_cache(maxsize=4)
 def _neck(bundle: AssetBundle) -> tuple[NDArray, NDArray]:
-    """Where rows 0 and 1 lie on the neck: indices and weights (2,COLUMNS,K) of vertices near the end of its mesh."""
+    """Rows 0 and 1 on the neck: indices and weights (2,COLUMNS,K) of vertices near the end of its mesh."""
     from scipy.spatial import cKDTree
 
     chin = landmarks(bundle, bundle.v_template)[8, 1]

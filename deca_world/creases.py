@@ -1,4 +1,4 @@
-"""Where creases lie: lines in frontal view, mm, on a face's landmarks, with personal number, place and depth."""
+"""Lines of creases in frontal view, mm, on a face's landmarks, with number, place and depth of each subject."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Crease:
 
 
 def crease_lines(anchors: Anchors, rng: Generator, age: float) -> list[Crease]:
-    """All folds of one person. Both sides share their plan and differ in a few tenths of a millimetre."""
+    """All folds of one subject. Both sides share their plan and differ in a few tenths of a millimetre."""
     upper = (_forehead, _glabella, _crows_feet, _bunny, _under_eye, _lid_fold)
     lower = (_nasolabial, _marionette, _lips, _chin, _dimple)
     depth = float(np.clip(0.85 + 0.12 * age + 0.15 * rng.standard_normal(), 0.5, 1.3))
@@ -168,7 +168,7 @@ def _chin(a: Anchors, rng: Generator) -> Iterator[Crease]:
 
 
 def _dimple(a: Anchors, rng: Generator) -> Iterator[Crease]:
-    """A short upright fold beside the mouth; many people have hardly any."""
+    """A short upright fold beside the mouth; many subjects have hardly any."""
     start = a["lip_corner"] + _mm(rng.uniform(9, 14), rng.uniform(-2, 2))
     line = _bow(start, start + _mm(rng.uniform(0, 2), rng.uniform(7, 12)), -1.5)
     yield _fold("dimple", line, 0.9 * float(rng.uniform() ** 2), 1.7)

@@ -1,4 +1,4 @@
-"""Painting a person's `Looks` onto the albedo map of a photograph.
+"""Painting a subject's `Looks` onto the albedo map of a photograph.
 
 Areas are drawn in frontal view on the 68 landmarks of the template, in millimetres on the subject's left half, so any
 bundle with landmarks carries them. Hair and lipstick cover the skin; everything else scales it, and so suits every

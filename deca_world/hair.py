@@ -92,7 +92,7 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """What depends on style and template only, on the grid (R,C), in metres."""
+    """Geometry that depends on style and template only, on the grid (R,C), in metres."""
 
     thickness: NDArray
     bumps: NDArray
@@ -135,7 +135,7 @@ def _layout(bundle: AssetBundle, style: HairStyle) -> _Layout:
 
 
 def _thickness(frame: HeadFrame, style: HairStyle, depth: NDArray) -> NDArray:
-    """How far hair stands off the skull, metres: thin at its edges, fuller on one side of a parting. (R,C)"""
+    """Thickness of the hair over the skull (R,C), metres: thin at its edges, fuller on one side of a parting."""
     polar, x = frame.polar[:, None], frame.rest[..., 0] / SKULL_RADIUS
     full = style.side + (style.top - style.side) * smoothstep(100, 35, polar)
     if style.flow == "parted":

@@ -1,7 +1,7 @@
 """The families of hair, their natural colours, and how a style is drawn for somebody of some age and sex.
 
 A style is a family (a row of `FAMILIES`) and continuous parameters inside the family's ranges. The shares are chosen to
-look plausible and to be wide, so that people differ; they are no statistics of a population.
+look plausible and to be wide, so that subjects differ; they are no statistics of a population.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class HairStyle:
 
 
 def sample_hair(rng: np.random.Generator, age_sex_hint: tuple[float, float] = (0.0, 0.0)) -> HairStyle:
-    """A plausible head of hair for somebody of (age, sex) in standard deviations, positive older and male."""
+    """A plausible head of hair for (age, sex) in standard deviations, positive older and male."""
     age, male = (float(np.clip(value, -2.5, 2.5)) for value in age_sex_hint)
     share = np.array([f.share * np.exp(f.male * male * 0.8 + f.age * age) for f in FAMILIES.values()])
     name = str(rng.choice(list(FAMILIES), p=share / share.sum()))

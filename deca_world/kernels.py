@@ -1,6 +1,6 @@
 """The photographic renderer's inner loops (numba, float32, one thread): visibility, shading, translucency.
 
-Sample grid: a picture of n pixels has 2n x 2n samples. Vertices come in sample coordinates (x right, y down, smaller z
+Sample grid: an image of n pixels has 2n x 2n samples. Vertices come in sample coordinates (x right, y down, smaller z
 nearer). Surfaces are the head (part 0) and props (part k); the texels of all props lie in one flat array.
 """
 
@@ -302,10 +302,10 @@ def blend_translucent(
 
 @_jit
 def resolve(
-    colour: NDArray, covered: NDArray, coverage: NDArray, background: NDArray, picture: NDArray, skin: NDArray
+    colour: NDArray, covered: NDArray, coverage: NDArray, background: NDArray, image: NDArray, skin: NDArray
 ) -> None:
-    """Mean of the four samples of every pixel over the background: picture (n,n,3), skin (n,n) share of face skin."""
-    size = picture.shape[0]
+    """Mean of the four samples of every pixel over the background: image (n,n,3), skin (n,n) share of face skin."""
+    size = image.shape[0]
     for y in range(size):
         for x in range(size):
             share, visible_skin, r, g, b = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -319,9 +319,9 @@ def resolve(
                     share += weight
                     visible_skin += coverage[sy, sx]
             rest = 1 - 0.25 * share
-            picture[y, x, 0] = 0.25 * r + rest * background[y, x, 0]
-            picture[y, x, 1] = 0.25 * g + rest * background[y, x, 1]
-            picture[y, x, 2] = 0.25 * b + rest * background[y, x, 2]
+            image[y, x, 0] = 0.25 * r + rest * background[y, x, 0]
+            image[y, x, 1] = 0.25 * g + rest * background[y, x, 1]
+            image[y, x, 2] = 0.25 * b + rest * background[y, x, 2]
             skin[y, x] = 0.25 * visible_skin
 
 

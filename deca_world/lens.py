@@ -15,10 +15,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Lens:
-    """How the picture was taken and kept."""
+    """Camera and compression of one photograph."""
 
-    blur: float  # Gaussian, pixels of a 224-pixel picture
-    shrink: float  # the picture was stored at this share of its size and enlarged again; 1: not
+    blur: float  # Gaussian, pixels of a 224-pixel image
+    shrink: float  # the image was stored at this share of its size and enlarged again; 1: not
     noise: float  # standard deviation of the sensor's noise, [0, 1] scale
     balance: tuple[float, float, float]  # gain by channel: white balance and colour cast
     contrast: float  # exponent around mid grey; 1: none
@@ -30,7 +30,7 @@ PLAIN = Lens(0.0, 1.0, 0.0, (1.0, 1.0, 1.0), 1.0, 95, 0)
 
 
 def sample_lens(rng: np.random.Generator, imperfect: bool = True) -> Lens:
-    """Most pictures are good, some are blurred, small, noisy or badly compressed."""
+    """Most images are good, some are blurred, small, noisy or badly compressed."""
     blur = abs(rng.normal(0, 0.35)) if rng.uniform() < 0.8 else rng.uniform(0.5, 1.3)
     shrink = 1.0 if rng.uniform() < 0.8 else rng.uniform(0.45, 0.95)
     noise = abs(rng.normal(0, 0.008)) if rng.uniform() < 0.85 else rng.uniform(0.01, 0.035)
@@ -43,10 +43,10 @@ def sample_lens(rng: np.random.Generator, imperfect: bool = True) -> Lens:
     return Lens(float(blur), float(shrink), float(noise), balance, contrast, quality, seed)
 
 
-def develop(picture: Float, lens: Lens) -> NDArray[np.uint8]:
-    """Picture (n,n,3) float, 1 = white, to what the camera keeps, uint8; highlights roll off instead of clipping."""
-    size = len(picture)
-    out = picture * np.array(lens.balance, np.float32)
+def develop(image: Float, lens: Lens) -> NDArray[np.uint8]:
+    """Image (n,n,3) float, 1 = white, to what the camera keeps, uint8; highlights roll off instead of clipping."""
+    size = len(image)
+    out = image * np.array(lens.balance, np.float32)
     if lens.contrast != 1.0:
         np.power(np.maximum(2 * out, 1e-4), lens.contrast, out=out)
         out *= 0.5
@@ -67,18 +67,18 @@ def develop(picture: Float, lens: Lens) -> NDArray[np.uint8]:
     return (np.clip(out, 0, 1) * 255 + 0.5).astype(np.uint8, order="C")
 
 
-def _blurred(picture: Float, spread: float) -> Float:
+def _blurred(image: Float, spread: float) -> Float:
     if spread < 0.2:
-        return picture
+        return image
     from scipy.ndimage import gaussian_filter1d
 
     for axis in (0, 1):
-        picture = gaussian_filter1d(picture, spread, axis=axis, mode="nearest", truncate=3)
-    return picture
+        image = gaussian_filter1d(image, spread, axis=axis, mode="nearest", truncate=3)
+    return image
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
-    """JPEG bytes of an (H,W,3) picture."""
+    """JPEG bytes of an (H,W,3) image."""
     from PIL import Image
 
     target = io.BytesIO()

@@ -62,7 +62,7 @@ def direction_of(azimuth: float, elevation: float) -> NDArray:
 
 @dataclass(frozen=True)
 class Kind:
-    """Ranges of one sort of light: share of pictures, strengths relative to each other, exposure of the face."""
+    """Ranges of one sort of light: share of images, strengths relative to each other, exposure of the face."""
 
     share: float
     ambient: tuple[float, float]

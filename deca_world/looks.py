@@ -1,7 +1,7 @@
-"""Looks: what a person's face shows beside the head's own shape and albedo: facial hair, brows, make-up, skin.
+"""Looks: what a subject's face shows beside the head's own shape and albedo: facial hair, brows, make-up, skin.
 
 Like hair and clothes they belong to the photograph, not to the bundle: FLAME's albedo model has no beard and no
-lipstick of its own either. Shares and ranges are chosen to look plausible and to be wide, so that people differ; they
+lipstick of its own either. Shares and ranges are chosen to look plausible and to be wide, so that subjects differ; they
 are no statistics of a population.
 """
 
@@ -23,7 +23,7 @@ REGIONS: dict[str, float] = {
     "forehead": 0.07, "temples": 0.07, "nose": 0.07, "cheeks": 0.07, "hollows": 0.07, "round mouth": 0.11, "chin": 0.08,
     "round eyes": 0.15, "bridge": 0.05,
 }  # fmt: skip
-MALE = 0.0  # of the sex component: above it a person may have a beard, below it make-up is common
+MALE = 0.0  # of the sex component: above it a subject may have a beard, below it make-up is common
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Looks:
 
 
 def sample_looks(rng: Generator, age_sex: tuple[float, float], hair: Colour) -> Looks:
-    """Looks of somebody of (age, sex) in standard deviations, positive older and male, with this colour of hair."""
+    """Looks for (age, sex) in standard deviations, positive older and male, and this colour of hair."""
     age, sex = age_sex
     male = sex > MALE
     return Looks(

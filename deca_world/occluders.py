@@ -1,4 +1,4 @@
-"""What hides part of a face: glasses, locks of hair over the forehead, a hand at the cheek, a microphone.
+"""Occluders of a face: glasses, locks of hair over the forehead, a hand at the cheek, a microphone.
 
 An `Occluder` is a kind and a seed: everything else about it is drawn from the seed inside the ranges below, so that it
 stays small in a description of a photograph and the same in every process.
@@ -250,7 +250,7 @@ def _lock_texture(rng: np.random.Generator, colour: Colour) -> Float:
 
 
 def _hand(face: _Face, occluder: Occluder, rng: np.random.Generator) -> list[Prop]:
-    """Fingers on cheek or chin, the palm off the face and the forearm down out of the picture."""
+    """Fingers on cheek or chin, the palm off the face and the forearm down out of the image."""
     side, lean = rng.choice([-1.0, 1.0]), rng.uniform(-8, 22)
     base, reach = rng.uniform(14, 42), rng.uniform(26, 42)
     t = np.linspace(0, 1, 10)

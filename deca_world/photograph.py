@@ -1,4 +1,4 @@
-"""The embedded world: photographs of procedural people with everything known about them."""
+"""Photographs of procedural subjects with their ground truth."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from deca_world.face_paint import FacePaint
 from deca_world.hair import build_hair
 from deca_world.lens import develop, encode_jpeg
 from deca_world.occluders import build_occluders
-from deca_world.person import Person
-from deca_world.person import person as sample_person
 from deca_world.props import Colour, Prop, landmarks
 from deca_world.renderer import Assembly, Renderer, assemble, normals_of, occlusion
 from deca_world.scene import Limits, Shot
 from deca_world.scene import shot as sample_shot
+from deca_world.subject import Subject
+from deca_world.subject import subject as sample_subject
 from deca_world.wrinkles import WrinkleModel
 
 Float = NDArray[np.float32]
 
-KEPT_PEOPLE = 8  # whose hair, albedo and occlusion stay in memory
+KEPT_SUBJECTS = 8  # subjects whose hair, albedo and occlusion stay in memory
 FACE_SKIN = 0.5  # share of a pixel that must be visible face skin for the mask
 
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """One picture of n x n pixels and the truth about it.
+    """One image of n x n pixels and the truth about it.
 
-    codes: a batch of one in the method's conventions, cam for the whole square picture; `detail` is zero: the truth of
+    codes: a batch of one in the method's conventions, cam for the whole square image; `detail` is zero: the truth of
     the detail is `displacement` (256,256) metres, without the bundle's fixed displacement. vertices (V,3) metres, world
     space, eyes turned; landmarks (68,2) pixels, dynamic contour; skin_mask (n,n) uint8, 255 on visible skin of the
     face; normals (3,256,256) of the displaced surface on the UV map, world space.
@@ -55,13 +55,13 @@ class Photograph:
     jpeg_quality: int
 
     def jpeg(self) -> bytes:
-        """The picture as its camera would store it."""
+        """The image as its camera would store it."""
         return encode_jpeg(self.image, self.jpeg_quality)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sitter:
-    """What stays the same in all pictures of a person."""
+    """What is constant over all images of a subject."""
 
     shaped: Float  # (V, 3) at rest, no expression
     albedo: Float  # (3, T, T)
@@ -76,8 +76,8 @@ class World:
     """Photographs over one bundle. Not for several threads at once; processes agree with each other byte by byte.
 
     >>> world = World(bundle)  # doctest: +SKIP
-    >>> someone = world.person(seed=0, index=7)  # doctest: +SKIP
-    >>> picture = world.photograph(someone, world.shot(someone, image=0), size=224)  # doctest: +SKIP
+    >>> someone = world.subject(seed=0, index=7)  # doctest: +SKIP
+    >>> image = world.photograph(someone, world.shot(someone, image=0), size=224)  # doctest: +SKIP
     """
 
     def __init__(self, bundle: AssetBundle) -> None:
@@ -102,19 +102,19 @@ class World:
         self._open = np.unique(bundle.faces[bundle.static_landmark_faces])
         self._sitters: OrderedDict[tuple[int, int], _Sitter] = OrderedDict()
 
-    def person(self, seed: int, index: int) -> Person:
-        return sample_person(seed, index)
+    def subject(self, seed: int, index: int) -> Subject:
+        return sample_subject(seed, index)
 
-    def shot(self, person: Person, image: int, limits: Limits | None = None) -> Shot:
-        return sample_shot(person, image, self.bundle.expression_names, limits)
+    def shot(self, subject: Subject, image: int, limits: Limits | None = None) -> Shot:
+        return sample_shot(subject, image, self.bundle.expression_names, limits)
 
     @torch.inference_mode()
-    def photograph(self, person: Person, shot: Shot, size: int = 224) -> Photograph:
-        """Take the picture, size x size pixels."""
-        sitter = self._sitter(person)
-        codes, head = self._pose(person, shot)
+    def photograph(self, subject: Subject, shot: Shot, size: int = 224) -> Photograph:
+        """Take the image, size x size pixels."""
+        sitter = self._sitter(subject)
+        codes, head = self._pose(subject, shot)
         vertices = head.vertices[0].numpy()
-        displacement = self.wrinkles.displacement(person, shot.exp, shot.jaw)
+        displacement = self.wrinkles.displacement(subject, shot.exp, shot.jaw)
         surface = self._surface.normals(vertices, normals_of(vertices, self._faces), displacement)
         assembly, soft = self._with_occluders(sitter, shot)
         world = np.concatenate([vertices, self._pose_props(sitter, assembly, shot)])
@@ -126,7 +126,7 @@ class World:
             soft,
             sitter.albedo,
             surface,
-            person.oiliness,
+            subject.oiliness,
             paint(shot.background, size),
         )
         landmarks = to_pixels(project(head.landmarks2d, codes.cam)[0, :, :2], size).numpy()
@@ -141,9 +141,9 @@ class World:
             jpeg_quality=shot.lens.quality,
         )
 
-    def _pose(self, person: Person, shot: Shot) -> tuple[Codes, Head]:
-        """Codes of the picture and the posed head; the camera's shift puts the face where the shot wants it."""
-        shape, exp = torch.from_numpy(person.shape)[None], torch.from_numpy(shot.exp)[None]
+    def _pose(self, subject: Subject, shot: Shot) -> tuple[Codes, Head]:
+        """Codes of the image and the posed head; the camera's shift puts the face where the shot wants it."""
+        shape, exp = torch.from_numpy(subject.shape)[None], torch.from_numpy(shot.exp)[None]
         pose = torch.from_numpy(np.concatenate([shot.head, shot.jaw]))[None]
         head = self._flame(shape, exp, pose, eyes=torch.from_numpy(shot.eyes)[None])
         middle = head.landmarks3d[0, 17:, :2].mean(0)
@@ -151,7 +151,7 @@ class World:
         cam = torch.tensor([[shot.scale, x / shot.scale - float(middle[0]), -y / shot.scale - float(middle[1])]])
         codes = Codes(
             shape=shape,
-            tex=torch.from_numpy(person.tex)[None],
+            tex=torch.from_numpy(subject.tex)[None],
             exp=exp,
             pose=pose,
             cam=cam.float(),
@@ -160,26 +160,29 @@ class World:
         )
         return codes, head
 
-    def _sitter(self, person: Person) -> _Sitter:
-        key = (person.seed, person.index)
+    def _sitter(self, subject: Subject) -> _Sitter:
+        key = (subject.seed, subject.index)
         if key in self._sitters:
             self._sitters.move_to_end(key)
             return self._sitters[key]
         bundle = self.bundle
         template, basis = torch.from_numpy(bundle.v_template), torch.from_numpy(bundle.shape_basis)
-        shaped = blend_shapes(template, basis, torch.from_numpy(person.shape)[None])[0].numpy()
-        albedo = albedo_map(torch.from_numpy(person.tex)[None], *self._albedo)[0].numpy()
-        albedo = np.clip(albedo * (1 - self.wrinkles.stain(person)), 0.01, 1.0).astype(np.float32)
+        shaped = blend_shapes(template, basis, torch.from_numpy(subject.shape)[None])[0].numpy()
+        albedo = albedo_map(torch.from_numpy(subject.tex)[None], *self._albedo)[0].numpy()
+        albedo = np.clip(albedo * (1 - self.wrinkles.stain(subject)), 0.01, 1.0).astype(np.float32)
         tone = self._skin_tone(albedo)
-        albedo = self._paint.apply(albedo, person.looks)
-        albedo = albedo * np.exp(-person.looks.skin.creases * self.wrinkles.shade(person))
-        props = [*build_hair(bundle, shaped, person.hair, tone), *build_clothing(bundle, shaped, person.clothing, tone)]
+        albedo = self._paint.apply(albedo, subject.looks)
+        albedo = albedo * np.exp(-subject.looks.skin.creases * self.wrinkles.shade(subject))
+        props = [
+            *build_hair(bundle, shaped, subject.hair, tone),
+            *build_clothing(bundle, shaped, subject.clothing, tone),
+        ]
         assembly = assemble(bundle, props)
         soft = occlusion(assembly, np.concatenate([shaped, assembly.prop_vertices]))
         # The light code is the light that reaches a face, whatever its hair: open skin of the face counts as 1.
         soft = np.minimum(soft / np.quantile(soft[self._open], 0.8), 1.0)
-        self._sitters[key] = _Sitter(shaped, albedo, props, assembly, soft, tone, person.hair.colour)
-        while len(self._sitters) > KEPT_PEOPLE:
+        self._sitters[key] = _Sitter(shaped, albedo, props, assembly, soft, tone, subject.hair.colour)
+        while len(self._sitters) > KEPT_SUBJECTS:
             self._sitters.popitem(last=False)
         return self._sitters[key]
 
@@ -200,8 +203,8 @@ class World:
     def _pose_props(self, sitter: _Sitter, assembly: Assembly, shot: Shot) -> Float:
         """Posed vertices of the props (N-V,3): what rides on the head by its joints, clothes by the shoulders.
 
-        People turn the head more than the shoulders. FLAME's code has one rotation for both, about the root joint; the
-        shoulders are not part of it, so they may turn less about the same point.
+        Heads turn further than shoulders. FLAME's code has one rotation for both, about the root joint; the shoulders
+        are not part of it, so they may turn less about the same point.
         """
         joints = torch.from_numpy(self.bundle.joint_regressor @ sitter.shaped)[None]
         rest = torch.from_numpy(assembly.prop_vertices)[None]

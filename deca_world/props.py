@@ -1,4 +1,4 @@
-"""What a photograph shows beside the head: a `Prop` is a small textured mesh in the head's rest space.
+"""Props beside the head: a `Prop` is a small textured mesh in the head's rest space.
 
 Hair, clothes and occluders are built on the shaped head, so they fit every identity, and carry FLAME's skin weights, so
 that the renderer poses them with the head's own joint transforms. The bundle never contains any of them.
@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Colour = tuple[float, float, float]
 
-DEFAULT_SKIN: Colour = (0.70, 0.53, 0.44)  # sRGB, where nobody says what skin the sitter has
+DEFAULT_SKIN: Colour = (0.70, 0.53, 0.44)  # sRGB, where the skin colour is not given
 ROOT, HEAD = 0, 1  # joints: FLAME's neck joint carries the skull
 
 # The frame's grid: azimuth from behind over the subject's right (-90), the face (0) and left (90) to behind again.

@@ -103,7 +103,7 @@ def normals_of(vertices: Float, faces: NDArray[np.int32]) -> Float:
 
 
 def occlusion(assembly: Assembly, vertices: Float) -> Float:
-    """How much of the surroundings each vertex sees, (N,) in [0, 1], cosine-weighted over its hemisphere.
+    """Ambient visibility of each vertex, (N,) in [0, 1], cosine-weighted over its hemisphere.
 
     vertices (N,3) of the resting head with its props. Light from below counts less: rooms and bodies are darker there.
     """
@@ -154,7 +154,7 @@ def lamp_visibility(
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A rendered picture: colour (n,n,3) over the background, skin (n,n) share of visible face skin in each pixel."""
+    """A rendered image: colour (n,n,3) over the background, skin (n,n) share of visible face skin in each pixel."""
 
     colour: Float
     skin: Float
@@ -182,9 +182,9 @@ class Renderer:
         oiliness: float,
         background: Float,
     ) -> Frame:
-        """Draw one picture.
+        """Draw one image.
 
-        vertices (N,3) posed, world space; cam (3,) of the square picture; soft (N,) ambient occlusion;
+        vertices (N,3) posed, world space; cam (3,) of the square image; soft (N,) ambient occlusion;
         albedo (3,T,T); surface (T*T,3) normals of M' in world space; oiliness 0..1; background (n,n,3).
         """
         from deca_world import kernels

@@ -1,4 +1,4 @@
-"""What happens in one photograph: expression, pose, light, framing, background, occluders, lens."""
+"""Settings of one photograph: expression, pose, light, framing, background, occluders, lens."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from deca_world.background import Background, sample_background
 from deca_world.lens import Lens, sample_lens
 from deca_world.lighting import Light, sample_light
 from deca_world.occluders import Occluder, sample_occluders
-from deca_world.person import Person
 from deca_world.streams import Stream, stream
+from deca_world.subject import Subject
 
 Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an evaluation may restrict. Angles in degrees; pairs are (smallest, largest)."""
+    """Ranges of the random settings. Angles in degrees; pairs are (smallest, largest)."""
 
     yaw: tuple[float, float] = (0.0, 60.0)  # of |yaw|; left and right are equally likely
     pitch: float = 20.0
     roll: float = 15.0
-    # Of the weak-perspective camera: at 7 a head fills the picture from crown to chin, at 4.4 the shoulders are seen.
+    # Of the weak-perspective camera: at 7 a head fills the image from crown to chin, at 4.4 the shoulders are seen.
     scale: tuple[float, float] = (4.4, 6.6)
-    shift: float = 0.12  # of half the picture's side
+    shift: float = 0.12  # of half the image's side
     occluders: bool = True
     expressions: bool = True
     lens: bool = True
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One photograph of one person. Rotations are axis-angle in radians, world space.
+    """One photograph of one subject. Rotations are axis-angle in radians, world space.
 
     exp (50,), jaw (3,), head (3,) global rotation, body (3,) rotation of the shoulders, eyes (6,) left and right;
     scale of the weak-perspective camera, offset (2,) where the face's middle lies in [-1, 1], y down.
@@ -73,14 +73,14 @@ MOODS: dict[str, tuple[float, dict[str, float], tuple[float, float]]] = {
 }
 # A few components beside the mood's own, weak: faces are never quite at rest.
 STRAY, STRAY_STRENGTH = 3, 0.35
-GLASSES_WORN = 0.92  # share of the pictures of people with glasses
-BLINK = 0.03  # share of pictures with (nearly) closed eyes
+GLASSES_WORN = 0.92  # share of the images of subjects with glasses
+BLINK = 0.03  # share of images with (nearly) closed eyes
 
 
-def shot(person: Person, image: int, names: tuple[str, ...], limits: Limits | None = None) -> Shot:
-    """The photograph `image` of `person`: a pure function of its arguments. `names` of the expression components."""
+def shot(subject: Subject, image: int, names: tuple[str, ...], limits: Limits | None = None) -> Shot:
+    """The photograph `image` of `subject`: a pure function of its arguments. `names` of the expression components."""
     limits = limits or Limits()
-    rng = stream(person.seed, Stream.SHOT, person.index, image)
+    rng = stream(subject.seed, Stream.SHOT, subject.index, image)
     yaw, pitch, roll = sample_pose(rng, limits)
     exp, jaw = sample_expression(rng, names)
     if not limits.expressions:
@@ -100,15 +100,15 @@ def shot(person: Person, image: int, names: tuple[str, ...], limits: Limits | No
         offset=(float(rng.uniform(-1, 1) * limits.shift), float(rng.uniform(-1, 1) * limits.shift)),
         light=sample_light(rng),
         background=background,
-        occluders=_occluders(person, image) if limits.occluders else (),
+        occluders=_occluders(subject, image) if limits.occluders else (),
         lens=lens,
     )
 
 
-def _occluders(person: Person, image: int) -> tuple[Occluder, ...]:
-    """What hides part of the face here: the person's glasses, now and then off, and what chance brings."""
-    rng = stream(person.seed, Stream.OCCLUDERS, person.index, image)
-    worn = person.glasses if rng.uniform() < GLASSES_WORN else None
+def _occluders(subject: Subject, image: int) -> tuple[Occluder, ...]:
+    """Occluders of this photograph: the subject's glasses, sometimes off, and random others."""
+    rng = stream(subject.seed, Stream.OCCLUDERS, subject.index, image)
+    worn = subject.glasses if rng.uniform() < GLASSES_WORN else None
     found = sample_occluders(rng)
     # Nobody wears two pairs, and who has no glasses has sunglasses at most now and then.
     others = [occluder for occluder in found if occluder.kind != "glasses" or (worn is None and rng.uniform() < 0.15)]

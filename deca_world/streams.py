@@ -1,4 +1,4 @@
-"""Random streams: every random choice of the world is a pure function of (seed, what it is for, person, image)."""
+"""Random streams: every random choice of the world is a pure function of (seed, purpose, subject, image)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What random numbers are for: a new choice in one stream leaves the others as they are."""
+    """Purpose of random numbers: a new choice in one stream leaves the others unchanged."""
 
     SHAPE = 1
     TEX = 2
@@ -22,6 +22,6 @@ class Stream(IntEnum):
     LOOKS = 12
 
 
-def stream(seed: int, purpose: Stream, person: int, image: int = 0) -> np.random.Generator:
+def stream(seed: int, purpose: Stream, subject: int, image: int = 0) -> np.random.Generator:
     """The generator of one purpose; the same numbers in any process and in any order of calls. All arguments >= 0."""
-    return np.random.default_rng(np.random.SeedSequence([seed, int(purpose), person, image]))
+    return np.random.default_rng(np.random.SeedSequence([seed, int(purpose), subject, image]))

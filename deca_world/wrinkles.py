@@ -1,8 +1,8 @@
-"""True displacement D*(person, expression, jaw): what makes this face wrinkle, and where.
+"""True displacement D*(subject, expression, jaw): what makes this face wrinkle, and where.
 
-Every person has statics (moles, pores, fine lines, eye bags, age lines) and a pattern of creases that expressions
+Every subject has statics (moles, pores, fine lines, eye bags, age lines) and a pattern of creases that expressions
 deepen. Creases lie where facial muscles fold the skin (across the frontalis, the corrugators, the orbicularis oculi
-and oris, the zygomatics, the mentalis), but number, place, length and depth are the person's own. Drawn on the head's
+and oris, the zygomatics, the mentalis), but number, place, length and depth are the subject's own. Drawn on the head's
 landmarks, so any bundle with 68 landmarks carries them; bundles without expression names have statics only.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from deca_core.assets.bundle import UV_SIZE, AssetBundle
 from deca_core.uv import UVAtlas
 from deca_world.creases import DEEPER, Crease, crease_lines
-from deca_world.person import Person
 from deca_world.streams import Stream, stream
+from deca_world.subject import Subject
 
 Float = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ JAW_DRIVERS = {"nasolabial": 0.35, "chin": -0.8, "marionette": 0.25, "dimple": -
 
 @dataclass(frozen=True)
 class Pattern:
-    """One person's wrinkles on the skin texels: resting (N,), creases (G,N), both metres; rest (G,) and gain (G,)."""
+    """One subject's wrinkles on the skin texels: resting (N,), creases (G,N), both metres; rest (G,) and gain (G,)."""
 
     resting: Float
     creases: Float
@@ -70,7 +70,7 @@ class WrinkleModel:
     """D* over one head.
 
     >>> model = WrinkleModel(bundle)  # doctest: +SKIP
-    >>> model.displacement(person, exp, jaw).shape  # doctest: +SKIP
+    >>> model.displacement(subject, exp, jaw).shape  # doctest: +SKIP
     (256, 256)
     """
 
@@ -87,16 +87,16 @@ class WrinkleModel:
         self._drivers = _driver_matrices(bundle.expression_names)
         self._cached: tuple[tuple[int, int], Pattern] | None = None
 
-    def pattern(self, person: Person) -> Pattern:
-        """The person's wrinkles; the last person's are kept."""
-        key = (person.seed, person.index)
+    def pattern(self, subject: Subject) -> Pattern:
+        """The subject's wrinkles; the last subject's are kept."""
+        key = (subject.seed, subject.index)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, _draw_pattern(self, person))
+            self._cached = (key, _draw_pattern(self, subject))
         return self._cached[1]
 
-    def displacement(self, person: Person, exp: Float, jaw: Float) -> Float:
+    def displacement(self, subject: Subject, exp: Float, jaw: Float) -> Float:
         """D* (256,256) metres, |D*| < 4 mm, zero outside the face mask; exp (50,), jaw (3,) axis-angle radians."""
-        pattern = self.pattern(person)
+        pattern = self.pattern(subject)
         left, right = self.activation(pattern, exp, jaw)
         difference = (left - right) @ pattern.creases
         height = pattern.resting + right @ pattern.creases + difference * self.left
@@ -105,7 +105,7 @@ class WrinkleModel:
         return out.reshape(UV_SIZE, UV_SIZE)
 
     def activation(self, pattern: Pattern, exp: Float, jaw: Float) -> tuple[Float, Float]:
-        """How deep every group is folded on the left and on the right side, each (G,), 0 smooth .. about 1.5."""
+        """Fold depth of every group on the left and on the right side, each (G,), 0 smooth .. about 1.5."""
         opening = np.clip(jaw[0] / FULL_JAW, 0.0, 1.0)
         sides = []
         for drivers in self._drivers:
@@ -113,17 +113,17 @@ class WrinkleModel:
             sides.append(np.clip(pattern.rest + pattern.gain * push, 0.0, 1.6).astype(np.float32))
         return sides[0], sides[1]
 
-    def shade(self, person: Person) -> Float:
+    def shade(self, subject: Subject) -> Float:
         """Depth of the relaxed face's creases, (256,256), 1 of a full fold: little light reaches their bottom."""
-        pattern = self.pattern(person)
+        pattern = self.pattern(subject)
         out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
         out[self.texels] = np.maximum(-(pattern.rest @ pattern.creases) / (DEEPER * MM), 0) * self.mask
         return out.reshape(UV_SIZE, UV_SIZE)
 
-    def stain(self, person: Person) -> Float:
-        """Darkness of the person's moles, (256,256) in [0, 1]: the photographs' albedo is multiplied by 1 - stain."""
+    def stain(self, subject: Subject) -> Float:
+        """Darkness of the subject's moles, (256,256) in [0, 1]: the photographs' albedo is multiplied by 1 - stain."""
         out = np.zeros(UV_SIZE * UV_SIZE, np.float32)
-        out[self.texels] = self.pattern(person).stain * self.mask
+        out[self.texels] = self.pattern(subject).stain * self.mask
         return out.reshape(UV_SIZE, UV_SIZE)
 
 
@@ -162,11 +162,11 @@ def _anchors(bundle: AssetBundle) -> dict[str, NDArray]:
     return {name: np.abs(points[index]) * [1, 0] + points[index] * [0, 1] for name, index in half.items()}
 
 
-def _draw_pattern(model: WrinkleModel, person: Person) -> Pattern:
+def _draw_pattern(model: WrinkleModel, subject: Subject) -> Pattern:
     from deca_world.strokes import draw_creases, draw_spots
 
-    rng = stream(person.seed, Stream.WRINKLES, person.index)
-    age = person.age
+    rng = stream(subject.seed, Stream.WRINKLES, subject.index)
+    age = subject.age
     points = model.points
     strokes = crease_lines(model.anchors, rng, age)
     starts = np.cumsum([0, *(len(stroke.line) for stroke in strokes)])

@@ -161,7 +161,9 @@ def _without(weights: LossWeights, less: LossWeights) -> LossWeights:
 
 def _part(config: TrainConfig, dest: str, stages: list[StageName], start: str | None) -> TrainConfig:
     """Return the training config of some stages alone, starting from a checkpoint."""
-    off = {name: config.stage(name).model_copy(update={"steps": 0}) for name in STAGES if name not in stages}
+    off: dict[str, Any] = {
+        name: config.stage(name).model_copy(update={"steps": 0}) for name in STAGES if name not in stages
+    }
     return config.model_copy(update={"dest": dest, "start": start, **off})
 
 

@@ -21,7 +21,7 @@ def write_photos(folder: Path, people: int = 7, seed: int = 1) -> Path:
     Image.fromarray(data.astronaut()).save(folder / "astronaut.png")
     world = World(procedural_head())
     for index in range(people):
-        person = world.person(seed, index)
+        person = world.subject(seed, index)
         photograph = world.photograph(person, world.shot(person, 0, LIMITS), PICTURE_SIZE)
         (folder / f"person-{index:02d}.jpg").write_bytes(photograph.jpeg())
     return folder

@@ -42,7 +42,7 @@ from tasks.measure.ablation_report import ablation_table, models_table
 from tasks.measure.evaluation_report import metric_table, scan_table
 from tasks.reports.card import CARD, identity_sizes
 from tasks.store.storage import Store
-from tasks.training.report import CURVES, PICTURES
+from tasks.training.report import CURVES, SHEETS
 from tasks.units.plan import load_plan
 from tasks.units.progress import standing
 from tasks.units.reasons import quarantine_reasons
@@ -194,7 +194,7 @@ def train(config: TrainConfig) -> Any:
 def _train_report(summary: TrainSummary) -> str:
     """Where curves and pictures lie, and what every stage came to, as Markdown."""
     store = Store(summary.dest)
-    places = {"curves": CURVES, **{f"pictures, {stage}": PICTURES.format(stage=stage) for stage in summary.stages}}
+    places = {"curves": CURVES, **{f"pictures, {stage}": SHEETS.format(stage=stage) for stage in summary.stages}}
     links = [f"- [{name}]({store.join(place)})" for name, place in places.items()]
     lines = [f"| {name} | {value} |" for name, value in summary_lines(summary)]
     return "\n".join([f"## Model `{summary.model}`", *links, "", "| | |", "| --- | --- |", *lines])

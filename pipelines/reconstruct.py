@@ -25,7 +25,7 @@ from schemas.reconstruct import FREEZE_FROM, ReconstructConfig, ReconstructSumma
 from schemas.tracks import TracksRecord
 from tasks.annotate.annotators import load_annotator
 from tasks.heads.consensus import make_consensus
-from tasks.heads.precision import Suited, what_suits
+from tasks.heads.precision import DeviceSettings, worker_settings
 from tasks.heads.reconstruct import ReconstructWorker
 from tasks.heads.tracks import has_frames, make_tracks
 from tasks.models.loading import bundle_at, bundle_for, is_trained, load_model, weights_hash
@@ -74,7 +74,7 @@ def reconstruct(
 
 
 def prepare(config: ReconstructConfig) -> ReconstructConfig:
-    """The settings that hold, with the checkpoint's bundle, and what was left open as the plan has it or as suits."""
+    """The settings that hold, with the checkpoint's bundle, and what was left open as the plan has it or as chosen."""
     from deca_core.roll import UPRIGHT_FROM
 
     config = settle(config, config.dest)
@@ -92,12 +92,12 @@ def prepare(config: ReconstructConfig) -> ReconstructConfig:
         found = {"precision": planned.get("precision", "fp32"), "batch_size": planned.get("batch_size", 8)}
         return _settled(config, found)
     store.check_writable()  # before seconds of measuring
-    suits = what_suits(config)
-    logger.info("workers compute on: %s, %d faces at once", suits.device, suits.batch_size)
-    if suits.choice is None:
-        return _settled(config, {"batch_size": suits.batch_size})
-    _note(store, suits)
-    return _settled(config, {"precision": suits.choice.precision, "batch_size": suits.batch_size})
+    chosen = worker_settings(config)
+    logger.info("workers compute on: %s, %d faces at once", chosen.device, chosen.batch_size)
+    if chosen.choice is None:
+        return _settled(config, {"batch_size": chosen.batch_size})
+    _note(store, chosen)
+    return _settled(config, {"precision": chosen.choice.precision, "batch_size": chosen.batch_size})
 
 
 def _settled(config: ReconstructConfig, found: dict[str, Any]) -> ReconstructConfig:
@@ -106,16 +106,16 @@ def _settled(config: ReconstructConfig, found: dict[str, Any]) -> ReconstructCon
     return config.model_copy(update=left)
 
 
-def _note(store: Store, suits: Suited) -> None:
+def _note(store: Store, chosen: DeviceSettings) -> None:
     """Say what was measured, in the log and beside the data."""
-    choice = suits.choice
+    choice = chosen.choice
     assert choice is not None
     tried = "; ".join(
         f"{name} {milliseconds} ms a face"
         + (f", off by {_words(choice.deviations[name])}" if name in choice.deviations else "")
         for name, milliseconds in choice.milliseconds.items()
     )
-    logger.info("precision %s (%s%s)", choice.precision, "measured there before: " if suits.remembered else "", tried)
+    logger.info("precision %s (%s%s)", choice.precision, "measured there before: " if chosen.remembered else "", tried)
     store.write(PRECISION, json.dumps(asdict(choice), indent=2).encode())
 
 

@@ -168,7 +168,7 @@ def _figures(method: MethodFigures) -> str:
 
 
 def _training_lines(summary: TrainSummary) -> Lines:
-    from tasks.training.report import CURVES, PICTURES
+    from tasks.training.report import CURVES, SHEETS
 
     store, bundle = Store(summary.dest), "" if summary.bundle is None else f" --bundle {summary.bundle}"
     lines: Lines = [("outcome", summary.outcome)]
@@ -184,7 +184,7 @@ def _training_lines(summary: TrainSummary) -> Lines:
         *lines,
         *((name, network) for name, network in summary.networks.items()),
         ("curves", store.join(CURVES)),
-        ("pictures", store.join(PICTURES.format(stage=list(summary.stages)[-1]))),
+        ("pictures", store.join(SHEETS.format(stage=list(summary.stages)[-1]))),
         ("summary", store.join(SUMMARY)),
         ("model", str(summary.model)),
         ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}{bundle}"),

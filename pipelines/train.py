@@ -31,7 +31,7 @@ from tasks.training.records import (
     stage_file,
     stored_plan,
 )
-from tasks.training.report import CURVES, REPORT, draw_curves, draw_pictures
+from tasks.training.report import CURVES, REPORT, draw_curves, draw_sheets
 from tasks.training.stage import FAILED, METRICS, StageJob
 from tasks.units.draft import code_version, flat_settings
 from tasks.units.metrics_server import watched
@@ -176,7 +176,7 @@ def draw_report(config: TrainConfig, trained: bool) -> None:
     """Loss curves and pictures of validation faces beside the data; those of before where nothing was trained."""
     if not trained and Store(config.dest).exists(CURVES):
         return
-    draw_pictures(config)
+    draw_sheets(config)
     draw_curves(config)  # last: where it lies, the report is whole
 
 

@@ -1,10 +1,10 @@
-"""What an erasure leaves in a dataset: tombstones that keep the erased away, and records of what was done.
+"""Files of an erasure in a dataset: tombstones, which keep the erased out of later runs, and records.
 
-    _erased/tombstone-000001.json   written before anything goes: who is erased, and what of them was found
+    _erased/tombstone-000001.json   written first: the erased ids, and what was found of them
     _erased/record-000001.json      written when nothing is left: when, and how much was erased
 
-A tombstone without its record is an erasure that was interrupted. Neither holds a name: faces and pictures go by their
-ids, which are hashes, and identities by the SHA-256 of theirs.
+A tombstone without its record is an interrupted erasure. Neither contains a name: faces and images are stored by their
+ids, which are hashes, and identities as SHA-256.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["face", "image", "identity"]
 
 
 class Request(BaseModel):
-    """One id that was asked to be erased, and the faces that it meant then."""
+    """A requested id, and its faces at that time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,12 +32,12 @@ class Request(BaseModel):
 
 
 class Found(BaseModel):
-    """What a dataset held of the erased before it went."""
+    """Rows and files of the erased before their removal."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: dict[str, int] = Field(default_factory=dict)  # rows by file
-    files: list[str] = Field(default_factory=list)  # that are of the erased as a whole: maps, meshes
+    files: list[str] = Field(default_factory=list)  # that belong to erased rows alone: maps, meshes
 
     @property
     def count(self) -> int:
@@ -45,7 +45,7 @@ class Found(BaseModel):
 
 
 class Tombstone(BaseModel):
-    """`_erased/tombstone-000001.json`. Every run that writes rows reads it, and leaves the erased out."""
+    """`_erased/tombstone-000001.json`. Every run that writes rows reads it and leaves out the erased."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,12 +66,12 @@ class ErasureRecord(BaseModel):
     at: str  # UTC, ISO 8601
     requests: int
     faces: int
-    rows: int  # that were found, and are gone
-    files: int  # that were of the erased as a whole
+    rows: int  # removed
+    files: int  # removed
     tombstone_sha256: str
     code: str
 
 
 def identity_hash(identity: str) -> str:
-    """How an erased identity is known: a tombstone that kept the name would keep the person."""
+    """Return the SHA-256 of an identity: tombstones must not store names."""
     return hashlib.sha256(identity.encode()).hexdigest()

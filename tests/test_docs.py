@@ -1,4 +1,4 @@
-"""The documentation against the program: commands parse, cheap ones run, links lead somewhere, quoted errors exist."""
+"""The documentation against the program: commands parse, cheap ones run, links resolve, quoted errors exist."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PYTHON = re.compile(r"^( *)```python\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^ {4,}(deca .+)$", re.MULTILINE)
 QUOTED = re.compile(r"`(deca [^`]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-# Commands of the pages that really run, in this order, in a folder with photos/ of one procedural person; and what
-# makes them small.
+# Commands of the pages that are run, in this order, in a folder with photos/ of one procedural subject; and options
+# that make them small.
 RUN = {
     "deca assets head bundle/": "",
     "deca assets show bundle/": "",
@@ -43,7 +43,7 @@ def relative(page: Path) -> str:
 
 
 class Line(NamedTuple):
-    """A command of a page; one quoted in running text may leave arguments out."""
+    """A command of a page; one quoted in running text may omit arguments."""
 
     text: str
     quoted: bool
@@ -69,7 +69,7 @@ def program() -> typer.main.TyperGroup:
 
 
 def parse(line: str) -> str:
-    """What typer says of a command when it takes it apart before running it: names, options, choices, arguments."""
+    """Return typer's complaint about a command's names, options, choices or arguments, or an empty string."""
     words = shlex.split(line)[1:]
     group = program()
     context = group.make_context("deca", [words[0]], resilient_parsing=True)
@@ -108,13 +108,13 @@ def test_modules_and_targets_exist(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What headings of a page are called in links, by GitHub's rule."""
+    """Anchors of a page's headings by GitHub's rule."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for link in LINK.findall(page.read_text()):
         if link.startswith(("http://", "https://")):
             continue
@@ -160,7 +160,7 @@ def test_code_that_the_architecture_names_exists():
 
 @cache
 def messages() -> list[str]:
-    """Every text of the code, what is filled in left out as NUL."""
+    """Every string of the code, with NUL for what is filled in."""
     found = []
     for layer in ("deca_core", "schemas", "tasks", "pipelines"):
         for path in (ROOT / layer).rglob("*.py"):
@@ -210,6 +210,7 @@ def test_dataset_pages_are_those_of_the_schemas(tmp_path):
 # --- commands that run ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     from deca_core.assets import procedural_head
     from deca_world import Limits, World
@@ -218,7 +219,7 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     assert set(RUN) <= written, f"no page has {set(RUN) - written}"
     (tmp_path / "photos").mkdir()
     world = World(procedural_head())
-    someone = world.person(seed=5, index=1)
+    someone = world.subject(seed=5, index=1)
     photograph = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0.0, 10.0), occluders=False)), 256)
     (tmp_path / "photos" / "one.jpg").write_bytes(photograph.jpeg())
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,7 @@
-"""Every Python block of the documentation, as it stands: a page's blocks run in order, in one namespace, in a folder.
+"""Run every Python block of the documentation: a page's blocks in order, in one namespace, in a folder of its own.
 
-The folder holds what the page names and nothing else: PLACES. Datasets are those of the flows themselves. The licensed
-files are stand-ins in the formats that their official tools write, over a small head; the pages say that the real ones
-are the reader's own.
+The folder holds only what the page names (PLACES). Datasets come from the flows. Licensed files are stand-ins in the
+formats of their official tools, over a small head.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Names = dict[str, Any]
 
 
 def blocks(page: Path) -> list[str]:
-    """The Python blocks of a page, without the indent of a list that they stand in."""
+    """The Python blocks of a page, without the indent of a surrounding list."""
     found = PYTHON.findall(page.read_text())
     return ["\n".join(line.removeprefix(indent) for line in block.splitlines()) for indent, block in found]
 
@@ -42,7 +41,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def linked(folder: Callable[[], str]) -> Make:
-    """A dataset that a flow made once for all pages; pages only read."""
+    """Link a dataset that a flow made once for all pages."""
     return lambda place: place.symlink_to(folder(), target_is_directory=True)
 
 
@@ -65,23 +64,23 @@ def run(**values: Any) -> str:
 
 
 @cache
-def agreed() -> str:
+def consensus_heads() -> str:
     """Heads of one subject that share a shape."""
-    return run(source=flows().people(), dest=str(flows().folder / "agreed"), consensus="identity")
+    return run(source=flows().people(), dest=str(flows().folder / "consensus"), consensus="identity")
 
 
 @cache
-def filmed() -> str:
-    """Heads of three frames of a clip."""
+def video_heads() -> str:
+    """Heads of three frames of a video."""
     folder = flows().folder / "frames"
     folder.mkdir()
     for number in range(3):
         astronaut().rotate(number).save(folder / f"{number}.jpg", quality=95)
-    return run(source=str(folder), dest=str(flows().folder / "filmed"), video={"fps": 25})
+    return run(source=str(folder), dest=str(flows().folder / "video"), video={"fps": 25})
 
 
 def in_bucket(place: Path) -> None:
-    """The same heads as s3://bucket/heads of moto's S3, whose endpoint stands in the environment."""
+    """The same heads as s3://bucket/heads of moto's S3, whose endpoint is in the environment."""
     import boto3
     import fsspec
 
@@ -113,7 +112,7 @@ PLACES: dict[str, dict[str, Make]] = {
     "docs/datasets/annotations.md": PEOPLE,
     "docs/datasets/assignments.md": PEOPLE,
     "docs/datasets/commits.md": OUT,
-    "docs/datasets/consensus.md": {"out": linked(agreed)},
+    "docs/datasets/consensus.md": {"out": linked(consensus_heads)},
     "docs/datasets/evaluations.md": {"figures": linked(lambda: flows().evaluate())},
     "docs/datasets/exports.md": {"exported": linked(lambda: flows().export())},
     "docs/datasets/faces.md": PEOPLE,
@@ -121,7 +120,7 @@ PLACES: dict[str, dict[str, Make]] = {
     "docs/datasets/items.md": OUT,
     "docs/datasets/quarantine.md": OUT,
     "docs/datasets/reconstructions.md": OUT,
-    "docs/datasets/tracks.md": {"out": linked(filmed)},
+    "docs/datasets/tracks.md": {"out": linked(video_heads)},
     "docs/datasets/truth.md": {"world": linked(lambda: flows().world())},
     "docs/export.md": {"crop.png": crop},
     "docs/howto/bucket.md": {"bucket": in_bucket},
@@ -129,17 +128,17 @@ PLACES: dict[str, dict[str, Make]] = {
     "docs/ingest.md": {"out": linked(lambda: flows().people())},
     "docs/models.md": LICENSED,
     "docs/python.md": {"photo.jpg": photo, "heads": heads_of_photo},
-    "docs/reconstruct.md": {"out": linked(agreed)},
+    "docs/reconstruct.md": {"out": linked(consensus_heads)},
 }
-# Engines that a page talks to, by the name of their fixture.
+# Engines that a page needs, by the name of their fixture.
 ENGINES = {"docs/howto/bucket.md": "s3", "docs/ingest.md": "ray_cluster"}
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
-# --- what comes of it -------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
-def of_python(names: Names, printed: str, text: str) -> None:
+def check_python(names: Names, printed: str, text: str) -> None:
     assert re.search(r"\n```\n(\{.*?\})\n```", text, re.DOTALL).group(1) in printed  # type: ignore[union-attr]
     assert float(re.search(r"lie (\d+) pixels", printed).group(1)) < 30  # type: ignore[union-attr]
     assert 5 < float(re.search(r"moved: (\d+) mm", printed).group(1)) < 40  # type: ignore[union-attr]
@@ -149,22 +148,23 @@ def of_python(names: Names, printed: str, text: str) -> None:
     assert torch.allclose(names["codes"].exp, names["heads"].codes.exp, atol=0.02)
 
 
-def of_export(names: Names, printed: str, text: str) -> None:
+def check_export(names: Names, printed: str, text: str) -> None:
     assert Path("head.glb").read_bytes()[:4] == b"glTF"
 
 
-def of_models(names: Names, printed: str, text: str) -> None:
+def check_models(names: Names, printed: str, text: str) -> None:
     assert names["model"].backbone == "resnet50"
     assert Path("copy/model.safetensors").is_file()
 
 
-COMES: dict[str, Callable[[Names, str, str], None]] = {
-    "docs/python.md": of_python,
-    "docs/export.md": of_export,
-    "docs/models.md": of_models,
+CHECKS: dict[str, Callable[[Names, str, str], None]] = {
+    "docs/python.md": check_python,
+    "docs/export.md": check_export,
+    "docs/models.md": check_models,
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=relative)
 def test_the_blocks_of_a_page_run(
     page: Path,
@@ -182,4 +182,4 @@ def test_the_blocks_of_a_page_run(
     names: Names = {}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)
-    COMES.get(name, lambda *_: None)(names, capsys.readouterr().out, page.read_text())
+    CHECKS.get(name, lambda *_: None)(names, capsys.readouterr().out, page.read_text())

@@ -40,6 +40,7 @@ PACKAGES = {  # beside the standard library
     "examples": {"deca_core", "torch", "numpy", "PIL"},
 }
 OPTIONAL = {  # inside a function, or in a module that is only imported inside one
+    "deca_core/raster/__init__.py": {"pytorch3d"},
     "deca_core/raster/triton_kernel.py": {"triton"},
     "deca_core/encoder.py": {"torchvision"},  # the MobileNet backbone
     "deca_core/perceptual.py": {"torchvision"},  # ImageNet weights of VGG19

@@ -99,7 +99,7 @@ class Flows:
 
     def samples(self) -> list[Row]:
         source = ShardSource(faces_of(self.people()), "train")
-        batch = next(iter(Samples(source, BatchPlan(subjects=1, pictures=2), PLAIN)))
+        batch = next(iter(Samples(source, BatchPlan(subjects=1, images=2), PLAIN)))
         names = ("images", "landmarks", "masks")
         return [{name: described(getattr(batch, name)[row].numpy()) for name in names} for row in range(len(batch))]
 
@@ -213,6 +213,7 @@ def record_of(flow: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", RESULT_VERSIONS)
 def test_rows_mean_what_their_version_says(flow: str) -> None:
     golden, now = json.loads((GOLDEN / f"{flow}.json").read_text()), record_of(flow)

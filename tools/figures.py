@@ -197,7 +197,7 @@ def uv() -> Image.Image:
     world = World(bundle)
     exp = np.zeros(50, np.float32)
     exp[bundle.expression_names.index("brow_raise")] = 1
-    wrinkles = world.wrinkles.displacement(world.person(2, 3), exp, np.zeros(3, np.float32))
+    wrinkles = world.wrinkles.displacement(world.subject(2, 3), exp, np.zeros(3, np.float32))
     assert bundle.albedo_mean is not None
     position = UVAtlas(bundle)(torch.from_numpy(bundle.v_template)[None])[0].numpy()
     covered = (np.abs(position).sum(0) > 0)[None]

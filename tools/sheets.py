@@ -123,7 +123,7 @@ def wrinkles(studio: Studio) -> list[list[Image8]]:
     world, names = World(studio.bundle), studio.bundle.expression_names
     rows: list[list[Image8]] = []
     for index in (0, 3, 4, 7):
-        subject = world.person(2, index)
+        subject = world.subject(2, index)
         flat, bumpy = [], []
         for name in (None, "brow_raise", "smile", "brow_lower", "nose_wrinkle", "cheek_raise"):
             exp = np.zeros(50, np.float32)
@@ -139,7 +139,7 @@ def wrinkles(studio: Studio) -> list[list[Image8]]:
 def photographs(studio: Studio) -> list[list[Image8]]:
     """Six subjects, seven photographs of each."""
     world = World(studio.bundle)
-    subjects = [world.person(3, index) for index in range(6)]
+    subjects = [world.subject(3, index) for index in range(6)]
     return [[world.photograph(one, world.shot(one, image), PANEL).image for image in range(7)] for one in subjects]
 
 

@@ -35,7 +35,7 @@ def main() -> None:
         card.write_text(text)
     full, half = load_checkpoint(options.trained, bundle), load_checkpoint(options.folder, bundle)
     world = World(bundle)
-    subjects = [world.person(SEED, index) for index in range(SUBJECTS) for _ in range(IMAGES)]
+    subjects = [world.subject(SEED, index) for index in range(SUBJECTS) for _ in range(IMAGES)]
     photographs = [world.photograph(one, world.shot(one, at % IMAGES)).image for at, one in enumerate(subjects)]
     images = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():

@@ -42,7 +42,7 @@ class AssetBundle:
     V vertices, F faces, U texture coordinates; lengths in metres; UV with u to the right and v up, both in [0, 1].
     """
 
-    name: str  # what it is, for people: "procedural-head", "FLAME 2020"
+    name: str  # for display: "procedural-head", "FLAME 2020"
     source: str  # where it comes from: generator version or the imported files
 
     # Geometry, eq. 1
@@ -168,7 +168,7 @@ class AssetBundle:
 
 
 def check_folder(folder: Path) -> None:
-    """BundleError where a folder lacks a file of a bundle, or something else lies in its place."""
+    """BundleError where a folder lacks a file of a bundle, or has something else in its place."""
     for name in (META_FILE, ARRAYS_FILE):
         if not (folder / name).is_file():
             raise BundleError(

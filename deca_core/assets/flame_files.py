@@ -193,7 +193,7 @@ def _mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             values = np.asarray(image.convert("RGB"))[..., 0]
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BundleError(f"{path}: not a readable picture ({error}). {AGAIN}") from error
+        raise BundleError(f"{path}: not a readable image ({error}). {AGAIN}") from error
     rows, columns = nearest(values.shape[0]), nearest(values.shape[1])
     return values[rows][:, columns].astype(np.float32) / 255
 

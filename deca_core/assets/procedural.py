@@ -30,12 +30,12 @@ def procedural_head() -> AssetBundle:
 
 
 def cache_folder() -> Path:
-    """Where this version's head is kept; need not exist."""
+    """Cache folder of this version's head; need not exist."""
     return cache_root() / f"procedural-head-{generator_version()}"
 
 
 def cache_root() -> Path:
-    """What may be made again is kept here: `$DECA_CACHE`, else `deca` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The cache folder for what can be recomputed: `$DECA_CACHE`, else `deca` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("DECA_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deca"
@@ -59,7 +59,7 @@ def _cached(folder: str) -> AssetBundle:
         try:
             return load_bundle(target)
         except (BundleError, OSError):
-            # Damaged or half deleted: it makes room for a new one.
+            # Damaged or half deleted: it is rebuilt.
             shutil.rmtree(target, ignore_errors=True)
     bundle = _build()
     try:

@@ -30,7 +30,7 @@ class UnpickleError(BundleError):
 
 
 class ChumpyValue:
-    """What is left of a `chumpy` object (a differentiable array of the library that wrote FLAME): its state.
+    """Stand-in for a `chumpy` object (a differentiable array of the library that wrote FLAME): its state.
 
     name: "chumpy.ch.Ch" and the like; state: its attributes by name.
     """

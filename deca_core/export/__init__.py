@@ -1,7 +1,7 @@
 """Heads for other programs: glTF with skeleton and morph targets, OBJ, PLY, NPZ. Nothing but torch and numpy at import.
 
 >>> from deca_core.export import head_glb
->>> glb = head_glb(model, codes[:1], picture=images[:1])  # doctest: +SKIP
+>>> glb = head_glb(model, codes[:1], image=images[:1])  # doctest: +SKIP
 """
 
 from deca_core.export.gltf import Animation, RiggedHead, glb, head_glb, rigged_head, write_glb

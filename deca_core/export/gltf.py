@@ -1,7 +1,7 @@
 """Heads as glTF 2.0 in one binary file (GLB): skeleton, skin, morph targets, textures, animation.
 
 Metres and y up as the method has them, which is what glTF asks for: nothing is converted. Buffers that all heads over
-a bundle share are laid out once (`_shared`); a head adds its positions, pivots and pictures. Specification: Khronos
+a bundle share are laid out once (`_shared`); a head adds its positions, pivots and images. Specification: Khronos
 glTF 2.0.
 """
 
@@ -26,7 +26,7 @@ from deca_core.export.rig import CORRECTIVE_WEIGHTS, JOINTS, REST, STILL, Float,
 from deca_core.images import as_batch
 from deca_core.model import DECA, Reconstruction
 from deca_core.render import vertex_normals
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 
 GENERATOR = "deca-pipeline"
 MAGIC, VERSION, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
@@ -41,7 +41,7 @@ MESH_NODE, FIRST_JOINT = 0, 1  # nodes
 
 @dataclass(frozen=True, eq=False)
 class RiggedHead:
-    """What is one head's own: codes of numpy arrays, and its pictures.
+    """One head: codes as numpy arrays, and its images.
 
     shape (100,), exp (50,), pose (6,) axis-angle of head and jaw, as in `Codes`; base_colour a JPEG or PNG and normals
     a PNG, tangent space, of the UV map. extras: whatever a reader should know, as JSON.
@@ -68,7 +68,7 @@ class RiggedHead:
 @dataclass(frozen=True, eq=False)
 class Animation:
     """A clip: times (T,) seconds, growing; weights (T,K) expression coefficients of the first K components, the others
-    staying as in the picture; jaw (T,3), head (T,3) axis-angle, None staying as in the picture.
+    staying as in the image; jaw (T,3), head (T,3) axis-angle, None staying as in the image.
     """
 
     times: Float
@@ -82,24 +82,24 @@ def head_glb(
     model: DECA,
     codes: Codes,
     name: str = "head",
-    picture: Any = None,
+    image: Any = None,
     expressions: int = 10,
     animation: Animation | None = None,
     sparse: bool = False,
 ) -> bytes:
-    """A GLB file of one face (codes of length 1). picture (1,3,224,224): the crop that its colours come from.
+    """A GLB file of one face (codes of length 1). image (1,3,224,224): the crop that its colours come from.
 
-    picture: as `DECA.encode` takes images. sparse: see `glb`. Raises ExportError for codes of several faces.
+    image: as `DECA.encode` takes images. sparse: see `glb`. Raises ExportError for codes of several faces.
 
-    >>> Path("head.glb").write_bytes(head_glb(model, codes[:1], picture=images[:1]))  # doctest: +SKIP
+    >>> Path("head.glb").write_bytes(head_glb(model, codes[:1], image=images[:1]))  # doctest: +SKIP
     """
     only_head(len(codes), None, "head_glb")
-    if picture is not None:
-        picture = as_batch(picture, like=model.flame.v_template, name="head_glb")
-        only_head(len(picture), None, "head_glb, picture")
+    if image is not None:
+        image = as_batch(image, like=model.flame.v_template, name="head_glb")
+        only_head(len(image), None, "head_glb, image")
     with torch.inference_mode():
         out = model.decode(codes)
-        on_uv = None if picture is None else picture_on_uv(model.atlas, out.projected, picture)
+        on_uv = None if image is None else image_on_uv(model.atlas, out.projected, image)
     if animation is not None:
         expressions = max(expressions, animation.weights.shape[1])
     return glb(rig_of(model.bundle, expressions), rigged_head(model, codes, out, name, on_uv), animation, sparse)
@@ -110,12 +110,12 @@ def rigged_head(
     codes: Codes,
     out: Reconstruction,
     name: str = "head",
-    picture: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
     extras: dict[str, Any] | None = None,
 ) -> RiggedHead:
-    """One decoded face with its maps; picture (1,3,256,256): the photograph on the UV map.
+    """One decoded face with its maps; image (1,3,256,256): the photograph on the UV map.
 
-    Codes and maps are copied off the graph and the device that they lie on. Raises ExportError for several faces.
+    Codes and maps are detached and copied to the CPU. Raises ExportError for several faces.
     """
     only_head(len(codes), None, "rigged_head")
     shape, exp, pose = (value[0].detach().cpu().numpy() for value in (codes.shape, codes.exp, codes.pose))
@@ -124,7 +124,7 @@ def rigged_head(
         shape=shape,
         exp=exp,
         pose=pose,
-        base_colour=jpeg(texture(model, codes, out, picture)[0]),
+        base_colour=jpeg(texture(model, codes, out, image)[0]),
         normals=png_of_normals(tangent_normals(model, out)),
         extras=extras or {},
     )
@@ -138,7 +138,7 @@ def write_glb(
 
 
 def glb(rig: Rig, head: RiggedHead, animation: Animation | None = None, sparse: bool = False) -> bytes:
-    """The bytes of a GLB file: the head as its picture has it, on a skeleton whose rest pose is the neutral head.
+    """The bytes of a GLB file: the head as its image has it, on a skeleton whose rest pose is the neutral head.
 
     sparse: morph targets name only the vertices that they move, which is smaller and which some importers refuse
     (docs/export.md). Raises ExportError for an animation that the rig cannot play.
@@ -185,7 +185,7 @@ def glb(rig: Rig, head: RiggedHead, animation: Animation | None = None, sparse: 
 
 
 def _drivers(rig: Rig) -> dict[str, dict[str, str]]:
-    """What turns with which joint, and how far, for whoever builds drivers."""
+    """Joint and angle of every corrective shape, for programs that drive them."""
     return {one.name: {"joint": one.joint, "weight": CORRECTIVE_WEIGHTS[one.part]} for one in rig.correctives}
 
 
@@ -199,7 +199,7 @@ class _Buffers:
     data: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
-    # Where the zeros lie that sparse morph targets change; None: targets name every vertex.
+    # Buffer view of the zeros that sparse morph targets change; None: targets are dense.
     zeros: int | None = None
 
     def view(self, data: bytes, target: int | None = None) -> int:
@@ -298,7 +298,7 @@ def _surface(file: _Buffers, rig: Rig, rest: Float) -> dict[str, int]:
 
 
 def _joints(pivots: NDArray[np.float64], rotations: dict[Joint, Float]) -> list[dict[str, Any]]:
-    """Nodes of the joints, turned as in the picture."""
+    """Nodes of the joints, turned as in the image."""
     nodes = []
     for index, (name, parent) in enumerate(zip(JOINTS, PARENTS, strict=True)):
         offset = pivots[index] - (pivots[parent] if parent >= 0 else 0)
@@ -318,7 +318,7 @@ def _inverse_bind(pivots: NDArray[np.float64]) -> Float:
     return np.asarray(matrices.reshape(-1, 16), np.float32)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def _material(file: _Buffers, head: RiggedHead) -> dict[str, Any]:
@@ -361,7 +361,7 @@ def _clip(file: _Buffers, rig: Rig, head: RiggedHead, clip: Animation, targets: 
     exp[:, : clip.weights.shape[1]] = clip.weights
     turned = {"jaw": clip.jaw} if clip.head is None else {"jaw": clip.jaw, "root": clip.head}
     weights = rig.target_weights(exp, {"jaw": clip.jaw})
-    if targets > weights.shape[1]:  # what the picture has beyond the targets stays
+    if targets > weights.shape[1]:  # what the image has beyond the targets stays
         weights = np.concatenate([weights, np.ones((frames, 1), np.float32)], axis=1)
     times = file.accessor(np.asarray(clip.times, np.float32), bounds=True)
     outputs = [(MESH_NODE, "weights", weights.reshape(-1))] if targets else []

@@ -1,4 +1,4 @@
-"""What an export needs to know about a bundle's UV atlas and is the same for every head on it; computed once."""
+"""Topology of the dense mesh on a bundle's UV atlas: the same for every head, computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that go with an exported head: base colour, tangent-space normals, displacement; and their bytes."""
+"""Images that go with an exported head: base colour, tangent-space normals, displacement; and their bytes."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ from deca_core.render import fragments, sample_uv, vertex_normals
 JPEG_QUALITY = 92
 PNG_LEVEL = 6  # zlib's; normals shrink by a tenth against 1
 LEVELS = 2**16 - 1
-# Cosine between surface and viewer from which a picture begins to count, and from which it counts wholly: skin seen at
+# Cosine between surface and viewer from which an image begins to count, and from which it counts wholly: skin seen at
 # a flat angle is a smear of few pixels. DECA itself cuts at 0.05, which leaves the smear.
 GRAZING, FACING = 0.15, 0.5
 BEHIND = 0.006  # metres behind what is seen in front of it: hidden. A texel at the nose's edge lies 2 mm apart
-EDGE = 0.06  # share of the crop at its border over which the picture fades out
-FEATHER = 6  # texels over which the picture fades out at the border of the face mask
+EDGE = 0.06  # share of the crop at its border over which the image fades out
+FEATHER = 6  # texels over which the image fades out at the border of the face mask
 GAIN = (0.5, 2.0)  # bounds of the brightness that the albedo is brought to
 
 
 @torch.inference_mode()
-def texture(model: DECA, codes: Codes, head: Reconstruction, picture: Tensor | None = None) -> Tensor:
-    """Base colour on the UV map, (B,3,256,256) RGB in [0, 1]: the picture where it shows skin, else the albedo.
+def texture(model: DECA, codes: Codes, head: Reconstruction, image: Tensor | None = None) -> Tensor:
+    """Base colour on the UV map, (B,3,256,256) RGB in [0, 1]: the image where it shows skin, else the albedo.
 
-    picture (B,3,256,256): the photograph on the UV map (`picture_on_uv`), hidden texels included; None: albedo alone.
+    image (B,3,256,256): the photograph on the UV map (`image_on_uv`), hidden texels included; None: albedo alone.
     The light of the photograph stays in its colours. What it does not show is the albedo A(alpha) under the light of
     the codes (eq. 3), brought to the mean colour of what it shows, so that the two meet without a step.
     """
-    if not len(codes) == len(head.vertices) == (len(codes) if picture is None else len(picture)):
-        images = "no" if picture is None else len(picture)
+    if not len(codes) == len(head.vertices) == (len(codes) if image is None else len(image)):
+        images = "no" if image is None else len(image)
         raise ExportError(f"texture: {len(codes)} codes, {len(head.vertices)} heads and {images} images")
     plain = model.albedo(codes)
-    if picture is None:
+    if image is None:
         return _padded(model.bundle, plain.clamp(0, 1))
     normals = model.atlas(vertex_normals(head.vertices, model.faces))
     lit = plain * shading(functional.normalize(normals, dim=1), codes.light)
     weight = shown(model, codes, head)
     amount = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    gain = ((picture * weight).sum((2, 3), keepdim=True) + amount * 1e-3) / (
+    gain = ((image * weight).sum((2, 3), keepdim=True) + amount * 1e-3) / (
         (lit * weight).sum((2, 3), keepdim=True).clamp(min=0) + amount * 1e-3
     )
     enough = amount > weight[0].numel() * 1e-3
     lit = lit * torch.where(enough, gain.clamp(*GAIN), torch.ones_like(gain))
-    return _padded(model.bundle, (picture * weight + lit * (1 - weight)).clamp(0, 1))
+    return _padded(model.bundle, (image * weight + lit * (1 - weight)).clamp(0, 1))
 
 
 @torch.inference_mode()
 def shown(model: DECA, codes: Codes, head: Reconstruction) -> Tensor:
-    """How far to trust the picture at every texel, (B,1,256,256) in [0, 1].
+    """Weight of the image at every texel, (B,1,256,256) in [0, 1].
 
     1 where the skin of the face looks at the camera, is inside the crop and nothing lies before it; soft borders.
     """
     normals = model.atlas(vertex_normals(head.vertices, model.faces))
-    size = 128  # of the picture that says what lies in front: finer shows nothing more of a head
+    size = 128  # of the image that says what lies in front: finer shows nothing more of a head
     seen = fragments(rasterize(head.projected, model.faces, size, size), head.projected, model.faces)
     front = seen.vertex_attributes(head.projected[..., 2:], model.faces)
     places = model.atlas(head.projected)
@@ -101,7 +101,7 @@ def tangent_normals(model: DECA, head: Reconstruction, index: int | None = None)
 
     index: which head of a batch of several.
 
-    x along growing u, y along growing v (up in the picture), z out of the surface: the frame of glTF. Flat (0, 0, 1)
+    x along growing u, y along growing v (up in the image), z out of the surface: the frame of glTF. Flat (0, 0, 1)
     where nothing is displaced or the atlas is empty. The same map holds for any pose and expression of the head.
     The smooth normal is tilted by the gradient of the displacement d of eq. 10, n = N - grad d, and not taken from the
     triangles of M': those would bring the facets of the coarse mesh along.
@@ -183,9 +183,9 @@ def _padded(bundle: AssetBundle, maps: Tensor) -> Tensor:
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-def jpeg(picture: Tensor) -> bytes:
+def jpeg(image: Tensor) -> bytes:
     """(3,H,W) in [0, 1] as a JPEG."""
-    return _encoded(_bytes(picture), "JPEG", quality=JPEG_QUALITY)
+    return _encoded(_bytes(image), "JPEG", quality=JPEG_QUALITY)
 
 
 def png_of_normals(normals: Tensor) -> bytes:
@@ -205,12 +205,12 @@ def png_of_displacement(displacement: Tensor, limit: float) -> bytes:
     return _encoded(steps.round().clamp(0, LEVELS).cpu().numpy().astype(np.uint16), "PNG", compress_level=PNG_LEVEL)
 
 
-def _bytes(picture: Tensor) -> NDArray[np.uint8]:
-    if picture.ndim != 3 or picture.shape[0] != 3:
-        raise ExportError(f"an image of the shape {tuple(picture.shape)}, expected one image (3, H, W)")
-    require_finite("image", values=picture)
+def _bytes(image: Tensor) -> NDArray[np.uint8]:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ExportError(f"an image of the shape {tuple(image.shape)}, expected one image (3, H, W)")
+    require_finite("image", values=image)
     return np.ascontiguousarray(
-        (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     )
 
 

@@ -23,7 +23,7 @@ Int = NDArray[np.int64]
 
 
 class ExportError(DecaError, ValueError):
-    """What no file is made of: several heads where one is meant, or values that are not finite."""
+    """Invalid input of an export: several heads where one is expected, or values that are not finite."""
 
 
 def only_head(count: int, index: int | None, name: str) -> int:
@@ -75,7 +75,7 @@ def coarse_mesh(model: DECA, head: Reconstruction, index: int | None = None) -> 
 
 @torch.inference_mode()
 def dense_mesh(model: DECA, head: Reconstruction, index: int | None = None) -> Mesh:
-    """M' = M + (z mask + fixed) N of eq. 10 at the resolution of the UV map, posed as in the picture.
+    """M' = M + (z mask + fixed) N of eq. 10 at the resolution of the UV map, posed as in the image.
 
     One vertex a texel, at its centre. The surface ends half a texel before each seam of the atlas, and at the rim that
     DECA leaves out. index as in `coarse_mesh`.

@@ -39,7 +39,7 @@ def _lines(pattern: str, rows: NDArray[Any]) -> str:
 
 
 def mtl(texture: str, normals: str, displacement: str, limit: float) -> bytes:
-    """The material of an OBJ file: file names of its pictures; displacement maps span [-limit, limit] metres."""
+    """The material of an OBJ file: file names of its images; displacement maps span [-limit, limit] metres."""
     return f"""# Metres of displacement = value / 65535 * {2 * limit:.9g} - {limit:.9g}, along the normal
 newmtl {MATERIAL}
 Ka 0 0 0
@@ -86,15 +86,15 @@ def ply(mesh: Mesh, colours: NDArray[np.uint8] | None = None) -> bytes:
     return "\n".join(head).encode() + rows.tobytes() + triangles.tobytes()
 
 
-def vertex_colours(mesh: Mesh, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours (N,3) of the vertices: the texel of picture (T,T,3) that one of their texture coordinates lies on."""
-    height, width = picture.shape[:2]
+def vertex_colours(mesh: Mesh, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours (N,3) of the vertices: the texel of image (T,T,3) that one of their texture coordinates lies on."""
+    height, width = image.shape[:2]
     coordinate = np.zeros(len(mesh.vertices), np.int64)
     coordinate[mesh.faces] = mesh.uv_faces
     u, v = mesh.uv[coordinate].T
     rows = np.clip(((1 - v) * height).astype(int), 0, height - 1)
     columns = np.clip((u * width).astype(int), 0, width - 1)
-    return np.asarray(picture[rows, columns])
+    return np.asarray(image[rows, columns])
 
 
 def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -105,7 +105,7 @@ def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def npz_arrays(mesh: Mesh, dense: Mesh | None, displacement: Float, codes: Mapping[str, Float]) -> dict[str, Any]:
-    """What an NPZ file of a head holds: coarse mesh, dense mesh where asked for, displacement (256,256), codes.
+    """Arrays of a head's NPZ file: coarse mesh, dense mesh where asked for, displacement (256,256), codes.
 
     Raises ExportError for what is not finite.
     """

@@ -29,7 +29,7 @@ Joint = Literal["root", "neck", "jaw", "left_eye", "right_eye"]
 JOINTS: tuple[Joint, ...] = get_args(Joint)
 INFLUENCES = 4  # joints that a vertex can hang on in a glTF file
 STILL = 1e-7  # metres: an offset below is left out
-REST = "expression_rest"  # the components that have no target of their own, as the picture has them
+REST = "expression_rest"  # the components that have no target of their own, as the image has them
 # Part of R - I -> its weight by the joint's quaternion, as extras of the file and in docs/export.md.
 CORRECTIVE_WEIGHTS = {
     "x": "2*w*x",
@@ -55,13 +55,13 @@ class Corrective:
 
     @property
     def name(self) -> str:
-        """Of the target: pose_jaw_x."""
+        """Name of the morph target: pose_jaw_x."""
         return f"pose_{self.joint}_{self.part}"
 
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """What all heads over a bundle share. V vertices, S split vertices, K targets.
+    """Arrays shared by all heads over a bundle. V vertices, S split vertices, K targets.
 
     joints (S,4) and weights (S,4): influences of each split vertex, weights summing to 1; offsets (K,V,3) metres at
     weight 1, of `names`: expression components, then correctives.
@@ -77,7 +77,7 @@ class Rig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all targets, in order."""
+        """Names of all targets, in order."""
         return (*self.expressions, *(one.name for one in self.correctives))
 
     def rest(self, shape: Float) -> Float:
@@ -86,7 +86,7 @@ class Rig:
         return np.asarray(bundle.v_template + bundle.shape_basis @ shape, np.float32)
 
     def pivots(self, rest: Float) -> NDArray[np.float64]:
-        """Where the joints of a neutral head lie, (5,3) metres."""
+        """Joint positions of a neutral head, (5,3) metres."""
         return np.asarray(self.bundle.joint_regressor.astype(np.float64) @ rest)
 
     def remainder(self, exp: Float) -> Float:

@@ -27,7 +27,7 @@ def erode(visibility: Tensor) -> Tensor:
 def soft_symmetry(z: Tensor, visibility: Tensor) -> Tensor:
     """Soft symmetry, eq. 14: sum of (1 - erode(V)) * |D - flip(D)|, the flipped side taken as given.
 
-    z (B,1,T,T) metres; visibility (B,1,T,T). What the picture does not show looks like the other half of the face. The
+    z (B,1,T,T) metres; visibility (B,1,T,T). What the image does not show looks like the other half of the face. The
     sum runs over texels and batch.
     """
     z = full_precision(z)

@@ -1,4 +1,4 @@
-"""Distance of codes from those that fit the picture's landmarks best."""
+"""Distance of codes from a fit to the image's landmarks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gram(basis: Tensor, points: Tensor) -> Tensor:
 
 
 def _similarities(points: Tensor) -> Tensor:
-    """How points (V,3) move, (3V,7), by small shifts along and turns about the three axes, and by growth."""
+    """Displacements (3V,7) of points (V,3) by small shifts along and turns about the three axes, and by scaling."""
     centred = (points - points.mean(0)).double()
     axes = torch.eye(3, dtype=centred.dtype, device=centred.device)
     moves = [*(axis.expand_as(centred) for axis in axes)]
@@ -42,11 +42,11 @@ def _similarities(points: Tensor) -> Tensor:
 
 
 def fit_distance(codes: Codes, fits: Tensor, shape_gram: Tensor, exp_gram: Tensor) -> Tensor:
-    """How far the face moves between codes and fits (B,156), cm: root mean squares by shape, expression, pose, summed.
+    """Displacement of the face between codes and fits (B,156), cm: RMS by shape, expression and pose, summed.
 
-    A loss on landmarks has hardly a slope along changes of the head that the picture does not show: a network that
+    A loss on landmarks has hardly a slope along changes of the head that the image does not show: a network that
     starts at the mean face puts there whatever reduces its error first. What fits the landmarks under the priors,
-    found for every picture by itself, settles it (fits as labels: Kolotouros et al. 2019, SPIN). Rows of `fits` that
+    found for every image by itself, settles it (fits as labels: Kolotouros et al. 2019, SPIN). Rows of `fits` that
     are NaN have no fit and do not count; 0 where none has.
     """
     known = fits.isfinite().all(1)

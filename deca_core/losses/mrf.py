@@ -1,4 +1,4 @@
-"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the picture finds a patch of the rendering that is its own."""
+"""ID-MRF (eq. 13; Wang et al. 2018): every patch of the image has its own nearest patch of the rendering."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BANDWIDTH = 0.5
 NEAREST = 1e-5  # added to the smallest distance before it divides
 # Square of the feature length below which a position has no direction: blank patches give 0, not 0 / 0.
 NO_LENGTH = 1e-8
-# Similarities held at a time (16 MiB of float32): a 64 x 64 feature map alone has 16.8 million per picture.
+# Similarities held at a time (16 MiB of float32): a 64 x 64 feature map alone has 16.8 million per image.
 CHUNK = 2**22
 
 
@@ -53,9 +53,9 @@ def _directions(features: Tensor) -> Tensor:
 
 
 class _Recomputed(torch.autograd.Function):
-    """`_best_similarity` that keeps its inputs alone; its matrices are made again when the slope is asked for.
+    """`_best_similarity` that saves only its inputs and recomputes its matrices in the backward pass.
 
-    What torch.utils.checkpoint does, without the compiler that this loads at its first call (10 s).
+    Like torch.utils.checkpoint, without the compiler that it loads at its first call (10 s).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Losses between pictures: photometric (section 4.1) and identity (eq. 7)."""
+"""Losses between images: photometric (section 4.1) and identity (eq. 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def photometric(image: Tensor, rendering: Tensor, visibility: Tensor) -> Tensor:
     """Photometric loss, L_pho of section 4.1: mean over all pixels and channels of V * |I - I_r|.
 
     image, rendering (B,3,H,W); visibility (B,1,H,W) in [0, 1]: the skin that is seen. Also the detail photometric loss
-    on UV patches. The mean is over the whole picture, so a picture without visible skin counts as fitted.
+    on UV patches. The mean is over the whole image, so an image without visible skin counts as fitted.
     """
     image, rendering = full_precision(image), full_precision(rendering)
     return (visibility * (image - rendering).abs()).mean()

@@ -1,4 +1,4 @@
-"""What the losses compute in: float32 at least, whatever precision the networks ran in."""
+"""Precision of the losses: at least float32, whatever precision the networks ran in."""
 
 from __future__ import annotations
 

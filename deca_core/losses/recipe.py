@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 RecipeName = Literal["paper", "release"]
-# Losses that are sums over the batch; the others are means. Who averages gradients over parts of a batch must know.
+# Losses that are sums over the batch; the others are means. Gradient accumulation depends on it.
 SUMMED = ("shape", "exp", "tex", "mrf", "symmetry")
 
 
@@ -19,7 +19,7 @@ class CoarseWeights:
     # Not among the paper's losses; the release has it at 0.5 and closes mouths better.
     lip_distance: float = 0.0
     photometric: float = 2.0
-    # Identity carries shape that landmarks cannot show; a small share, because it pulls at details of the picture too.
+    # Identity carries shape that landmarks cannot show; a small share, because it also reacts to details of the image.
     identity: float = 0.2
     # Sums over the batch: their share grows with the batch, as in the release.
     shape: float = 1e-4
@@ -32,9 +32,9 @@ class CoarseWeights:
     fit: float = 0.0
     # Eq. 8: the losses also hold for the batch with shape codes exchanged inside each subject.
     shape_consistency: bool = True
-    # The paper renders with light (eq. 2). The release compares the bare albedo with the picture.
+    # The paper renders with light (eq. 2). The release compares the bare albedo with the image.
     lit: bool = True
-    # Pictures are compared where they show skin of the face; False: wherever the head's face is, hair and hands too.
+    # Images are compared where they show skin of the face; False: wherever the head's face is, hair and hands too.
     skin_mask: bool = True
 
 
@@ -45,7 +45,7 @@ class DetailWeights:
     photometric: float = 2.0
     # The product of the photometric weight 2 and its own 0.05. A sum over the batch.
     mrf: float = 0.1
-    # A sum over texels and batch, hence small; it only fills what the picture does not show.
+    # A sum over texels and batch, hence small; it only fills what the image does not show.
     symmetry: float = 0.005
     displacement: float = 0.005
     # Not among the paper's losses; in the release it keeps noise out of the shading.
@@ -57,7 +57,7 @@ class DetailWeights:
     mrf_size: int = 256
     # Eq. 15: the losses also hold for the batch with detail codes exchanged inside each subject.
     detail_consistency: bool = True
-    # Texels are compared that face the camera and show skin; False: all that face the camera inside of the picture.
+    # Texels are compared that face the camera and show skin; False: all that face the camera inside of the image.
     skin_mask: bool = True
 
 
@@ -84,5 +84,5 @@ def recipe(name: RecipeName) -> Recipe:
 
 
 def pretraining(coarse: CoarseWeights) -> CoarseWeights:
-    """The stage before: what landmarks alone can teach. Nothing is rendered, and one picture a subject is enough."""
+    """Weights of the pretrain stage: landmark losses and priors; nothing is rendered, one image a subject is enough."""
     return replace(coarse, photometric=0.0, identity=0.0, tex=0.0, light=0.0, shape_consistency=False)

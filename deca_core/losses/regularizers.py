@@ -1,4 +1,4 @@
-"""Regularisers: what keeps codes, light, displacement and shading near what is plausible (sections 4.1 and 4.2)."""
+"""Regularisers of codes, light, displacement and shading (sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from deca_core.raster.reference import MIN_AREA
 @numba.njit(cache=True, nogil=True)
 def pixel_span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
     """First and last pixel (of `size`, centres at i + 0.5) that a triangle's corners span along one axis."""
-    # Held to the picture before they become integers, which cannot hold any float.
+    # Held to the image before they become integers, which cannot hold any float.
     first, last = max(np.ceil(min(a, b, c) - 0.5), 0.0), min(np.floor(max(a, b, c) - 0.5), size - 1.0)
     return int(min(first, float(size))), int(max(last, -1.0))
 

@@ -1,4 +1,4 @@
-"""Visibility in plain numpy: the definition that the fast kernels are tested against, and what a bare machine uses."""
+"""Visibility in plain numpy: the definition that the fast kernels are tested against, and the fallback without them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_AREA = 1e-12  # square pixels, twice the area of a face: below it a face has no inside to see
-BLOCK = 2**18  # pixels of faces' boxes that are looked at together
+BLOCK = 2**18  # pixels of faces' boxes that are tested together
 
 
 def barycentric(corners: NDArray, points: NDArray) -> NDArray:

@@ -29,7 +29,7 @@ def _span(a: tl.tensor, b: tl.tensor, c: tl.tensor, size: tl.tensor) -> tuple[tl
     """First pixel and number of pixels that the corners span along one axis; meaningless where one is not finite."""
     first = tl.ceil(tl.minimum(tl.minimum(a, b), c) - 0.5)
     last = tl.floor(tl.maximum(tl.maximum(a, b), c) - 0.5)
-    # Held to the picture before they become integers, which cannot hold any float.
+    # Held to the image before they become integers, which cannot hold any float.
     first = tl.minimum(tl.maximum(first, 0.0), size).to(tl.int32)
     last = tl.minimum(tl.maximum(last, -1.0), size - 1).to(tl.int32)
     return first, tl.maximum(last - first + 1, 0)

@@ -1,4 +1,4 @@
-"""The work of one annotate unit: pictures to their faces, with crop, skin mask, descriptor, label and quality."""
+"""Annotate units: images to faces with crop, skin mask, descriptor, label and quality."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.ledger import Item, Quarantined
 from tasks.annotate.annotators import load_annotator
 from tasks.annotate.annotators.geometry import cut
 from tasks.annotate.annotators.sidecar import SidecarAnnotator
-from tasks.annotate.find_faces import Face, FaceFinder, Picture, apart, columns_of, record_batch
+from tasks.annotate.find_faces import DecodedImage, Face, FaceFinder, apart, columns_of, record_batch
 from tasks.annotate.quality import Quality, measure
 from tasks.sources.images import encode_png
 from tasks.units.engine import UnitOutput
@@ -28,7 +28,7 @@ from tasks.units.engine import UnitOutput
 JPEG_QUALITY = 95
 
 # Side of the window round a face that `segment` is given, in sizes of the face: it holds the crop and the portrait
-# frame of face parsers at any rotation, and the work depends on the face and not on the picture.
+# frame of face parsers at any rotation, and the work depends on the face and not on the image.
 WINDOW_SCALE = 3.0
 
 
@@ -40,7 +40,7 @@ class EmbedError(DecaError):
 class CroppedFace:
     """A face and its square: side 2.0 (w + h) / 2 of the landmarks' box, about the box's middle."""
 
-    picture: Picture
+    source: DecodedImage
     face: Face
     transform: NDArray[np.float64]  # (2, 3) source to crop pixels; its values are exact in float32, as they are stored
     crop: NDArray[np.uint8]  # (CROP_SIZE, CROP_SIZE, 3)
@@ -48,7 +48,7 @@ class CroppedFace:
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What is known of a face in the end."""
+    """A face with all its annotations."""
 
     cropped: CroppedFace
     label: str | None
@@ -58,7 +58,7 @@ class Described:
 
 
 class AnnotateWorker:
-    """Holds the annotator; turns units into rows of annotations/. One lives in each Ray actor."""
+    """Turns units into rows of annotations/; holds the annotator, one per Ray actor."""
 
     def __init__(self, config: IngestConfig) -> None:
         self.annotator = load_annotator(config.annotate)
@@ -67,21 +67,21 @@ class AnnotateWorker:
         self.schema = annotations_schema(self.annotator.embedding_size)
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Rows of every face of every item, in the items' order; what failed is quarantined alone."""
+        """Return a row per face, in the order of the items; failed faces are quarantined."""
         quarantine: list[Quarantined] = []
         batches = []
         for found in self.finder.find(items, quarantine):
             batches.append(self._rows(self._describe(found, quarantine)))
         return UnitOutput(pa.Table.from_batches(batches, schema=self.schema), quarantine)
 
-    def _describe(self, found: list[tuple[Picture, Face]], quarantine: list[Quarantined]) -> list[Described]:
-        labels = self._labels(list(dict.fromkeys(picture for picture, _ in found)), quarantine)
+    def _describe(self, found: list[tuple[DecodedImage, Face]], quarantine: list[Quarantined]) -> list[Described]:
+        labels = self._labels(list(dict.fromkeys(source for source, _ in found)), quarantine)
         cropped: list[CroppedFace] = []
-        for picture, face in found:
-            if picture not in labels:
+        for source, face in found:
+            if source not in labels:
                 continue
             try:
-                cropped.append(crop_face(picture, face))
+                cropped.append(crop_face(source, face))
             except Exception as error:  # as everywhere: what a face does to a library costs that face only
                 quarantine.append(Quarantined.of(face.item, "crop", error, face_index=face.index))
         described = []
@@ -92,25 +92,25 @@ class AnnotateWorker:
             elif isinstance(code, Exception):
                 quarantine.append(Quarantined.of(one.face.item, "embed", code, face_index=one.face.index))
             else:
-                described.append(Described(one, labels[one.picture], *segmented, code))
+                described.append(Described(one, labels[one.source], *segmented, code))
         return described
 
-    def _labels(self, pictures: list[Picture], quarantine: list[Quarantined]) -> dict[Picture, str | None]:
-        """The identity beside each picture; a damaged one costs the picture, since it would go unnoticed later."""
-        read = apart(pictures, lambda some: [self.sidecar.for_item(picture.item).identity() for picture in some], 1)
+    def _labels(self, sources: list[DecodedImage], quarantine: list[Quarantined]) -> dict[DecodedImage, str | None]:
+        """Return the sidecar identity of each image; an image with a damaged label is quarantined."""
+        read = apart(sources, lambda some: [self.sidecar.for_item(source.item).identity() for source in some], 1)
         labels = {}
-        for picture, label in zip(pictures, read, strict=True):
+        for source, label in zip(sources, read, strict=True):
             if isinstance(label, Exception):
-                quarantine.append(Quarantined.of(picture.item, "read", label))
+                quarantine.append(Quarantined.of(source.item, "read", label))
             else:
-                labels[picture] = label
+                labels[source] = label
         return labels
 
     def _segment(self, faces: Sequence[CroppedFace]) -> list[tuple[NDArray[np.uint8], Quality]]:
-        """The skin mask of each face in its crop's pixels, and the figures that need it."""
-        if self.finder.labelled("segment"):  # a mask of the whole picture, which is let go of at once
+        """Return the skin mask of each face in crop pixels, and the figures that need it."""
+        if self.finder.labelled("segment"):  # a mask of the whole image, which is released at once
             masks = [
-                _mask_crop(one.picture.annotator.segment(one.picture.image, one.face.landmarks), one.transform)
+                _mask_crop(one.source.annotator.segment(one.source.image, one.face.landmarks), one.transform)
                 for one in faces
             ]
         else:
@@ -127,7 +127,7 @@ class AnnotateWorker:
         ]
 
     def _embed(self, faces: Sequence[CroppedFace]) -> list[NDArray[np.float32] | Exception]:
-        images, points = [one.picture.image for one in faces], [one.face.landmarks for one in faces]
+        images, points = [one.source.image for one in faces], [one.face.landmarks for one in faces]
         codes = self.annotator.embed_batch(images, points)
         error = EmbedError("the descriptor is not finite: are the weights sound?")
         return [code if np.isfinite(code).all() else error for code in codes]
@@ -146,36 +146,36 @@ class AnnotateWorker:
         return record_batch(self.schema, columns)
 
 
-def crop_face(picture: Picture, face: Face) -> CroppedFace:
-    """The stored square of a face, low-passed where it is reduced, black outside the picture.
+def crop_face(source: DecodedImage, face: Face) -> CroppedFace:
+    """Return the stored crop of a face, low-passed where it is reduced, black outside the image.
 
     Training crops (w + h) / 2 times 1.4 to 1.8, without the margin of 1.1 that inference has: at 2.0 there is room for
     a shift of a tenth of the face's size to every side. Raises CropError for a face without extent or wholly outside.
     """
     width, height = face.size
     if (face.landmarks.max(axis=0) < 0).any() or (face.landmarks.min(axis=0) > [width - 1, height - 1]).any():
-        raise CropError(f"the landmarks lie outside the picture of {width} x {height} pixels")
+        raise CropError(f"the landmarks lie outside the image of {width} x {height} pixels")
     square = square_from_landmarks(face.landmarks, CROP_SCALE / LANDMARK_MARGIN)
     transform = crop_transform(square, CROP_SIZE).astype(np.float32).astype(np.float64)
-    return CroppedFace(picture, face, transform, cut(picture.image, transform, CROP_SIZE))
+    return CroppedFace(source, face, transform, cut(source.image, transform, CROP_SIZE))
 
 
 def _window(one: CroppedFace) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The part of the picture round a face that `segment` needs, and the source pixel where it begins."""
+    """Return the window of the image that `segment` needs for a face, and its origin in source pixels."""
     square = square_from_landmarks(one.face.landmarks, WINDOW_SCALE / LANDMARK_MARGIN)
     centre, half = np.array(square.center), square.size / 2
     x0, y0 = np.maximum(np.floor(centre - half), 0).astype(int)
     x1, y1 = np.ceil(centre + half).astype(int) + 1
-    return one.picture.image[y0:y1, x0:x1], np.array([x0, y0], np.float32)
+    return one.source.image[y0:y1, x0:x1], np.array([x0, y0], np.float32)
 
 
 def _moved(transform: NDArray[np.float64], origin: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The same transform for a picture that begins at `origin`."""
+    """Return the same transform for a window of the image at `origin`."""
     return np.column_stack([transform[:, :2], transform @ [*origin, 1.0]])
 
 
 def _mask_crop(mask: NDArray[np.uint8], transform: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A mask in crop pixels: sampled as the picture is, skin from one half on."""
+    """Return the mask in crop pixels, sampled as the image is; skin from 0.5."""
     return (cut(mask, transform, CROP_SIZE) >= 128) * np.uint8(255)
 
 

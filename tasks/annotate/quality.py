@@ -1,4 +1,4 @@
-"""How good a picture of a face is: sharpness, turn of the head, size, how much of its skin is seen."""
+"""Quality of a face image: sharpness, head pose, size and mask coverage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BORDER = 2  # pixels: the Laplacian sees no further
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of one face, named as their columns."""
+    """Quality figures of one face, named as their columns."""
 
     sharpness: float
     yaw: float
@@ -47,10 +47,10 @@ def measure(
     transform: NDArray[Any],
     size: tuple[int, int],
 ) -> Quality:
-    """All figures of a face.
+    """Return all quality figures of a face.
 
     crop (N, N, 3) and mask (N, N) uint8; landmarks (68, 2) in source pixels; transform (2, 3) from source to crop
-    pixels; size: width and height of the source picture.
+    pixels; size: width and height of the source image.
     """
     region = bare_region((len(crop), len(crop)), apply(transform, landmarks))
     yaw, pitch = head_turn(landmarks)
@@ -65,7 +65,7 @@ def measure(
 
 
 def sharpness(crop: NDArray[np.uint8], region: NDArray[np.bool_]) -> float:
-    """Variance of the Laplacian (4 neighbours) of the crop's grey values, 0 to 255, over `region`; 0 where it is empty.
+    """Return the variance of the Laplacian (4 neighbours) of grey values 0 to 255 over `region`; 0 where it is empty.
 
     Crops show every face at the same size (160 of 320 pixels), so that the figure does not grow or fall with the
     camera's resolution: it falls with blur, and for faces that were smaller than that. Pech-Pacheco et al. 2000.
@@ -77,7 +77,7 @@ def sharpness(crop: NDArray[np.uint8], region: NDArray[np.bool_]) -> float:
 
 
 def head_turn(landmarks: NDArray[np.float32]) -> tuple[float, float]:
-    """Yaw and pitch of a head in degrees from its 68 landmarks; yaw positive to the subject's left, pitch upwards.
+    """Return yaw and pitch in degrees from 68 landmarks; yaw positive to the subject's left, pitch upwards.
 
     Scaled orthographic pose of mean 3-D points (the first step of DeMenthon & Davis 1995): the affine map X -> p of
     least squares, then the nearest pair of orthonormal rows. Angles are those of R = Rz(roll) Rx(-pitch) Ry(yaw).
@@ -95,7 +95,7 @@ def head_turn(landmarks: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _seen(transform: NDArray[Any], size: tuple[int, int], side: int) -> NDArray[np.bool_]:
-    """The crop's pixels (side, side) that lie in the picture, clear of its edges."""
+    """Return the crop's pixels (side, side) that are in the image, clear of its edges."""
     to_source = invert(transform)
     axis = np.arange(side)
     border = BORDER * to_source[0, 0]

@@ -1,4 +1,4 @@
-"""A hint for images in which no face is found: whether one is there once the image is turned, as without its EXIF."""
+"""A hint for images without a detected face: whether one is found after rotation, as with a lost EXIF tag."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DetectBatch = Callable[[Sequence[NDArray[np.uint8]]], Sequence[list[Detection]]]
 
 
 def turned_hint(image: NDArray[np.uint8], detect_batch: DetectBatch) -> str:
-    """What to add to the message about an image (H, W, 3) without a face; empty where turning it shows none either."""
+    """Return an addition to the error of an image (H, W, 3) without a face; empty where rotation finds none either."""
     small = Image.fromarray(image)
     small.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX)
     turned = [np.ascontiguousarray(np.rot90(np.asarray(small), -degrees // 90)) for degrees in TURNS]

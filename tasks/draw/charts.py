@@ -1,4 +1,4 @@
-"""Small charts as SVG text for pages that load nothing; equal numbers give equal bytes."""
+"""Small charts as SVG text for self-contained pages; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BINS = (8, 60)  # fewest and most
 def histogram(values: NDArray[Any], label: str, *, log: bool = False) -> str:
     """Counts of finite values in equal bins (logarithmic ones with `log`, for values above zero).
 
-    The outermost tenths of a per cent are cut off, so that one odd value does not squeeze the rest into one bar.
+    The outermost 0.1 % are clipped, so that an outlier does not squeeze the rest into one bar.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
@@ -46,7 +46,7 @@ def histogram(values: NDArray[Any], label: str, *, log: bool = False) -> str:
 
 
 def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = None) -> str:
-    """One bar a name, in the order given."""
+    """A bar chart of counts by name, in the given order."""
     figure, axes = _axes(label)
     names = list(counts)
     axes.bar(range(len(names)), list(counts.values()), 0.8, color=colours or FILL, linewidth=0)
@@ -57,7 +57,7 @@ def bars(counts: Mapping[str, int], label: str, colours: Sequence[str] | None = 
 def curves(
     series: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], label: str, height: str, *, small: bool = False
 ) -> str:
-    """A line each, (x, y) by name, with a legend of the names; labels of the axes. small: as large as a histogram."""
+    """A line chart of (x, y) by name, with a legend. label, height: of the axes; small: the size of a histogram."""
     figure, axes = _axes(label, SIZE if small else CURVES_SIZE)
     for number, (name, (x, y)) in enumerate(series.items()):
         axes.plot(x, y, color=LINES[number % len(LINES)], linewidth=1.4, label=name)
@@ -72,7 +72,7 @@ def curves(
 
 
 def bands(codes: NDArray[Any], label: str) -> str:
-    """Of every component of codes (N,K): the median, and between which values half and nine tenths of the rows lie."""
+    """Chart of the median, 50 % and 90 % intervals of every component of codes (N,K)."""
     figure, axes = _axes(label)
     if len(codes):
         low, lower, middle, upper, high = np.quantile(codes, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
@@ -100,7 +100,7 @@ def _axes(label: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """The figure without prolog, date and generator; ids are salted so that charts on one page do not share them."""
+    """The figure as SVG without prolog, date and generator; salt keeps the ids of charts on one page apart."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none", "font.family": "sans-serif"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""Image panels of 224 pixels and the sheets that they are put together to."""
+"""Image panels of 224 pixels, and sheets of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from deca_core.camera import IMAGE_SIZE
 
 HEADER, GAP = 26, 4  # pixels
-DISPLACEMENT_SHOWN = 0.002  # metres that appear black and white; wrinkles are below 1.5 mm
+DISPLACEMENT_SHOWN = 0.002  # metres shown as black and as white; wrinkles are below 1.5 mm
 
 
-def to_bytes(picture: NDArray[Any]) -> NDArray[np.uint8]:
+def to_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
     """(3,H,W) float in [0, 1] to (H,W,3) uint8."""
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
 def grey_map(displacement: NDArray[Any]) -> NDArray[np.uint8]:
@@ -27,16 +27,16 @@ def grey_map(displacement: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def with_points(panel: NDArray[np.uint8], points: NDArray[Any]) -> NDArray[np.uint8]:
-    """The panel with points (N,2), in its pixels, drawn on it."""
-    picture = Image.fromarray(panel)
-    draw = ImageDraw.Draw(picture)
+    """The panel with points (N,2), in pixels, drawn on it."""
+    image = Image.fromarray(panel)
+    draw = ImageDraw.Draw(image)
     for x, y in points:
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 255, 90), outline=(0, 60, 0))
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def assemble(strips: list[list[NDArray[np.uint8]]], titles: Sequence[str], note: str) -> NDArray[np.uint8]:
-    """Strips of panels below titles, under a red line with the note, if there is one."""
+    """A sheet of strips of panels below titles, with a note in red on top, if given."""
     step = IMAGE_SIZE + GAP
     top = HEADER * (2 if note else 1)
     sheet = Image.new("RGB", (len(titles) * step - GAP, top + len(strips) * step - GAP), (24, 24, 28))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 # Lower bounds in degrees: the four lighter classes by Chardon, Cretois and Hourseau (1991), the two darker ones by
 # Del Bino and Bernerd (2013).
 CLASSES = {"very light": 55.0, "light": 41.0, "intermediate": 28.0, "tan": 10.0, "brown": -30.0, "dark": -np.inf}
-MIN_PIXELS = 200  # below, a mask is a few specks and its colour chance
+MIN_PIXELS = 200  # below, the colour of a mask is noise
 
 # Linear sRGB to CIE XYZ over the white of D65 (IEC 61966-2-1), so that white becomes (1, 1, 1).
 _TO_XYZ = np.array(
@@ -30,8 +30,8 @@ def cielab(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
 def typology_angle(crop: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float | None:
     """Individual typology angle in degrees, arctan((L* - 50) / b*), of the median colour of the skin.
 
-    crop (H,W,3) sRGB; mask (H,W), above 127 is skin. None where there is too little skin. Light and white balance of
-    the photograph are part of it: it describes pictures, not people. Source: Chardon et al. 1991.
+    crop (H,W,3) sRGB; mask (H,W), above 127 is skin. None where there is too little skin. It includes light and white
+    balance of the photograph: it describes images, not subjects. Source: Chardon et al. 1991.
     """
     skin = crop[mask > 127]
     if len(skin) < MIN_PIXELS:
@@ -41,5 +41,5 @@ def typology_angle(crop: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float | 
 
 
 def tone_class(angle: float) -> str:
-    """Name of the class that an angle falls into."""
+    """Name of the class of an angle in degrees."""
     return next(name for name, bound in CLASSES.items() if angle > bound)

@@ -1,4 +1,4 @@
-"""The crops that rows of reconstructions were made from, read once more from where the pictures lie."""
+"""Read again the crops that rows of reconstructions were made from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = ("face_id", "image_id", "crop_transform")  # of the rows
 
 
 class CropReader:
-    """Crops of rows at `plan.dest`; the plan knows where each picture lies and what it must still be."""
+    """Reads crops of rows at `plan.dest`; the plan names each image and the etag it must have."""
 
     def __init__(self, plan: Plan, config: ReconstructConfig) -> None:
         self.plan, self.config = plan, config
@@ -31,12 +31,12 @@ class CropReader:
         """The crop (3,224,224) of every row, or why there is none: rows (COLUMNS) of the part of one unit."""
         items = next(iter(self.plan.iter_units([unit]))).items
         names = rows["face_id" if items and is_face_item(items[0]) else "image_id"].to_pylist()
-        found = dict(self._pictures(items, set(names)))
+        found = dict(self._images(items, set(names)))
         transforms = fixed_values(rows, "crop_transform").astype(np.float64)
         return [self._crop(found.get(name), own) for name, own in zip(names, transforms, strict=True)]
 
-    def _pictures(self, items: Sequence[Item], wanted: set[str]) -> Iterator[tuple[str, bytes | FaceRow | Exception]]:
-        """What was planned for the wanted names: faces by face_id, pictures by image_id."""
+    def _images(self, items: Sequence[Item], wanted: set[str]) -> Iterator[tuple[str, bytes | FaceRow | Exception]]:
+        """The planned inputs of the wanted names: rows of faces/ by face_id, images by image_id."""
         if items and is_face_item(items[0]):
             for _, row in read_rows(items):
                 if isinstance(row, FaceRow) and row.columns["face_id"] in wanted:
@@ -51,7 +51,7 @@ class CropReader:
         self, found: bytes | FaceRow | Exception | None, transform: NDArray[np.float64]
     ) -> NDArray[np.float32] | Exception:
         if found is None:
-            return ReadError("the picture is no longer among the inputs")
+            return ReadError("the image is no longer among the inputs")
         if isinstance(found, Exception):
             return found
         limit = self.config.annotate.max_pixels
@@ -59,5 +59,5 @@ class CropReader:
             if isinstance(found, FaceRow):
                 return found.warped(decode_image(found.crop, max_pixels=limit), transform)
             return warp(decode_image(found, max_pixels=limit), transform)
-        except Exception as error:  # whatever a picture does to a library, it costs that picture only
+        except Exception as error:  # any failure of a library costs this image only
             return error

@@ -1,6 +1,6 @@
-"""The work of one export unit: rows of reconstructions/ to files for other programs, and a row about each head.
+"""The worker of export: rows of reconstructions/ to files for other programs, and a row for each head.
 
-files/ab/<face_id>/head.glb                                  skeleton, morph targets, pictures inside
+files/ab/<face_id>/head.glb                                  skeleton, morph targets, textures inside
 files/ab/<face_id>/head.obj  .mtl  dense.obj  texture.jpg  normals.png  displacement.png
 files/ab/<face_id>/head.ply  dense.ply  head.npz
 """
@@ -30,7 +30,7 @@ from deca_core.export.gltf import RiggedHead
 from deca_core.export.maps import jpeg, png_of_displacement, png_of_normals, tangent_normals, texture
 from deca_core.export.mesh import Mesh, coarse_mesh, dense_mesh
 from deca_core.export.obj import mtl, npz, npz_arrays, obj, ply, vertex_colours
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from schemas.export import ExportConfig, exports_schema
 from schemas.ledger import Item, Quarantined, Stage, StoredFile
 from schemas.parquet import fixed_values
@@ -54,19 +54,19 @@ COLUMNS = (
     *("face_id", "image_id", "identity_id", "checkpoint", "crop_transform", *CODE_NAMES),
     *("displacement", "displacement_file", "texture"),
 )
-HEADS_AT_ONCE = 4  # on their way to storage
-SAFE = re.compile(r"[\w-][\w.-]*")  # a face_id that is a folder's name
+HEADS_AT_ONCE = 4  # uploaded together
+SAFE = re.compile(r"[\w-][\w.-]*")  # a face_id that can name a folder
 
 Files = dict[str, bytes]
 
 
 class DecodeError(DecaError):
-    """Codes that are not finite, or a head that no folder can be named after."""
+    """Codes that are not finite, or a face_id that cannot name a folder."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedHead:
-    """A head ready to be written: a batch of one."""
+    """A decoded head: a batch of one."""
 
     codes: Codes
     out: Reconstruction
@@ -74,7 +74,7 @@ class DecodedHead:
 
 
 class ExportWorker:
-    """Holds the model and the rig; turns units into files. One lives in each Ray actor."""
+    """Holds the model and the rig, and turns units into files; one in each Ray actor."""
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
@@ -85,7 +85,7 @@ class ExportWorker:
         self.crops = CropReader(self.plan, config_of(config.source))
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """A row of every head in the items' order; what fails is quarantined alone."""
+        """A row of every head in the items' order; a failed one is quarantined alone."""
         quarantine: list[Quarantined] = []
         stored: list[StoredFile] = []
         rows: list[dict[str, Any]] = []
@@ -104,11 +104,11 @@ class ExportWorker:
         return row, stored
 
     def _made(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[dict[str, Any], Files]]:
-        """(what the row says, the files by name) of each head."""
-        for item, row, picture in self._read(items, quarantine):
+        """(columns of the row, files by name) of each head."""
+        for item, row, crop in self._read(items, quarantine):
             stage: Stage = "decode"
-            try:  # whatever a row does to a library, it costs that head only
-                head = self._decode(row, picture)
+            try:  # any failure of a library costs this head only
+                head = self._decode(row, crop)
                 stage = "encode"
                 files = self._files(str(row["face_id"][0]), head)
             except StorageError:
@@ -126,7 +126,7 @@ class ExportWorker:
     def _read(
         self, items: Sequence[Item], quarantine: list[Quarantined]
     ) -> Iterator[tuple[Item, pa.Table, NDArray[np.float32] | None]]:
-        """Rows with the crops that they were made from, None where those are not needed or gone."""
+        """Rows with the crops that they were made from, None where not needed or missing."""
         for unit, run in groupby(read_head_items(self.plan, items, COLUMNS), lambda pair: unit_of(pair[0])):
             good: list[tuple[Item, pa.Table]] = []
             for item, row in run:
@@ -135,41 +135,41 @@ class ExportWorker:
                 else:
                     good.append((item, row))
             crops: list[Any] = [None] * len(good)
-            if good and "texture" not in good[0][1].column_names and self._wants_pictures:
+            if good and "texture" not in good[0][1].column_names and self._needs_crops:
                 crops = self.crops.read(pa.concat_tables([row for _, row in good]), unit)
             for (item, row), crop in zip(good, crops, strict=True):
                 yield item, row, None if isinstance(crop, Exception) else crop
 
     @property
-    def _wants_pictures(self) -> bool:
+    def _needs_crops(self) -> bool:
         return set(self.config.formats) != {"npz"}
 
     @torch.inference_mode()
-    def _decode(self, row: pa.Table, picture: NDArray[np.float32] | None) -> DecodedHead:
+    def _decode(self, row: pa.Table, crop: NDArray[np.float32] | None) -> DecodedHead:
         face_id = str(row["face_id"][0])
         if not SAFE.fullmatch(face_id):
-            raise DecodeError(f"no folder can be called {face_id!r}")
+            raise DecodeError(f"the face_id {face_id!r} cannot name a folder")
         codes = codes_of(row)
         displacement = self._displacement(row, codes)
         if not all(value.isfinite().all() for value in (*(value for _, value in codes.items()), displacement)):
             raise DecodeError("codes or displacement are not finite. Run: deca verify")
         out = head_of(self.model, codes, displacement)
-        if "texture" in row.column_names and self._wants_pictures:
+        if "texture" in row.column_names and self._needs_crops:
             return DecodedHead(codes, out, _stored_texture(row))
-        if picture is None:
+        if crop is None:
             return DecodedHead(codes, out, None)
-        return DecodedHead(codes, out, picture_on_uv(self.model.atlas, out.projected, torch.from_numpy(picture)[None]))
+        return DecodedHead(codes, out, image_on_uv(self.model.atlas, out.projected, torch.from_numpy(crop)[None]))
 
     def _displacement(self, row: pa.Table, codes: Codes) -> Tensor:
-        """(1,256,256) metres: what the row holds, to half a step of its 16 bits, else what F_d makes of the codes."""
+        """Displacement (1,256,256) in metres: the stored map (16 bits), else that of F_d."""
         if "displacement" in row.column_names:
             return torch.from_numpy(fixed_values(row, "displacement").copy())
         if "displacement_file" in row.column_names:
             field = row.schema.field("displacement_file").metadata
             name = str(row["displacement_file"][0])
             try:
-                with Image.open(io.BytesIO(self.plan.store.read(name))) as picture:
-                    steps = np.asarray(picture).astype(np.float32)
+                with Image.open(io.BytesIO(self.plan.store.read(name))) as image:
+                    steps = np.asarray(image).astype(np.float32)
             except FileNotFoundError as error:
                 raise HeadsError(
                     f"{self.plan.store.join(name)} is missing. Run: deca verify {self.plan.dest}"
@@ -181,7 +181,7 @@ class ExportWorker:
 
     @torch.inference_mode()
     def _files(self, face_id: str, head: DecodedHead) -> Files:
-        """Every file that the formats ask for, by name."""
+        """The files of all formats, by name."""
         formats = self.config.formats
         files: Files = {}
         colours = texture(self.model, head.codes, head.out, head.on_uv)[0] if set(formats) != {"npz"} else None
@@ -222,10 +222,10 @@ class ExportWorker:
 
 
 def _stored_texture(row: pa.Table) -> Tensor | None:
-    """The photograph on the UV map as the row holds it, (1,3,256,256)."""
+    """The photograph on the UV map as stored in the row, (1,3,256,256)."""
     data = (row["texture"][0].as_py() or {}).get("bytes")
     if data is None:
         return None
-    with Image.open(io.BytesIO(data)) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image.convert("RGB"))
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 255)[None]

@@ -1,6 +1,6 @@
-"""Filters over the columns of a dataset, as a person writes them: `det_score > 0.9 and identity_id == "ann"`.
+"""Parse filters over the columns of a dataset: `det_score > 0.9 and identity_id == "ann"`.
 
-The text is parsed, never run: comparisons of a column (or one number of it, `pose[3]`) with constants, `in` and
+The text is parsed, never evaluated: comparisons of a column (or one number of it, `pose[3]`) with constants, `in` and
 `not in` over lists of constants, `is None`, joined by `and`, `or`, `not` and parentheses. Rows where a compared value
 is null are left out, as in SQL.
 """
@@ -35,7 +35,7 @@ class FilterError(DecaError):
 
 @dataclass(frozen=True)
 class Filter:
-    """A parsed filter and the columns that it asks for."""
+    """A parsed filter and the columns that it reads."""
 
     text: str
     expression: pc.Expression
@@ -43,7 +43,7 @@ class Filter:
 
 
 def parse_filter(text: str) -> Filter:
-    """The filter that `text` means. Raises FilterError naming what was not understood.
+    """Parse a filter. Raises FilterError naming what was not understood.
 
     >>> parse_filter("det_score > 0.9 and face_index == 0").columns
     ('det_score', 'face_index')
@@ -75,7 +75,7 @@ def _condition(node: ast.expr) -> Any:
         for step in steps[1:]:  # 0.5 < det_score < 0.9
             whole = whole & step
         return whole
-    if isinstance(node, ast.Name):  # a column of true and false
+    if isinstance(node, ast.Name):  # a boolean column
         return pc.field(node.id)
     raise _refused(node)
 

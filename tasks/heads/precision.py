@@ -1,9 +1,9 @@
-"""The precision that networks run in on this machine: measured once in some seconds, then remembered.
+"""The fastest precision of the networks on this machine: measured once in some seconds, then cached.
 
     <cache>/precision/<hash of the key>.json    the key, and what was measured
 
-The key names all that the answer depends on: processor, torch, threads, weights, head, and the code that measures. A
-file that is damaged, or of another key, counts as none. DECA_PRECISION_CACHE=off neither reads nor writes one.
+The key holds processor, torch, threads, weights, bundle, and the code that measures. A damaged file, or one of another
+key, is ignored. DECA_PRECISION_CACHE=off neither reads nor writes one.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ VARIABLE, OFF = "DECA_PRECISION_CACHE", "off"
 
 
 @dataclass(frozen=True)
-class Suited:
-    """What suits the machine of a worker: its device, faces at once, and a precision where one was asked for."""
+class DeviceSettings:
+    """Settings that follow a worker's device; choice: only for precision auto."""
 
     device: str
     batch_size: int
     choice: Choice | None = None
-    remembered: bool = False  # the choice, from an earlier run on that machine
+    remembered: bool = False  # the choice comes from the cache
 
 
-def what_suits(config: ReconstructConfig) -> Suited:
-    """The settings that follow the device, as a worker of the run finds them: the machine that plans may have another.
+def worker_settings(config: ReconstructConfig) -> DeviceSettings:
+    """The settings on a worker's machine, whose device may differ from the driver's.
 
     Raises EngineError where no worker answers.
     """
-    if config.precision != "auto" and not holds_gpus(config.ray):  # nothing to measure, and the device is known
-        return Suited("cpu", config.batch_size or BATCH_SIZE["cpu"])
-    return on_worker(partial(suited_here, config), config.ray)
+    if config.precision != "auto" and not holds_gpus(config.ray):  # nothing to measure on a known device
+        return DeviceSettings("cpu", config.batch_size or BATCH_SIZE["cpu"])
+    return on_worker(partial(local_settings, config), config.ray)
 
 
-def suited_here(config: ReconstructConfig) -> Suited:
-    """The settings that suit the device of this process."""
+def local_settings(config: ReconstructConfig) -> DeviceSettings:
+    """The settings for the device of this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = config.batch_size or BATCH_SIZE[device]
     if config.precision != "auto":
-        return Suited(device, batch_size)
-    return Suited(device, batch_size, *fastest_precision(config))
+        return DeviceSettings(device, batch_size)
+    return DeviceSettings(device, batch_size, *fastest_precision(config))
 
 
 def fastest_precision(config: ReconstructConfig) -> tuple[Choice, bool]:
-    """What `choose_precision` finds for a run's model here, with a worker's threads; and whether it is remembered."""
+    """(choice of `choose_precision` for the run's model with a worker's threads, whether it comes from the cache)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     remembers = os.environ.get(VARIABLE, "").lower() != OFF
     key = {
@@ -86,15 +86,15 @@ def fastest_precision(config: ReconstructConfig) -> tuple[Choice, bool]:
 
 
 def _machine(device: str) -> str:
-    """The model of the processor that computes, and on a CPU what it can do: a virtual one may lack instructions."""
+    """Name of the GPU, or of the CPU with its instruction sets, which a virtual one may lack."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    told = {"model name": platform.machine(), "flags": ""}  # `platform.processor` starts a process
+    fields = {"model name": platform.machine(), "flags": ""}  # `platform.processor` starts a process
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        told |= {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    flags = hashlib.sha256(" ".join(sorted(told["flags"].split())).encode()).hexdigest()[:12]
-    return f"{told['model name']}, {torch.backends.cpu.get_cpu_capability()}, flags {flags}"
+        fields |= {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = hashlib.sha256(" ".join(sorted(fields["flags"].split())).encode()).hexdigest()[:12]
+    return f"{fields['model name']}, {torch.backends.cpu.get_cpu_capability()}, flags {flags}"
 
 
 def _file(key: dict[str, str]) -> Path:
@@ -114,7 +114,7 @@ def _recall(key: dict[str, str]) -> Choice | None:
 
 
 def _remember(key: dict[str, str], choice: Choice) -> None:
-    """Whole or not at all; a folder that cannot be written costs the next run its seconds, and nothing else."""
+    """Write the cache file atomically; does nothing where the folder cannot be written."""
     file = _file(key)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

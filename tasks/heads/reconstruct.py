@@ -1,8 +1,7 @@
-"""The work of one reconstruct unit: pictures, or rows of faces/, to codes and displacement maps as rows.
+"""The worker of reconstruct: images, or rows of faces/, to rows of codes and displacement maps.
 
-The networks run in the calling thread. What is before them (read, decode, detect, crop) is made ahead in threads, and
-what is after them (columns, files, Parquet) follows in others; all of it in the order of the items, so that a unit's
-bytes do not depend on which thread was faster.
+The networks run in the calling thread. Inputs (read, decode, detect, crop) are prepared ahead in threads, outputs
+(columns, files, Parquet) are written in others, all in the order of the items: a unit's bytes do not depend on timing.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from schemas.reconstruct import (
     reconstruction_schema,
 )
 from tasks.annotate.annotators import load_annotator
-from tasks.annotate.find_faces import Face, FaceFinder, Picture, columns_of, record_batch
+from tasks.annotate.find_faces import DecodedImage, Face, FaceFinder, columns_of, record_batch
 from tasks.models.loading import load_model, weights_hash
 from tasks.models.outputs import NEED_HEAD, NEED_IMAGES, columns_of_head, encode_map, head_of
 from tasks.people.face_rows import FaceRow, is_face_item, read_rows
@@ -52,7 +51,7 @@ from tasks.units.plan import FILES
 
 BATCHES_AHEAD = 3  # for the networks: 4.6 MB each at 8 crops
 DECODERS = 2  # threads that decode and crop; a worker that reserves more cores has as many
-FILES_AT_ONCE = 8  # displacement files on their way to storage
+FILES_AT_ONCE = 8  # displacement files uploaded together
 
 
 class EncodeError(DecaError):
@@ -61,14 +60,14 @@ class EncodeError(DecaError):
 
 @dataclass(frozen=True, eq=False)
 class CroppedFace:
-    """A face on its way to the networks."""
+    """A cropped face, input of the networks."""
 
     item: Item
-    columns: dict[str, Any]  # of its row that are known before
+    columns: dict[str, Any]  # of its row, known before encoding
     transform: NDArray[np.float64]  # (2, 3) source to pixels of the crop that the row is about
     seen: NDArray[np.float64]  # (2, 3) source to pixels of the crop that the networks see, turned where the face rolls
     crop: NDArray[np.float32]  # (3, 224, 224), by `seen`
-    upright: NDArray[np.float32] | None  # the same by `transform`, where that is another one and an output needs it
+    upright: NDArray[np.float32] | None  # by `transform`, where it differs and an output needs it
 
     @property
     def index(self) -> int:
@@ -78,7 +77,7 @@ class CroppedFace:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the networks made of a batch, on the CPU; head only where an output needs it."""
+    """Outputs of the networks for a batch, on the CPU; extra: columns of outputs that need a posed head."""
 
     faces: list[CroppedFace]
     codes: Codes
@@ -87,7 +86,7 @@ class Encoded:
 
 
 class ReconstructWorker:
-    """Holds annotator and model; turns units into rows. One lives in each Ray actor."""
+    """Holds annotator and model, and turns units into rows; one in each Ray actor."""
 
     def __init__(self, config: ReconstructConfig, items: int = 0, freeze: bool = True) -> None:
         """items: of the plan, which decide whether compiling pays where the config leaves it open; freeze: as of
@@ -115,7 +114,7 @@ class ReconstructWorker:
         self.store = Store(config.dest)
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Rows of every face of every item, in the items' order; what failed is quarantined alone."""
+        """Rows of every face of every item, in the items' order; a failed one is quarantined alone."""
         quarantine: list[Quarantined] = []
         files: list[StoredFile] = []
         return UnitOutput(Rows(self.schema, self._batches(items, quarantine, files)), quarantine, files)
@@ -127,12 +126,12 @@ class ReconstructWorker:
             encoded = (self._encode(faces, images, quarantine) for faces, images in inputs)
             yield from in_order(lambda batch: self._rows(batch, files), encoded, threads=1)
 
-    # --- before the networks ------------------------------------------------------------------------------------------
+    # --- inputs -------------------------------------------------------------------------------------------------------
 
     def _inputs(
         self, items: Sequence[Item], quarantine: list[Quarantined]
     ) -> Iterator[tuple[list[CroppedFace], Tensor]]:
-        """Batches of crops as the networks take them."""
+        """Batches of faces with their crops (B,3,224,224), pinned for a GPU."""
         waiting: list[CroppedFace] = []
         for face in chain(self._cropped(items, quarantine), [None]):
             if face is not None:
@@ -153,7 +152,7 @@ class ReconstructWorker:
             else:
                 quarantine.append(one)
 
-    def _found(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[Picture, Face]]:
+    def _found(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[tuple[DecodedImage, Face]]:
         if self.finder is None:  # rows of faces/ need none
             config = self.config
             annotator = load_annotator(config.annotate)
@@ -161,12 +160,12 @@ class ReconstructWorker:
         for found in self.finder.find(items, quarantine):
             yield from found
 
-    def _crop_found(self, found: tuple[Picture, Face]) -> CroppedFace | Quarantined:
-        picture, face = found
+    def _crop_found(self, found: tuple[DecodedImage, Face]) -> CroppedFace | Quarantined:
+        image, face = found
         try:
             known = {name: values[0] for name, values in columns_of([face]).items()} | {"identity_id": None}
-            return self._cut(face.item, known, face.landmarks, partial(warp, picture.image))
-        except Exception as error:  # whatever a face does to a library, it costs that face only
+            return self._cut(face.item, known, face.landmarks, partial(warp, image.image))
+        except Exception as error:  # any failure of a library costs this face only
             return Quarantined.of(face.item, "crop", error, face_index=face.index)
 
     def _crop_row(self, read: tuple[Item, FaceRow | Exception]) -> CroppedFace | Quarantined:
@@ -174,11 +173,11 @@ class ReconstructWorker:
         if isinstance(row, Exception):
             return Quarantined.of(item, "read", row)
         try:
-            picture = decode_image(row.crop, max_pixels=self.config.annotate.max_pixels)
+            image = decode_image(row.crop, max_pixels=self.config.annotate.max_pixels)
         except Exception as error:
             return Quarantined.of(item, "decode", error)
         try:
-            return self._cut(item, row.columns, row.landmarks, partial(row.warped, picture))
+            return self._cut(item, row.columns, row.landmarks, partial(row.warped, image))
         except Exception as error:
             return Quarantined.of(item, "crop", error)
 
@@ -200,7 +199,7 @@ class ReconstructWorker:
     @torch.inference_mode()
     def _encode(self, faces: list[CroppedFace], images: Tensor, quarantine: list[Quarantined]) -> Encoded:
         images = images.to(self.device, non_blocking=True)
-        codes, displacement = self._answers(faces, images)
+        codes, displacement = self._infer(faces, images)
         head = head_of(self.model, codes, displacement) if NEED_HEAD & set(self.config.outputs) else None
         good = _finite(codes, displacement, head)
         for one, fine in zip(faces, good.tolist(), strict=True):
@@ -213,13 +212,13 @@ class ReconstructWorker:
             codes_kept, head = codes[good], _only(head, good)
             transforms = np.array([one.transform for one in kept])
             for place, one in enumerate(faces):
-                if one.upright is not None:  # codes are said in this one
+                if one.upright is not None:  # codes refer to this crop
                     images[place] = torch.from_numpy(one.upright)
             extra = columns_of_head(self.model, self.config.outputs, codes_kept, head, images[good], transforms)
         return Encoded(kept, codes[good].to("cpu"), displacement[good].cpu().numpy(), extra)
 
-    def _answers(self, faces: list[CroppedFace], images: Tensor) -> tuple[Codes, Tensor]:
-        """Codes, and the displacement (B,256,256), of the crops or of the landmarks on them."""
+    def _infer(self, faces: list[CroppedFace], images: Tensor) -> tuple[Codes, Tensor]:
+        """Codes and displacement (B,256,256) of the crops, or of their landmarks."""
         if self.inference is not None:
             codes = self.inference.codes(images, validate=False)
             seen, asked = (np.stack([getattr(one, name) for one in faces]) for name in ("seen", "transform"))
@@ -229,7 +228,7 @@ class ReconstructWorker:
         codes = fit_landmarks(self.landmark_head, from_pixels(torch.from_numpy(np.stack(points)).to(self.device)))
         return codes, self.model.displacement(codes)[:, 0]
 
-    # --- after them ---------------------------------------------------------------------------------------------------
+    # --- outputs -----------------------------------------------------------------------------------------------------
 
     def _rows(self, batch: Encoded, files: list[StoredFile]) -> pa.RecordBatch:
         faces = batch.faces
@@ -252,14 +251,14 @@ class ReconstructWorker:
                 columns["displacement"] = steps
         if "mesh" in batch.extra:
             columns["mesh_file"] = self._publish(faces, batch.extra["mesh"], ".glb", files)
-        if not faces:  # columns of a head that nobody has
+        if not faces:  # no columns to convert
             return pa.RecordBatch.from_pylist([], schema=self.schema)
         return record_batch(self.schema, columns)
 
     def _publish(
         self, faces: list[CroppedFace], made: Iterable[bytes], suffix: str, files: list[StoredFile]
     ) -> list[str]:
-        """Put what was made of each face as a file; the names."""
+        """Publish one file for each face; returns their names."""
 
         def put(pair: tuple[CroppedFace, bytes]) -> StoredFile:
             name = file_name(pair[0].columns["face_id"], suffix)
@@ -271,12 +270,12 @@ class ReconstructWorker:
         return [file.file for file in stored]
 
 
-# Columns that a face brings along and that are no arrays.
+# Columns that a cropped face has already, without arrays.
 KNOWN = ("face_id", "image_id", "source_uri", "face_index", "identity_id", "width", "height", "det_score")
 
 
 def file_name(face_id: str, suffix: str) -> str:
-    """Where a file of a face lies below DEST: 256 folders keep listings of a million files usable."""
+    """Path of a face's file below DEST, in one of 256 folders to keep listings short."""
     return f"{FILES}/{face_id[:2]}/{face_id}{suffix}"
 
 
@@ -285,7 +284,7 @@ def _finite(codes: Codes, displacement: Tensor, head: Reconstruction | None) -> 
     values: Iterable[Tensor] = [*(value for _, value in codes.items()), displacement]
     good = torch.stack([value.flatten(1).isfinite().all(1) for value in values]).all(0)
     if head is not None:
-        good &= (head.vertices.flatten(1).abs() <= VERTEX_LIMIT).all(1)  # false for what is not finite
+        good &= (head.vertices.flatten(1).abs() <= VERTEX_LIMIT).all(1)  # false where not finite
     return good
 
 

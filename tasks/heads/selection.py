@@ -1,7 +1,7 @@
-"""Heads out of a reconstructions/ dataset: rows chosen by id or filter, their codes, and the model that made them.
+"""Select rows of a reconstructions/ dataset by id or filter, with their codes and the model that made them.
 
-Every reader of reconstructions goes through here. Rows come by the commit records, never by a glob, and of the parts
-only what was asked for is read: first what decides (ids, columns of the filter), then the columns of the rows chosen.
+Every reader of reconstructions goes through here. Parts are found by commit records, never by a glob; the columns that
+decide (ids, filter) are read first, then the requested columns of the selected rows.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from tasks.units.commits import Part, read_parts
 from tasks.units.plan import CONFIG, Plan, load_plan
 from tasks.units.snapshots import Listing, list_commits
 
-IDS = ("face_id", "image_id", "identity_id")  # columns that an id is looked for in
-BATCH = 64  # rows of some 130 kB each where they hold their maps
+IDS = ("face_id", "image_id", "identity_id")  # columns that ids are matched with
+BATCH = 64  # rows of some 130 kB each with maps
 BLOCK = 2**18  # bytes read ahead: the deciding columns are small beside the others
-NEAR = 10_000  # ids that are looked through for one like a mistyped one
+NEAR = 10_000  # ids compared with an unknown one, for a suggestion
 UNIT = re.compile(r"/part-(\d+)-[0-9a-f]{8}\.parquet$")
-ROW = "row in the part"  # a column that no dataset has
+ROW = "row in the part"  # name of a temporary column
 
 logger = logging.getLogger("deca")
 
 
 class HeadsError(DecaError):
-    """Reconstructions that are not there: no such dataset, id, column or model, or a filter that matches nothing."""
+    """Missing reconstructions: no such dataset, id, column or model, or a filter without matches."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Chosen rows of the reconstructions at `dest`."""
+    """Selected rows of the reconstructions at `dest`."""
 
     dest: str
     table: pa.Table
@@ -75,7 +75,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Rows of one row group of a unit's part: where they lie in it, and their columns."""
+    """Selected rows of one row group of a part: their positions in the part, and their columns."""
 
     part: Part
     rows: NDArray[np.int64]
@@ -110,7 +110,7 @@ def iter_heads(
 ) -> Iterator[pa.Table]:
     """As `read_heads`, in tables of `batch` rows (the last one shorter) in the order of the dataset.
 
-    Memory holds one row group and one batch. What is missing is known at the end: HeadsError then.
+    Memory holds one row group and one batch. Missing ids raise HeadsError at the end.
     """
     waiting: pa.Table | None = None
     for chosen in iter_chosen(dest, ids, where, columns):
@@ -130,7 +130,7 @@ def iter_chosen(
     *,
     with_ids: bool = False,
 ) -> Iterator[Chosen]:
-    """The rows chosen, a row group at a time, with their places. with_ids: the columns of ids come along."""
+    """Selected rows with their positions, a row group at a time. with_ids: also read the columns of ids."""
     plan = heads_plan(dest)
     question = None if where is None else parse_filter(where)
     wanted = None if ids is None else pa.array(list(dict.fromkeys(ids)), pa.string())
@@ -154,16 +154,16 @@ def iter_chosen(
     if missing := [] if wanted is None else [one for one in wanted.to_pylist() if one not in found]:
         raise HeadsError(_no_such_id(plan.dest, missing))
     if not rows:
-        raise HeadsError(f"{plan.dest} holds no face. Look at: deca status {plan.dest}")
+        raise HeadsError(f"{plan.dest} holds no face. Run: deca status {plan.dest}")
     if not matched:
         of = " of the faces named" if ids is not None else ""
         raise HeadsError(f"{plan.dest}: none{of} of {rows} rows matches {where!r}. Loosen the filter, or leave it out")
 
 
 def head_items(dest: str, ids: Sequence[str] | None = None, where: str | None = None) -> Iterator[Item]:
-    """The rows chosen as items of another plan: named after their unit and face, with their place in the part.
+    """Selected rows as items of another plan, named by unit and face, with their position in the part.
 
-    A part that is written anew keeps the names and changes the etag, so that an extended plan knows what to do again.
+    A rewritten part keeps its name and changes the etag, so that an extended plan recomputes its rows.
     """
     plan, index = heads_plan(dest), 0
     for chosen in iter_chosen(dest, ids, where, ["face_id"]):
@@ -186,7 +186,7 @@ def read_head_items(
 ) -> Iterator[tuple[Item, pa.Table | Exception]]:
     """(item, its row as a table, or the error that reading it raised) in the order of the items.
 
-    plan: of the reconstructions; columns: those of them that the rows have are read.
+    plan: of the reconstructions; columns that the rows lack are left out.
     """
     parts = _parts(plan.dest, plan.fingerprint, list_commits(plan))
     for unit, run in groupby(items, unit_of):
@@ -207,7 +207,7 @@ def read_head_items(
 
 def _planned_part(part: Part | None, item: Item) -> str:
     """Name of the part of a unit; HeadsError where it is not the one that the item was planned from."""
-    again = "were the reconstructions made anew? Go on with --extend, or plan them again with --new"
+    again = "were the reconstructions recomputed? Run with --extend, or with --new"
     if part is None:
         raise HeadsError(f"{item.uri} is gone; {again}")
     if part.short != item.etag:
@@ -217,15 +217,15 @@ def _planned_part(part: Part | None, item: Item) -> str:
 
 @lru_cache(maxsize=2)
 def _parts(dest: str, fingerprint: str, listing: Listing) -> dict[int, Part]:
-    """The parts of reconstructions by unit: one record is not found without looking at all.
+    """The parts of reconstructions by unit, from all commit records.
 
-    listing: of their commit records as they lie now, so that what was read is read again once a record has changed.
+    listing: the current commit records; part of the cache key, so that a changed record is read again.
     """
     return {part.unit: part for part in read_parts(load_plan(dest))}
 
 
 def heads_plan(dest: str) -> Plan:
-    """The plan of the reconstructions at `dest`. Raises HeadsError where another kind of dataset lies there."""
+    """The plan of the reconstructions at `dest`. Raises HeadsError for another kind of dataset."""
     plan = load_plan(dest)
     flow = plan.record.config.get("flow")
     if flow != "reconstruct":
@@ -236,20 +236,20 @@ def heads_plan(dest: str) -> Plan:
 
 
 def codes_of(table: pa.Table) -> Codes:
-    """Codes of rows of reconstructions/. Raises HeadsError where a column of them is not among theirs."""
+    """Codes of rows of reconstructions/. Raises HeadsError for a missing column."""
     if missing := [name for name in CODE_NAMES if name not in table.column_names]:
         raise HeadsError(f"rows without {', '.join(missing)} are no codes. Reconstruct with: --outputs codes")
     return Codes(**{name: torch.from_numpy(fixed_values(table, name).copy()) for name in CODE_NAMES})
 
 
 def config_of(dest: str) -> ReconstructConfig:
-    """The settings that the reconstructions at `dest` were made with."""
+    """The stored config of the reconstructions at `dest`."""
     store = Store(heads_plan(dest).dest)
     try:
         return ReconstructConfig.model_validate_json(store.read(CONFIG))
     except (FileNotFoundError, ValidationError) as error:
         raise HeadsError(
-            f"{store.join(CONFIG)}: missing or of another version, so nobody knows the model of these rows. "
+            f"{store.join(CONFIG)}: missing or of another version, so the model of these rows is unknown. "
             f"Run: deca reconstruct SRC {store.uri} --new"
         ) from error
 
@@ -257,9 +257,8 @@ def config_of(dest: str) -> ReconstructConfig:
 def model_for(dest: str, checkpoint: str | None = None, bundle: str | None = None) -> DECA:
     """The model that the rows at `dest` were made with, in eval mode on the CPU.
 
-    checkpoint, bundle: where they lie now, if not where they were then (a checkpoint may carry its bundle). Codes of
-    one model mean nothing to another: HeadsError where a hash is not the one in the plan of `dest`. Raises
-    StorageError too.
+    checkpoint, bundle: their current place, if they were moved (a checkpoint may carry its bundle). Raises HeadsError
+    where a hash differs from the plan's, as codes fit one model only; StorageError.
     """
     record = heads_plan(dest).record
     try:
@@ -280,14 +279,14 @@ def model_for(dest: str, checkpoint: str | None = None, bundle: str | None = Non
         return load_model(config)
     except BundleError as error:
         raise HeadsError(
-            f"the bundle of {dest}: {error}. Say where it lies now with: --bundle, or with --checkpoint where that "
+            f"the bundle of {dest}: {error}. Give its current place with: --bundle, or with --checkpoint where that "
             "carries it"
         ) from error
     except CheckpointError as error:
-        raise HeadsError(f"the checkpoint of {dest}: {error}. Say where it lies now with: --checkpoint") from error
+        raise HeadsError(f"the checkpoint of {dest}: {error}. Give its current place with: --checkpoint") from error
 
 
-# --- choosing ---------------------------------------------------------------------------------------------------------
+# --- selecting --------------------------------------------------------------------------------------------------------
 
 
 def _open_part(plan: Plan, part: str) -> pq.ParquetFile:
@@ -318,7 +317,7 @@ def _columns(
 def _places(
     parquet: pq.ParquetFile, group: int, wanted: pa.Array | None, question: Filter | None, found: set[str]
 ) -> NDArray[np.int64]:
-    """Rows of a row group that are chosen; notes which ids were found."""
+    """Positions of the selected rows of a row group; adds the ids that occur to `found`."""
     size = parquet.metadata.row_group(group).num_rows
     deciding = [*(IDS if wanted is not None else ()), *(question.columns if question else ())]
     if not deciding:
@@ -348,7 +347,7 @@ def _in_order(table: pa.Table, ids: Sequence[str]) -> list[int]:
 
 
 def _no_such_id(dest: str, missing: list[str]) -> str:
-    """What to say of ids that no row has: the likeliest meant, or some that there are."""
+    """Message for unknown ids, with the closest known one, or some that exist."""
     tables = iter_chosen(dest, columns=IDS)
     values = chain.from_iterable(chosen.table[name].to_pylist() for chosen in tables for name in IDS)
     known = list(dict.fromkeys(islice((value for value in values if value is not None), NEAR)))

@@ -1,9 +1,7 @@
-"""The tracks beside reconstructions, read and checked. They are made in tasks/heads/tracks.py."""
+"""Read and verify tracks/; tasks/heads/tracks.py makes them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,9 +12,10 @@ from pydantic import ValidationError
 
 from deca_core.errors import DecaError
 from schemas.tracks import CURRENT, TRACKS_FOLDER, TracksRecord
+from tasks.heads.derived import rows_digest, verify_derived
 from tasks.store.storage import Store
 from tasks.units.commits import read_parts
-from tasks.units.plan import Plan, load_plan
+from tasks.units.plan import load_plan
 from tasks.units.verify import Verification
 
 
@@ -25,17 +24,12 @@ class TracksError(DecaError):
 
 
 def tracks_store(dest: str) -> Store:
-    """Where the tracks of the reconstructions at `dest` lie."""
+    """The store of DEST/tracks/."""
     return Store(Store(dest).join(TRACKS_FOLDER))
 
 
-def rows_digest(plan: Plan) -> str:
-    """A hash over the committed parts that tracks are made of."""
-    return hashlib.sha256(json.dumps([[part.unit, part.sha256] for part in read_parts(plan)]).encode()).hexdigest()
-
-
 def tracks_record(dest: str) -> TracksRecord | None:
-    """The record of the tracks at `dest`, whichever rows they were made of; None where there are none."""
+    """The record of the tracks at `dest`, also of earlier rows; None where there are none."""
     try:
         return TracksRecord.model_validate_json(tracks_store(dest).read(CURRENT))
     except FileNotFoundError:
@@ -48,12 +42,12 @@ def tracks_record(dest: str) -> TracksRecord | None:
 
 
 def read_tracks(dest: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of TRACKS_SCHEMA for the rows that lie at `dest`. Raises TracksError where there are none for them."""
+    """The tracks of the current rows at `dest` (TRACKS_SCHEMA). Raises TracksError where there are none."""
     record = tracks_record(dest)
     if record is None:
         raise TracksError(f"{Store(dest).uri} has no tracks: its rows are no frames of a video")
     plan = load_plan(dest)
-    if (record.fingerprint, record.rows_sha256) != (plan.fingerprint, rows_digest(plan)):
+    if (record.fingerprint, record.rows_sha256) != (plan.fingerprint, rows_digest(read_parts(plan))):
         raise TracksError(
             f"{Store(dest).uri}: rows came or went after its tracks were made. Run: {_again(dest, record)}"
         )
@@ -65,13 +59,13 @@ def _read(dest: str, record: TracksRecord, columns: Sequence[str] | None) -> pa.
         return pq.read_table(pa.BufferReader(tracks_store(dest).read(record.file.file)), columns=columns)
     except FileNotFoundError as error:
         uri = tracks_store(dest).join(record.file.file)
-        raise TracksError(f"{uri} is missing, or was replaced this moment. Run: {_again(dest, record)}") from error
+        raise TracksError(f"{uri} is missing, or was just replaced. Run: {_again(dest, record)}") from error
 
 
 def read_track(dest: str, track_id: str | None = None) -> pa.Table:
-    """One track's rows in the order of time; None takes the one with most frames.
+    """The rows of one track in the order of time; None: the track with most frames.
 
-    Raises TracksError for a track that is not there, naming those that are.
+    Raises TracksError for an unknown track, naming known ones.
     """
     table = read_tracks(dest)
     counts = Counter(table["track_id"].to_pylist())
@@ -83,21 +77,12 @@ def read_track(dest: str, track_id: str | None = None) -> pa.Table:
 
 
 def verify_tracks(dest: str) -> Verification:
-    """Hash the tracks again; a problem also where they are of other rows than those that lie at `dest`."""
+    """Hash the tracks; also a problem: they were made of other rows than those at `dest`."""
     record = tracks_record(dest)
-    assert record is not None, "asked for where there are some"
-    problems = []
-    try:
-        if hashlib.sha256(tracks_store(dest).read(record.file.file)).hexdigest() != record.file.sha256:
-            problems.append(f"{TRACKS_FOLDER}/{record.file.file}: changed since it was published")
-        else:
-            read_tracks(dest, ["track_id"])
-    except FileNotFoundError:
-        problems.append(f"{TRACKS_FOLDER}/{record.file.file}: missing")
-    except TracksError as error:
-        problems.append(str(error))
-    leftovers = [name for name in tracks_store(dest).list() if name not in (record.file.file, CURRENT)]
-    return Verification(1, record.faces, problems, leftovers)
+    assert record is not None, "called only where there are some"
+    return verify_derived(
+        dest, TRACKS_FOLDER, CURRENT, record.file, record.faces, lambda: read_tracks(dest, ["track_id"])
+    )
 
 
 def _again(dest: str, record: TracksRecord | None = None) -> str:

@@ -1,10 +1,9 @@
-"""People followed through videos: which faces of consecutive frames are one person, what they share, and their motion.
+"""Tracking through videos: the faces of one subject over the frames, with shared codes and a smoothed motion.
 
 A second pass over finished reconstructions, video by video. Faces of neighbouring frames are matched by overlap,
 landmarks and shape code; a track shares one shape, albedo and detail code (the robust mean of `consensus.py`);
 expression, pose, camera and light are smoothed with blinks kept (`deca_core/smoothing.py`). The rows of
-reconstructions/ stay as they are; tracks/ lies beside them, its file first and the record after it, so that a reader
-finds the earlier tracks or the new ones.
+reconstructions/ stay unchanged; tracks/ is stored beside them (`derived.py`).
 """
 
 from __future__ import annotations
@@ -26,32 +25,32 @@ from deca_core.assets import AssetBundle
 from deca_core.codes import CODE_NAMES, Codes
 from deca_core.flame import FLAME
 from deca_core.smoothing import Eyelids, smooth_codes
-from schemas.ledger import StoredFile
 from schemas.parquet import fixed_array, fixed_values, open_writer
 from schemas.tracks import CURRENT, TRACKS_SCHEMA, TracksRecord, VideoConfig
 from tasks.heads.consensus import robust_weights, shape_metric
+from tasks.heads.derived import publish_file, publish_record, rows_digest
 from tasks.heads.selection import codes_of, iter_heads
-from tasks.heads.track_records import rows_digest, tracks_record, tracks_store
+from tasks.heads.track_records import tracks_record, tracks_store
 from tasks.sources.videos import frame_of
-from tasks.store.storage import Store, hash_file
+from tasks.store.storage import Store
 from tasks.units.commits import read_parts
 from tasks.units.plan import Plan, load_plan
 
-OVERLAP = 0.3  # intersection over union of two boxes round landmarks, below which nobody has moved that far in a frame
-APART = 0.5  # of a face's size: mean distance of the landmarks, as above
-OTHER_SHAPE = 4.0  # mm between shape codes of neighbouring frames: beyond, a cut has put somebody else there
+OVERLAP = 0.3  # intersection over union of two boxes round landmarks, below it is another track
+APART = 0.5  # of a face's size: mean distance of the landmarks, beyond it another track
+OTHER_SHAPE = 4.0  # mm between shape codes of neighbouring frames: beyond, another subject after a cut
 NUMBERS = re.compile(r"(\d+)")
 COLUMNS = ("face_id", "source_uri", "identity_id", "landmarks", "crop_transform", "checkpoint")
 
 Floats = NDArray[np.float64]
 
 
-# --- who is who -------------------------------------------------------------------------------------------------------
+# --- identity assignment ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Track:
-    """The last face of a person who is followed."""
+    """The last face of a live track."""
 
     number: int
     time: float
@@ -67,11 +66,11 @@ def follow(
     identities: Sequence[str | None],
     max_gap: float,
 ) -> NDArray[np.int64]:
-    """The number of the track (N,) of every face of one video, in the order of time; numbered as they appear.
+    """The track number (N,) of every face of one video, in the order of time; numbered by first appearance.
 
     times (N,) seconds, the same for faces of one frame; landmarks (N,68,2) source pixels; shapes (N,100) millimetres.
-    Each frame's faces are given to the tracks of the last `max_gap` seconds by the assignment of least cost; known
-    identities decide before places do, and join tracks across gaps.
+    Faces of a frame go to the tracks of the last `max_gap` seconds by minimum-cost assignment. Known identities take
+    precedence over positions, and join tracks across gaps.
     """
     numbers = np.zeros(len(times), np.int64)
     live: list[_Track] = []
@@ -85,7 +84,7 @@ def follow(
         for row, place in zip(rows, taken, strict=True):
             name = identities[row]
             number = live[place].number if place is not None else known.get(name or "", -1)
-            if number < 0 or number in numbers[rows[0] : row]:  # twice in one picture: nobody is
+            if number < 0 or number in numbers[rows[0] : row]:  # an identity occurs once a frame
                 number, count = count, count + 1
             if name is not None:
                 known.setdefault(name, number)
@@ -102,7 +101,7 @@ def follow(
 def _assign(
     live: list[_Track], landmarks: NDArray[np.float32], shapes: Floats, identities: Sequence[str | None]
 ) -> list[int | None]:
-    """For each face of a frame the place of its track, None where it begins one."""
+    """For each face of a frame the index of its track in `live`; None: a new track."""
     from scipy.optimize import linear_sum_assignment
 
     taken: list[int | None] = [None] * len(landmarks)
@@ -135,10 +134,10 @@ def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return both / (float(np.prod(np.ptp(one, axis=0)) + np.prod(np.ptp(other, axis=0))) - both + 1e-9)
 
 
-# --- what they share, and how they move -------------------------------------------------------------------------------
+# --- shared codes and smoothing ---------------------------------------------------------------------------------------
 
 
-def share(codes: Codes, metric: Floats) -> Codes:
+def share_track(codes: Codes, metric: Floats) -> Codes:
     """One track's codes (T) with one shape, albedo and detail: robust means over its frames."""
     import torch
 
@@ -154,8 +153,8 @@ def share(codes: Codes, metric: Floats) -> Codes:
 def smooth_track(
     times: Floats, codes: Codes, transforms: Floats, lids: Eyelids, metric: Floats, config: VideoConfig
 ) -> Codes:
-    """One track's codes as tracks/ holds them; smoothing stops where the face was away for longer than max_gap_s."""
-    codes = share(codes, metric)
+    """One track's codes as tracks/ stores them, shared and smoothed; gaps longer than max_gap_s split the smoothing."""
+    codes = share_track(codes, metric)
     if not config.smooth_s:
         return codes
     breaks = [0, *(np.flatnonzero(np.diff(times) > config.max_gap_s + 1e-9) + 1), len(times)]
@@ -170,14 +169,14 @@ def smooth_track(
 
 @dataclass(frozen=True)
 class _Clips:
-    """Which rows are frames of what: by their source_uri, or by the folders of the plan's pictures."""
+    """Maps rows to (video, frame): by source_uri, or by the folders of the plan's images."""
 
     fps: float | None
-    numbers: dict[str, int] = field(default_factory=dict)  # of pictures that are frames
+    numbers: dict[str, int] = field(default_factory=dict)  # frame number by image URI
 
     @staticmethod
     def of(plan: Plan, fps: float | None) -> _Clips:
-        """fps: of pictures; None where they are no frames."""
+        """fps: of folders of images; None where images are no frames."""
         if fps is None:
             return _Clips(None)
         folders = defaultdict(list)
@@ -191,7 +190,7 @@ class _Clips:
         return _Clips(fps, numbers)
 
     def place(self, source_uri: str) -> tuple[str, int, float] | None:
-        """(video, frame, seconds) of a row; None for a picture."""
+        """(video, frame, seconds) of a row; None for an image."""
         if (frame := frame_of(source_uri)) is not None:
             return frame.video, frame.number, frame.seconds
         if self.fps is None or source_uri not in self.numbers:
@@ -200,7 +199,7 @@ class _Clips:
 
 
 def _folder(uri: str) -> str:
-    """The folder or archive that a picture lies in."""
+    """The folder or archive of an image."""
     return uri[: max(uri.rfind("/"), uri.rfind("#"))]
 
 
@@ -210,7 +209,7 @@ def _natural(uri: str) -> list[tuple[int, int | str]]:
 
 
 def has_frames(dest: str, config: VideoConfig) -> bool:
-    """Whether the reconstructions at `dest` hold frames: pictures declared as such, or a first row out of a video."""
+    """Whether the reconstructions at `dest` hold frames: images with `fps` given, or a first row from a video."""
     if config.fps is not None:
         return True
     store = Store(dest)
@@ -221,18 +220,18 @@ def has_frames(dest: str, config: VideoConfig) -> bool:
     return frame_of(uris[0].as_py()) is not None
 
 
-# --- making and reading -----------------------------------------------------------------------------------------------
+# --- making -----------------------------------------------------------------------------------------------
 
 
 def make_tracks(dest: str, bundle: AssetBundle, config: VideoConfig) -> TracksRecord:
-    """The tracks of the committed rows of the reconstructions at `dest`; those that are there if they are of them.
+    """Make the tracks of the committed rows at `dest`; returns the stored record if it is of these rows.
 
-    Memory holds the rows of videos that have begun and not ended, without their maps. Raises HeadsError, PlanError.
+    Memory holds the rows of videos with rows still to come, without maps. Raises HeadsError, PlanError.
     """
     plan, store = load_plan(dest), tracks_store(dest)
     same: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
-        "rows_sha256": rows_digest(plan),
+        "rows_sha256": rows_digest(read_parts(plan)),
         "bundle": bundle.hash,
         "config": config,
     }
@@ -249,14 +248,9 @@ def make_tracks(dest: str, bundle: AssetBundle, config: VideoConfig) -> TracksRe
                 for table in own:
                     writer.write_table(table)
                 videos, tracks, faces = videos + 1, tracks + len(own), faces + rows.num_rows
-        name = f"frames-{hash_file(path)[1][:8]}.parquet"
-        size, sha256 = store.publish(path, name)
-    file = StoredFile(file=name, bytes=size, sha256=sha256)
+        file = publish_file(store, path, "frames")
     record = TracksRecord(**same, videos=videos, tracks=tracks, faces=faces, file=file)
-    store.write(CURRENT, record.model_dump_json(indent=1).encode())
-    for other in store.list():
-        if other not in (name, CURRENT):
-            store.delete(other)
+    publish_record(store, CURRENT, record, file)
     return record
 
 

@@ -40,13 +40,15 @@ class MeasuredRows:
         subjects = [np.searchsorted(self.identities, table["identity_id"].to_pylist()) for table in tables]
         if figure == SHAPE_RATIO.name:
             points = [shape_points(fixed_values(table, "shape"), self._basis) for table in tables]
-            found = [bootstrap.spread_ratio(own, who, number) for own, who in zip(points, subjects, strict=True)]
+            found = [
+                bootstrap.spread_ratio(own, subject, number) for own, subject in zip(points, subjects, strict=True)
+            ]
         elif figure == SCAN_MEDIAN.name:
             found = []
-            for table, who in zip(tables, subjects, strict=True):
+            for table, subject in zip(tables, subjects, strict=True):
                 counts = pc.list_value_length(table["scan_mm"]).to_numpy()
                 found.append(
-                    bootstrap.pooled_median(pc.list_flatten(table["scan_mm"]).to_numpy(), np.repeat(who, counts))
+                    bootstrap.pooled_median(pc.list_flatten(table["scan_mm"]).to_numpy(), np.repeat(subject, counts))
                 )
         else:
             values = [table[figure].to_numpy(zero_copy_only=False).astype(np.float64) for table in tables]  # null: NaN
@@ -79,10 +81,10 @@ def model_figures(
 
     labels: method -> label, in the order of the rows. Methods in `coarse_only` have no figures of detail.
     """
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for one in methods:
         pooled = {SCAN_MEDIAN.name: one.scan.median, SHAPE_RATIO.name: one.shape_ratio}
-        found[one.method] = {name: figure.mean for name, figure in one.metrics.items()} | pooled
+        found[one.method] = {**{name: figure.mean for name, figure in one.metrics.items()}, **pooled}
     rows: dict[str, dict[str, list[float]]] = {}
     for method in dict.fromkeys([*(name for name in labels if name in found), *found]):
         row = rows.setdefault(labels.get(method, method), {})

@@ -1,4 +1,4 @@
-"""The work of one evaluate unit: pictures to predictions to figures, a row a picture and method."""
+"""Evaluate units: images to predictions to figures, a row per image and method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.ledger import Item, Quarantined, Stage
 from tasks.annotate.annotators import load_annotator
 from tasks.annotate.find_faces import FaceFinder, record_batch
 from tasks.measure.methods import FaceCrop, Method, load_methods
-from tasks.measure.now import NowDataset, NowPicture
+from tasks.measure.now import NowDataset, NowImage
 from tasks.measure.world_figures import Prediction, WorldFigures, neutral_distances
 from tasks.measure.world_truth import TrueFace, WorldTruth
 from tasks.models.loading import GeometryModel, bundle_at
@@ -35,7 +35,7 @@ class EncodeError(DecaError):
 
 
 class EvaluateWorker:
-    """Holds networks and truth; turns units into rows. One lives in each Ray actor."""
+    """Turns units into rows; holds networks and truth, one per Ray actor."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
@@ -45,8 +45,9 @@ class EvaluateWorker:
         self.benchmark: WorldBenchmark | NowBenchmark = kind(config, self.geometry)
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Rows in the order of items, then methods. A picture that one method fails on has no row of any, so that all
-        methods are judged on the same pictures; it is quarantined alone."""
+        """Return rows in the order of items, then methods.
+
+        An image that one method fails on is quarantined and has no row of any method: all share the same images."""
         quarantine: list[Quarantined] = []
         crops = list(self.benchmark.crops(items, quarantine))
         beside = list(self.benchmark.companions(crops))
@@ -77,7 +78,7 @@ class EvaluateWorker:
 
 
 def _encoded(method: Method, crops: Sequence[FaceCrop]) -> dict[int, Codes]:
-    """Codes of one face each by the item's index; those that are not finite are left out."""
+    """Return codes (1, ...) by item index; those that are not finite are left out."""
     codes = method.encode(crops) if crops else Codes.zeros(0)
     single = {crop.item.index: codes[row : row + 1] for row, crop in enumerate(crops)}
     return {index: own for index, own in single.items() if all(value.isfinite().all() for _, value in own.items())}
@@ -97,12 +98,12 @@ class WorldBenchmark:
             self.finder = FaceFinder(load_annotator(config.annotate), config.annotate, MAX_BYTES)
 
     def crops(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[FaceCrop]:
-        """The faces of the unit's pictures."""
+        """Yield the faces of the unit's images."""
         self._known = {}
         yield from self._crops(items, quarantine)
 
     def companions(self, crops: Sequence[FaceCrop]) -> Iterator[FaceCrop]:
-        """Faces outside the unit whose expressions are put on its faces; one that fails drives nobody."""
+        """Yield faces outside the unit whose expressions drive its faces; one that fails drives none."""
         own = {crop.item.index for crop in crops}
         drivers = {self.truth.driver(index) for index in own} - own - {None}
         size = self.plan.record.size
@@ -110,7 +111,7 @@ class WorldBenchmark:
         yield from self._crops([item for unit in units for item in unit.items if item.index in drivers], [])
 
     def measure(self, method: Method, crop: FaceCrop, found: dict[int, Codes]) -> Row:
-        """The figures of one face."""
+        """Return the figures of one face."""
         index = crop.item.index
         truth, codes = self._known[index], found[index]
         driver = self.truth.driver(index)
@@ -120,7 +121,7 @@ class WorldBenchmark:
             moved = Codes.animate(codes, found[driver])
             animated = moved, method.detail(moved)[0, 0].numpy()
         predicted = Prediction(codes, method.detail(codes)[0, 0].numpy(), animated)
-        person = self.truth.person(truth.identity)
+        person = self.truth.subject(truth.identity)
         figures = self.figures.measure(crop, predicted, truth, person, None if driver is None else self._known[driver])
         return {"face_id": truth.face_id, "identity_id": truth.identity, **figures}
 
@@ -132,7 +133,7 @@ class WorldBenchmark:
             try:
                 transform = crop_transform(square_from_landmarks(landmarks))
                 crop = warp(image, transform)
-            except Exception as error:  # whatever a face does to a library, it costs that face only
+            except Exception as error:  # a library error costs this face only
                 quarantine.append(Quarantined.of(item, "crop", error))
                 continue
             yield FaceCrop(item, transform, crop, self._known[item.index].landmarks, landmarks)
@@ -140,34 +141,34 @@ class WorldBenchmark:
     def _found(
         self, items: Sequence[Item], quarantine: list[Quarantined]
     ) -> Iterator[tuple[Item, NDArray[np.uint8], NDArray[np.float32]]]:
-        """Pictures with the landmarks that they are cropped by: the truth, or those of the face nearest to it."""
+        """Yield images with the landmarks to crop by: the truth, or those of the detected face nearest to it."""
         if self.finder is None:
             for item, image in decoded(items, self.config.annotate.max_pixels, quarantine):
                 yield item, image, self._known[item.index].landmarks
             return
         for group in self.finder.find(items, quarantine):
             best: dict[int, tuple[float, Any, Any]] = {}
-            for picture, face in group:
+            for source, face in group:
                 true = self._known[face.item.index].landmarks
                 apart = float(np.linalg.norm(face.landmarks - true, axis=1).mean())
                 if face.item.index not in best or apart < best[face.item.index][0]:
-                    best[face.item.index] = apart, picture, face
-            for _, picture, face in best.values():
-                yield picture.item, picture.image, face.landmarks
+                    best[face.item.index] = apart, source, face
+            for _, source, face in best.values():
+                yield source.item, source.image, face.landmarks
 
 
 class NowBenchmark:
-    """The NoW dataset: pictures of people with a neutral scan of each."""
+    """The NoW dataset: images of subjects with a neutral scan of each."""
 
     def __init__(self, config: EvaluateConfig, geometry: DECA) -> None:
         self.config, self.geometry = config, geometry
         self.dataset = NowDataset(config.source, config.pictures, config.scan_units)
 
     def crops(self, items: Sequence[Item], quarantine: list[Quarantined]) -> Iterator[FaceCrop]:
-        """The faces in the boxes that come with the pictures."""
+        """Yield the faces in the dataset's boxes."""
         for item, image in decoded(items, self.config.annotate.max_pixels, quarantine):
             try:
-                transform = crop_transform(self.dataset.square(self._picture(item)))
+                transform = crop_transform(self.dataset.square(self._listed(item)))
                 crop = warp(image, transform)
             except Exception as error:  # as in the world
                 quarantine.append(Quarantined.of(item, "crop", error))
@@ -175,31 +176,31 @@ class NowBenchmark:
             yield FaceCrop(item, transform, crop, None, None)
 
     def companions(self, crops: Sequence[FaceCrop]) -> Iterator[FaceCrop]:
-        """None: nobody's expression is known."""
+        """Yield nothing: expressions are unknown."""
         return iter(())
 
     def measure(self, method: Method, crop: FaceCrop, found: dict[int, Codes]) -> Row:
-        """The distances of one face."""
-        picture = self._picture(crop.item)
-        scan, landmarks = self.dataset.scan(picture.subject)
+        """Return the distances of one face."""
+        source = self._listed(crop.item)
+        scan, landmarks = self.dataset.scan(source.subject)
         return {
-            "face_id": picture.name,
-            "identity_id": picture.subject,
-            "challenge": picture.challenge,
+            "face_id": source.name,
+            "identity_id": source.subject,
+            "challenge": source.challenge,
             **neutral_distances(self.geometry, found[crop.item.index].shape, scan, landmarks),
         }
 
-    def _picture(self, item: Item) -> NowPicture:
-        return self.dataset.pictures[item.index]
+    def _listed(self, item: Item) -> NowImage:
+        return self.dataset.images[item.index]
 
 
 def decoded(
     items: Sequence[Item], max_pixels: int, quarantine: list[Quarantined]
 ) -> Iterator[tuple[Item, NDArray[np.uint8]]]:
-    """Pictures (H,W,3) in the order of the items; what cannot be read or decoded is quarantined."""
+    """Yield images (H,W,3) in the order of the items; those that cannot be read or decoded are quarantined."""
     for item, data in read_items(items):
         stage: Stage = "read"
-        try:  # whatever a picture does to a library, it costs that picture only
+        try:  # a library error costs this image only
             if isinstance(data, Exception):
                 raise data
             stage = "decode"

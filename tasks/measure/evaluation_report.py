@@ -1,4 +1,4 @@
-"""From the rows of evaluations/ to figures and to the page that shows them."""
+"""Figures, tables and report page of the rows of evaluations/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from deca_core.metrics import cumulative, pooled, shape_spread
 from schemas.evaluate import METRICS, EvaluateSummary, Figure, MethodFigures, Pooled
 from schemas.parquet import fixed_values
 from tasks.draw.charts import curves
+from tasks.draw.pages import page_templates
 from tasks.store.storage import Store
 from tasks.units.commits import read_parts
 from tasks.units.plan import Plan
@@ -27,24 +27,18 @@ REPORT = "_report/report.html"
 CURVE_LIMIT = 7.0  # millimetres: where the paper's curves end
 MM = 1000.0
 
-templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+templates = page_templates(Path(__file__).parent)
 
 
 def read_rows(plan: Plan) -> pa.Table | None:
-    """All committed rows; None where there is none."""
+    """Return all committed rows, or None where there are none."""
     parts = [part for part in read_parts(plan) if part.rows]
     tables = [pq.read_table(io.BytesIO(plan.store.read(part.file))) for part in parts]
     return pa.concat_tables(tables) if tables else None
 
 
 def figures(rows: pa.Table | None, shape_basis: NDArray[np.float32]) -> list[MethodFigures]:
-    """What every method reached, in the order of the rows. shape_basis (V,3,100) metres: of the vertices that count."""
+    """Return the figures of every method. shape_basis (V,3,100) metres, of the vertices that count."""
     if rows is None:
         return []
     return [_method(name, _of(rows, "method", name), shape_basis) for name in pc.unique(rows["method"]).to_pylist()]
@@ -93,7 +87,7 @@ def _known(value: float) -> float | None:
 
 
 def scan_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """NoW's table: a row a method."""
+    """Return NoW's table: a row per method."""
     return [
         {
             "method": method.method,
@@ -109,7 +103,7 @@ def scan_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def metric_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """A row a metric that anybody has, a column a method: mean ± standard deviation over pictures."""
+    """Return a row per measured metric, a column per method: mean ± standard deviation over images."""
     shown = [metric for metric in METRICS if any(metric.name in method.metrics for method in methods)]
     return [
         {
@@ -123,12 +117,12 @@ def metric_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def spread_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """How consistent the shapes of a person are: a row a method."""
+    """Return the consistency of shapes within and between subjects: a row per method."""
     return [
         {
             "method": method.method,
-            "one person's pictures (mm)": _number(method.shape_within_mm),
-            "two people's (mm)": _number(method.shape_between_mm),
+            "one subject's images (mm)": _number(method.shape_within_mm),
+            "two subjects' (mm)": _number(method.shape_between_mm),
             "ratio": _number(method.shape_ratio),
         }
         for method in methods
@@ -136,7 +130,7 @@ def spread_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
 
 
 def challenge_table(methods: Sequence[MethodFigures]) -> list[dict[str, str]]:
-    """Median by NoW's kind of picture: a row a method; empty outside NoW."""
+    """Return the median per NoW challenge: a row per method; empty outside NoW."""
     return [
         {"method": method.method, **{kind: _number(values.median) for kind, values in method.challenges.items()}}
         for method in methods
@@ -153,7 +147,7 @@ def _spread(figure: Figure | None) -> str:
 
 
 def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) -> str:
-    """Draw report.html, which loads nothing from elsewhere; returns its URI."""
+    """Write the self-contained report.html; return its URI."""
     names = [method.method for method in summary.methods]
     page = templates.get_template("evaluation.html.j2").render(
         summary=summary,
@@ -162,10 +156,10 @@ def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) ->
             for title, column in (("With scale", "scan_mm"), ("Metrical", "scan_metrical_mm"))
         ],
         tables=[
-            ("Scan to surface, all vertices of all pictures", scan_table(summary.methods)),
-            ("Median by kind of picture (mm)", challenge_table(summary.methods)),
-            ("Against the truth, mean ± standard deviation over pictures", metric_table(summary.methods)),
-            ("Shape of one person and of two", spread_table(summary.methods)),
+            ("Scan to surface, all vertices of all images", scan_table(summary.methods)),
+            ("Median by kind of image (mm)", challenge_table(summary.methods)),
+            ("Against the truth, mean ± standard deviation over images", metric_table(summary.methods)),
+            ("Shape of one subject and of two", spread_table(summary.methods)),
         ],
     )
     Store(plan.dest).write(REPORT, page.encode())
@@ -173,7 +167,7 @@ def write_report(plan: Plan, summary: EvaluateSummary, rows: pa.Table | None) ->
 
 
 def _curve(rows: pa.Table | None, column: str, names: Iterable[str]) -> str:
-    """Cumulative error curves: per cent of the vertices within a distance."""
+    """Return cumulative error curves: per cent of the vertices within a distance."""
     thresholds = np.linspace(0, CURVE_LIMIT, 141)
     series = {}
     if rows is not None:

@@ -1,4 +1,4 @@
-"""What is evaluated: networks by checkpoint, and what needs none: the mean face and the fit to landmarks."""
+"""Evaluated methods: networks by checkpoint, and the baselines mean face and landmark fit."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from tasks.models.loading import load_model
 
 @dataclass(frozen=True, eq=False)
 class FaceCrop:
-    """A face as the networks see it."""
+    """A crop as the networks get it."""
 
     item: Item
-    transform: NDArray[np.float64]  # (2, 3) pixels of the picture to pixels of the crop
+    transform: NDArray[np.float64]  # (2, 3) pixels of the image to pixels of the crop
     image: NDArray[np.float32]  # (3, 224, 224)
-    landmarks: NDArray[np.float32] | None  # (68, 2) pixels of the picture: the truth, where it is known
+    landmarks: NDArray[np.float32] | None  # (68, 2) pixels of the image: the truth, where it is known
     found: NDArray[np.float32] | None  # (68, 2) the same, or an annotator's: what the face was cropped by
 
-    def from_picture(self, points: NDArray) -> NDArray[np.float64]:
-        """Pixels of the picture (N,2) to pixels of the crop."""
+    def from_image(self, points: NDArray) -> NDArray[np.float64]:
+        """Pixels of the image (N,2) to pixels of the crop."""
         return np.asarray(points, np.float64) @ self.transform[:, :2].T + self.transform[:, 2]
 
     def normalised(self, points: NDArray) -> Tensor:
-        """Pixels of the picture (N,2) to the crop as [-1, 1], float64."""
-        return from_pixels(torch.from_numpy(self.from_picture(points)))
+        """Pixels of the image (N,2) to the crop as [-1, 1], float64."""
+        return from_pixels(torch.from_numpy(self.from_image(points)))
 
-    def to_picture(self, points: NDArray) -> NDArray[np.float64]:
-        """Pixels of the crop (N,2) to pixels of the picture."""
+    def to_image(self, points: NDArray) -> NDArray[np.float64]:
+        """Pixels of the crop (N,2) to pixels of the image."""
         return (np.asarray(points, np.float64) - self.transform[:, 2]) @ np.linalg.inv(self.transform[:, :2]).T
 
 
 class Method(Protocol):
-    """Pictures to codes, and codes to displacement."""
+    """Images to codes, and codes to displacement."""
 
     name: str
 
@@ -99,7 +99,7 @@ class MeanFace:
         return torch.zeros(len(codes), 1, 256, 256)
 
     def _placed(self, crop: FaceCrop, landmarks: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """Pose (6,) and camera (3,): a roll, a scale and a shift."""
+        """Return pose (6,) and camera (3,): a roll, a scale and a shift."""
         target = crop.normalised(landmarks).numpy() * [1, -1]  # y up
         found = fit_similarity(self._points(torch.zeros(1, 6)), target)
         pose = torch.zeros(1, 6)
@@ -133,7 +133,7 @@ class LandmarkFit:
 
 
 def model_configs(config: EvaluateConfig) -> dict[str, ReconstructConfig]:
-    """How `deca reconstruct` would load each network, by method."""
+    """Return the reconstruct config of each network, by method."""
     checkpoints = {MODEL: config.checkpoint, **config.compare}
     return {
         name: ReconstructConfig(
@@ -144,7 +144,7 @@ def model_configs(config: EvaluateConfig) -> dict[str, ReconstructConfig]:
 
 
 def load_methods(config: EvaluateConfig, geometry: DECA) -> list[Method]:
-    """Every method of a run, the baselines last. Raises CheckpointError.
+    """Load every method of a run, the baselines last. Raises CheckpointError.
 
     geometry: a model on the same bundle, whose networks do not matter.
     """

@@ -1,13 +1,13 @@
-"""The NoW dataset (Sanyal et al. 2019) as it is distributed: pictures, face boxes, scans and their seven landmarks.
+"""The NoW dataset (Sanyal et al. 2019) as it is distributed: images, face boxes, scans and their seven landmarks.
 
-    imagepathsvalidation.txt, imagepathstest.txt          <subject>/<challenge>/<picture>.jpg, one a line
-    iphone_pictures/<subject>/<challenge>/<picture>.jpg
-    detected_face/<subject>/<challenge>/<picture>.npy     a dictionary with left, top, right and bottom, pixels
+    imagepathsvalidation.txt, imagepathstest.txt          <subject>/<challenge>/<image>.jpg, one a line
+    iphone_pictures/<subject>/<challenge>/<image>.jpg
+    detected_face/<subject>/<challenge>/<image>.npy     a dictionary with left, top, right and bottom, pixels
     scans/<subject>/<one>.obj                             neutral, millimetres
     scans_lmks_onlypp/<subject>/<one>.pp                  seven picked points in the order of the benchmark
 
-Lists, scans and landmarks are looked for in the folder itself and in `final_release_version/` below it, pictures and
-boxes likewise: the parts are downloaded one by one, and people unpack them in both places.
+Lists, scans and landmarks are looked for in the folder itself and in `final_release_version/` below it, images and
+boxes likewise: the parts are downloaded one by one, and users unpack them in both places.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from tasks.store.storage import Store
 
 RELEASE = "final_release_version"
 LISTS = {"validation": "imagepathsvalidation.txt", "test": "imagepathstest.txt"}
-PICTURES, BOXES, SCANS, LANDMARKS = "iphone_pictures", "detected_face", "scans", "scans_lmks_onlypp"
+IMAGES, BOXES, SCANS, LANDMARKS = "iphone_pictures", "detected_face", "scans", "scans_lmks_onlypp"
 CROP_SCALE = 1.6  # of the box's side, as the paper's evaluation crops
 POINT = re.compile(r"<point\b([^>]*)/?>")
 COORDINATE = re.compile(r"""\b([xyz])\s*=\s*["']([^"']+)["']""")
 
 
 @dataclass(frozen=True)
-class NowPicture:
+class NowImage:
     """A line of the list, without its extension."""
 
-    place: str  # <subject>/<challenge>/<picture>.jpg
+    place: str  # <subject>/<challenge>/<image>.jpg
     name: str
     subject: str
     challenge: str
 
 
 class NowDataset:
-    """One list of the dataset. Raises EvaluateError where it is missing or does not look as above."""
+    """One list of the dataset. Raises EvaluateError where a file is missing or malformed."""
 
     def __init__(self, source: str, which: str = "validation", unit: str = "auto") -> None:
         self.root, self.unit = Store(source), unit
         name = self._place(LISTS[which])
         text = self.root.read(name).decode()
-        self.pictures = [_picture(line.strip(), self.root.join(name)) for line in text.splitlines() if line.strip()]
+        self.images = [_parse_line(line.strip(), self.root.join(name)) for line in text.splitlines() if line.strip()]
         self.list_hash = hashlib.sha256(text.encode()).hexdigest()
-        self._subjects = {picture.subject for picture in self.pictures}
+        self._subjects = {image.subject for image in self.images}
         self.scan = lru_cache(maxsize=2)(self._scan)
 
     def items(self) -> Iterator[Item]:
-        """The pictures, numbered as in the list. EvaluateError, before any work, where a subject has no scan."""
+        """Yield the images, numbered as in the list. EvaluateError, before any work, where a subject has no scan."""
         for subject in sorted(self._subjects):
             self._only(SCANS, subject, (".obj",))
             self._only(LANDMARKS, subject, (".pp", ".txt"))
-        folder = self.root.join(self._place(PICTURES))
-        return (Item(index, f"{folder}/{picture.place}") for index, picture in enumerate(self.pictures))
+        folder = self.root.join(self._place(IMAGES))
+        return (Item(index, f"{folder}/{image.place}") for index, image in enumerate(self.images))
 
-    def square(self, picture: NowPicture) -> Square:
-        """The square of a picture: the box that comes with it, its mean side times 1.6, about its centre."""
-        place = f"{self._place(BOXES)}/{picture.name}.npy"
+    def square(self, image: NowImage) -> Square:
+        """Return the crop square of an image: its box's mean side times 1.6, about its centre."""
+        place = f"{self._place(BOXES)}/{image.name}.npy"
         with temp_folder("box") as folder:
             copy = folder / "box.npy"
             copy.write_bytes(self.root.read(place))
@@ -109,15 +109,15 @@ class NowDataset:
         return found[0]
 
 
-def _picture(line: str, uri: str) -> NowPicture:
+def _parse_line(line: str, uri: str) -> NowImage:
     parts = line.split("/")
     if len(parts) != 3 or ".." in parts:
-        raise EvaluateError(f"{uri}: {line!r} is not <subject>/<challenge>/<picture>")
-    return NowPicture(line, line.rpartition(".")[0] or line, parts[0], parts[1])
+        raise EvaluateError(f"{uri}: {line!r} is not <subject>/<challenge>/<image>")
+    return NowImage(line, line.rpartition(".")[0] or line, parts[0], parts[1])
 
 
 def obj_vertices(data: bytes, uri: str) -> NDArray[np.float64]:
-    """The vertices (N,3) of a Wavefront file; colours behind them and everything else are left out."""
+    """Return the vertices (N,3) of a Wavefront file, without colours."""
     rows = [line.split()[1:4] for line in data.splitlines() if line.startswith((b"v ", b"v\t"))]
     try:
         vertices = np.array(rows, np.float64).reshape(-1, 3)
@@ -129,7 +129,7 @@ def obj_vertices(data: bytes, uri: str) -> NDArray[np.float64]:
 
 
 def picked_points(text: str, uri: str) -> NDArray[np.float64]:
-    """The seven landmarks (7,3) of MeshLab's picked points, or of a text file with three numbers a line.
+    """Return the seven landmarks (7,3) of MeshLab's picked points, or of a text file with three numbers per line.
 
     Read by pattern, not as XML: a foreign document's entities have nothing to say here.
     """

@@ -1,4 +1,4 @@
-"""The work of one synth unit: photographs of the embedded world and the truth about them."""
+"""Synth units: photographs of the embedded world and their ground truth."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ PHOTOS, TRUTH = "photos", "truth.parquet"
 
 
 def world_source(config: SynthConfig) -> str:
-    """The name of the world as a plan's source."""
+    """Return the source URI of the world in a plan."""
     return f"world://{config.seed}"
 
 
 def world_items(config: SynthConfig) -> Iterator[Item]:
-    """One item a picture, one identity after the other."""
+    """Yield an item per image, sorted by identity."""
     for index in range(config.identities * config.images_per_identity):
         identity, picture = divmod(index, config.images_per_identity)
         yield Item(index, f"{world_source(config)}/{config.first_identity + identity}/{picture}", root="")
 
 
 def truth_dest(config: SynthConfig) -> str:
-    """Where the truth is written: a folder of Parquet parts that readers open like one file."""
+    """Return the URI of the ground truth: a folder of Parquet parts that readers open like one file."""
     return f"{config.dest.rstrip('/')}/{TRUTH}"
 
 
 class SynthWorker:
-    """Takes photographs, publishes them, and returns the truth as rows."""
+    """Renders photographs, publishes them, and returns the ground truth as rows."""
 
     def __init__(self, config: SynthConfig) -> None:
         self.config = config
@@ -52,13 +52,13 @@ class SynthWorker:
         self.store = Store(f"{config.dest.rstrip('/')}/{PHOTOS}")
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
-        """Pictures first, rows after: a committed row always has its picture."""
+        """Publish the images, then return the rows: a committed row always has its image."""
         tar = f"photos-{_numbers(items[0])[0]:06d}-{_numbers(items[0])[1]:03d}.tar"
         members: list[tuple[str, bytes]] = []
         batches = []
         for item in items:
             identity, picture = _numbers(item)
-            person = self.world.person(self.config.seed, identity)
+            person = self.world.subject(self.config.seed, identity)
             shot = self.world.shot(person, picture, self.limits)
             photograph = self.world.photograph(person, shot, self.config.size)
             jpeg, name = photograph.jpeg(), self._name(identity, picture)
@@ -73,7 +73,7 @@ class SynthWorker:
         return UnitOutput(pa.Table.from_batches(batches, schema=self.schema))
 
     def _name(self, identity: int, picture: int) -> str:
-        if self.config.layout == "flat":  # a name that does not tell who it is
+        if self.config.layout == "flat":  # a name without the identity
             digest = hashlib.sha256(f"{self.config.seed}/{identity}/{picture}".encode())
             return f"{digest.hexdigest()[:16]}.jpg"
         return f"{identity:06d}/{picture:03d}.jpg"
@@ -106,7 +106,7 @@ class SynthWorker:
 
 
 def _numbers(item: Item) -> tuple[int, int]:
-    """(identity, picture) of an item."""
+    """(identity, image) of an item."""
     identity, picture = item.uri.rsplit("/", 2)[1:]
     return int(identity), int(picture)
 

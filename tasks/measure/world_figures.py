@@ -1,4 +1,4 @@
-"""The figures of one face of the embedded world: a prediction against everything that is known."""
+"""Figures of one face of the embedded world: a prediction against the ground truth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from deca_core.metrics import (
 from deca_core.raster import rasterize
 from deca_core.render import sample_uv, vertex_normals
 from deca_core.training import FACING
-from deca_world import Person, WrinkleModel
+from deca_world import Subject, WrinkleModel
 from tasks.measure.methods import FaceCrop
 from tasks.measure.world_truth import TrueFace
 
@@ -46,7 +46,7 @@ SCANNER_PIXELS = 512
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a method says about a face; codes are batches of one, displacements (256,256) metres.
+    """Prediction of a method for a face; codes are batches of one, displacements (256,256) metres.
 
     animated: the source's codes with the driver's expression, and their displacement; None without a driver.
     """
@@ -57,7 +57,7 @@ class Prediction:
 
 
 class WorldFigures:
-    """Measures faces over one head. `geometry`: a model over it; its networks are not asked."""
+    """Measures faces over one head. `geometry`: a model over it, whose networks are not used."""
 
     def __init__(self, geometry: DECA) -> None:
         self.model, self.flame = geometry, geometry.flame
@@ -68,9 +68,9 @@ class WorldFigures:
 
     @torch.inference_mode()
     def measure(
-        self, crop: FaceCrop, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace | None
+        self, crop: FaceCrop, predicted: Prediction, truth: TrueFace, person: Subject, driver: TrueFace | None
     ) -> dict[str, float | NDArray | None]:
-        """Every figure by its column. A figure without a value (the correlation of a flat map) is None."""
+        """Return every figure by column. A figure without a value (the correlation of a flat map) is None."""
         out = self.model.decode(predicted.codes)
         out = dataclasses.replace(out, z=torch.from_numpy(predicted.z)[None, None])
         figures = {
@@ -86,7 +86,7 @@ class WorldFigures:
     def _geometry(self, crop: FaceCrop, codes: Codes, out: Reconstruction, truth: TrueFace) -> dict[str, float]:
         """Landmarks, pose, expression and vertices."""
         true = truth.codes
-        points = torch.from_numpy(crop.to_picture(to_pixels(out.landmarks2d)[0].numpy()))[None]
+        points = torch.from_numpy(crop.to_image(to_pixels(out.landmarks2d)[0].numpy()))[None]
         landmarks = torch.from_numpy(truth.landmarks)[None]
         moved = self._at_rest(true.replace(exp=codes.exp, pose=codes.pose))
         neutral, true_neutral = (neutral_head(self.flame, each.shape)[0][self.face] for each in (codes, true))
@@ -102,7 +102,7 @@ class WorldFigures:
         }
 
     def _look(self, crop: FaceCrop, predicted: Prediction, out: Reconstruction, truth: TrueFace) -> dict[str, float]:
-        """Albedo, light, displacement, normals and the picture itself."""
+        """Albedo, light, displacement, normals and the image itself."""
         codes = predicted.codes
         rendering = self.model.render(codes, out)
         albedo = (self.model.albedo(codes) - self.model.albedo(truth.codes))[0].abs().numpy()
@@ -120,7 +120,7 @@ class WorldFigures:
         }
 
     def _hidden(self, truth: TrueFace) -> NDArray[np.bool_]:
-        """Texels of the face that the picture does not show: turned away, or behind what is no skin of the face."""
+        """Return the face texels (256,256) that are not visible in the image: turned away, or occluded."""
         vertices = torch.from_numpy(truth.vertices)[None]
         projected = project(vertices, truth.codes.cam)[..., :2]
         attributes = torch.cat([vertex_normals(vertices, self.model.faces), projected], dim=-1)
@@ -129,8 +129,8 @@ class WorldFigures:
         shown = (sample_uv(skin, grid) > 0.5) & (normals[:, 2:] > FACING)  # as training sees it
         return self.mask & ~shown[0, 0].numpy()
 
-    def _transfer(self, predicted: Prediction, truth: TrueFace, person: Person, driver: TrueFace) -> dict[str, float]:
-        """The driver's expression on this head, against the head and the wrinkles that the world gives this person."""
+    def _transfer(self, predicted: Prediction, truth: TrueFace, person: Subject, driver: TrueFace) -> dict[str, float]:
+        """Return the transfer figures: this head under the driver's expression, against the world's ground truth."""
         assert predicted.animated is not None
         codes, z = predicted.animated
         true = Codes.animate(truth.codes, driver.codes)
@@ -168,7 +168,7 @@ def neutral_distances(model: DECA, shape: Tensor, scan: NDArray, landmarks: NDAr
 
 
 def scanned_vertices(model: DECA) -> NDArray[np.int64]:
-    """Vertices that a scanner before the face can see: no mouth's inside, no back of an eye."""
+    """Return the vertices visible to a frontal scanner: no inside of the mouth, no back of an eye."""
     vertices = torch.from_numpy(model.bundle.v_template)
     middle, extent = vertices.mean(0), (vertices - vertices.mean(0)).norm(dim=1).max()
     seen = []

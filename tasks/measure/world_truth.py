@@ -1,4 +1,4 @@
-"""The truth beside an archive of `deca synth`: rows by number, the pictures they tell of, and who drives whom."""
+"""Ground truth of a `deca synth` archive: rows by number, their images, and the driver of each face."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deca_core.codes import NUM_DETAIL, Codes
 from deca_core.errors import DecaError
-from deca_world import Person, person
+from deca_world import Subject, subject
 from schemas.ledger import Item
 from schemas.parquet import fixed_values
 from tasks.measure.synth import PHOTOS, TRUTH
@@ -35,13 +35,13 @@ class EvaluateError(DecaError):
 
 @dataclass(frozen=True, eq=False)
 class TrueFace:
-    """Everything known about one picture; `codes.cam` is for the whole picture, `codes.detail` is zero."""
+    """Everything known about one image; `codes.cam` is for the whole image, `codes.detail` is zero."""
 
     face_id: str
     identity: str
-    size: int  # pixels on a side of the picture
+    size: int  # pixels on a side of the image
     codes: Codes  # a batch of one
-    landmarks: NDArray[np.float32]  # (68, 2) pixels of the picture
+    landmarks: NDArray[np.float32]  # (68, 2) pixels of the image
     vertices: NDArray[np.float32]  # (V, 3) metres, posed
     displacement: NDArray[np.float32]  # (256, 256) metres
     normals: NDArray[np.float32]  # (3, 256, 256) of the displaced surface
@@ -90,28 +90,28 @@ class WorldTruth:
         """Seed of the world."""
         return int(self.plan.record.source.rpartition("/")[2])
 
-    def person(self, identity: str) -> Person:
-        """Who an identity of this world is."""
-        return person(self.seed, int(identity))
+    def subject(self, identity: str) -> Subject:
+        """Return the parameters of an identity of this world."""
+        return subject(self.seed, int(identity))
 
     def driver(self, index: int) -> int | None:
-        """The picture whose expression is put on the face of picture `index`: of the next person; None if alone."""
+        """Return the index of the image whose expression drives image `index`: of the next subject; None if alone."""
         return self._drivers[index]
 
     def items(self) -> Iterator[Item]:
-        """The pictures in the order of the truth, which numbers them. EvaluateError where one is missing."""
+        """Yield the images in the order of the truth. EvaluateError where one is missing."""
         photos = Store(self.source).join(PHOTOS)
         found = {f"{PHOTOS}/{item.source_uri[len(photos) + 1 :]}": item for item in discover(photos)}
         missing = [path for path in self.paths if path not in found]
         if missing:
             raise EvaluateError(
-                f"{self.source}: {len(missing)} of {len(self.paths)} pictures of the truth are missing, {missing[0]} "
+                f"{self.source}: {len(missing)} of {len(self.paths)} images of the truth are missing, {missing[0]} "
                 f"first. Make them again with: deca synth {self.source} --new"
             )
         return (replace(found[path], index=index, root="") for index, path in enumerate(self.paths))
 
     def faces(self, indices: Sequence[int]) -> Iterator[TrueFace]:
-        """The truth about pictures, in the order asked for; cheap when that is the order of the truth."""
+        """Return the truth of images by index; fastest in the order of the truth."""
         for index in indices:
             which = int(np.searchsorted(self._ends, index, side="right"))
             part, rows = self._parts[which]
@@ -122,15 +122,15 @@ class WorldTruth:
 
 
 def _drivers(identities: Sequence[str]) -> list[int | None]:
-    """For every picture the picture of the same number of the next person, in a ring."""
-    people: dict[str, list[int]] = {}
+    """Return for every image the image of the same number of the next subject, cyclically."""
+    subjects: dict[str, list[int]] = {}
     for index, identity in enumerate(identities):
-        people.setdefault(identity, []).append(index)
-    names = list(people)
+        subjects.setdefault(identity, []).append(index)
+    names = list(subjects)
     following = dict(zip(names, [*names[1:], *names[:1]], strict=True))
     drivers: list[int | None] = [None] * len(identities)
-    for name, own in people.items():
-        others = people[following[name]]
+    for name, own in subjects.items():
+        others = subjects[following[name]]
         for number, index in enumerate(own):
             drivers[index] = others[number % len(others)] if len(names) > 1 else None
     return drivers

@@ -1,4 +1,4 @@
-"""The model that a run uses: bundle and checkpoint by URI, with the hashes that enter plan, rows and report."""
+"""The model of a run: bundle and checkpoint by URI, with the hashes for plan, rows and report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("deca")
 
 
 class GeometryModel(DECA):
-    """A model for codes that no network made: its encoders are never asked, and its displacement z is 0."""
+    """A model for codes without networks (fits, truth): its encoders are never used, its displacement z is 0."""
 
     def __init__(self, bundle: AssetBundle) -> None:
         super().__init__(bundle, backbone="mobilenet_v3_small")  # the smallest to build
@@ -41,7 +41,7 @@ def bundle_at(uri: str | None) -> AssetBundle:
 
 
 def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
-    """The bundle that a run uses: the one that it names, else the one that its checkpoint carries; None: the embedded.
+    """The bundle of a run: the named one, else that of its checkpoint; None: the embedded head.
 
     Raises CheckpointError or StorageError where there is no checkpoint.
     """
@@ -53,7 +53,7 @@ def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
         return checkpoint if Store(checkpoint).exists(bundles.META_FILE) else None
     if head["hash"] is None:
         logger.warning(
-            "%s is bound to no bundle: nobody can tell whether its weights were trained on %s. %s",
+            "%s is bound to no bundle: whether its weights were trained on %s is unknown. %s",
             checkpoint,
             bundle,
             checkpoints.BIND,
@@ -63,12 +63,12 @@ def bundle_for(bundle: str | None, checkpoint: str | None) -> str | None:
 
 @cache
 def _embedded_head() -> AssetBundle:
-    """One and the same in a process, so that what follows from it alone is computed once."""
+    """The embedded head, one object a process, so that values derived from it are cached."""
     return procedural_head()
 
 
 def weights_hash(config: ReconstructConfig) -> str:
-    """What the `checkpoint` column says: the checkpoint's hash, "untrained-<seed>" or "landmark-fit".
+    """Value of the `checkpoint` column: the checkpoint's hash, "untrained-<seed>" or "landmark-fit".
 
     Raises CheckpointError.
     """
@@ -79,7 +79,7 @@ def weights_hash(config: ReconstructConfig) -> str:
 
 
 def is_trained(config: ReconstructConfig) -> bool:
-    """Whether the weights come from training, as their checkpoint says; true where no weights take part."""
+    """Whether the weights come from training, by their checkpoint's metadata; true where no weights are used."""
     if config.codes == "landmarks":
         return True
     folder = _weights_folder(config)
@@ -103,7 +103,7 @@ def load_model(config: ReconstructConfig) -> DECA:
 
 
 def _weights_folder(config: ReconstructConfig) -> Path | None:
-    """The folder of a run's checkpoint; None: its network is untrained."""
+    """The folder of a run's checkpoint; None: untrained."""
     if config.checkpoint is not None:
         return None if config.checkpoint == UNTRAINED_CHECKPOINT else checkpoint_folder(config.checkpoint)
     return checkpoints.SHIPPED if config.bundle is None else None

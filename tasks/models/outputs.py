@@ -1,4 +1,4 @@
-"""What a row of reconstructions/ holds beside codes and displacement: computed from the codes, only where asked for."""
+"""The optional columns of reconstructions/, computed from codes and displacement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deca_core import DECA, Codes, Reconstruction
 from deca_core.camera import IMAGE_SIZE, project
 from deca_core.export import glb, rig_of
 from deca_core.export.gltf import rigged_head
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from schemas.reconstruct import VERTEX_LIMIT, Output, quantise
 
 JPEG_QUALITY = 90  # of textures and previews
@@ -27,7 +27,7 @@ NEED_HEAD: frozenset[Output] = frozenset({"vertices", "landmarks", "normals", "t
 
 @torch.inference_mode()
 def head_of(model: DECA, codes: Codes, displacement: Tensor) -> Reconstruction:
-    """`DECA.decode` for displacement (B,256,256) that is at hand: F_d does not run again."""
+    """`DECA.decode` with a given displacement (B,256,256), without running F_d."""
     head = model.flame(codes.shape, codes.exp, codes.pose)
     return Reconstruction(
         vertices=head.vertices,
@@ -61,7 +61,7 @@ def columns_of_head(
         normals = (model.detail_normals(head) + 1) * 127.5
         columns["normals"] = normals.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     if NEED_IMAGES & set(outputs):
-        on_uv = picture_on_uv(model.atlas, head.projected, images)
+        on_uv = image_on_uv(model.atlas, head.projected, images)
     if "texture" in outputs:
         columns["texture"] = as_jpegs(on_uv)
     if "mesh" in outputs:
@@ -72,26 +72,26 @@ def columns_of_head(
 
 
 def as_glbs(model: DECA, codes: Codes, head: Reconstruction, on_uv: Tensor) -> list[bytes]:
-    """A GLB file of each head as `deca export` makes it, on_uv (B,3,256,256) being the pictures on the UV map."""
+    """A GLB file of each head as `deca export` makes it, on_uv (B,3,256,256) being the images on the UV map."""
     rig = rig_of(model.bundle)
     made = []
     for place in range(len(codes)):
         one = slice(place, place + 1)
         out = Reconstruction(**{name: value[one] for name, value in vars(head).items()})
-        made.append(glb(rig, rigged_head(model, codes[one], out, picture=on_uv[one])))
+        made.append(glb(rig, rigged_head(model, codes[one], out, image=on_uv[one])))
     return made
 
 
 def to_source(points: NDArray[np.float32], transforms: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Points (B,N,2) in the crop's [-1, 1] to pixels of the source pictures."""
+    """Points (B,N,2) in the crop's [-1, 1] to pixels of the source images."""
     pixels = (points.astype(np.float64) + 1) * (IMAGE_SIZE / 2)
     back = np.linalg.inv(transforms[:, :, :2]).transpose(0, 2, 1)
     return ((pixels - transforms[:, None, :, 2]) @ back).astype(np.float32)
 
 
-def as_jpegs(pictures: Tensor) -> list[dict[str, bytes | None]]:
+def as_jpegs(images: Tensor) -> list[dict[str, bytes | None]]:
     """(B,3,H,W) in [0, 1] as values of a PICTURE column."""
-    pixels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [{"bytes": _jpeg(one), "path": None} for one in pixels]
 
 

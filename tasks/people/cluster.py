@@ -1,22 +1,22 @@
-"""Who is who from descriptors alone: components of a mutual-neighbour graph whose threshold follows the surroundings.
+"""Identity clustering by descriptor: components of a mutual-neighbour graph with a locally scaled threshold.
 
 1. Each face's nearest neighbours (faiss). Its scale r is the mean distance of the nearest SCALE_NEIGHBOURS.
 2. Two faces that are among each other's neighbours (Jarvis & Patrick 1973) are linked where d <= max_distance and
-   e = d / sqrt(r_i r_j) <= LIMIT (local scaling, Zelnik-Manor & Perona 2004). A fixed threshold either links people
-   who look like many others or tears apart people who look like nobody; e weighs a distance against how close strangers
-   come here. r is kept between SURE * max_distance and max_distance, so that a person with hundreds of pictures is not
-   measured against himself and people without near strangers are held to max_distance.
-3. Connected components. One is a person where its faces know each other: on average a share COHESION of the others (of
+   e = d / sqrt(r_i r_j) <= LIMIT (local scaling, Zelnik-Manor & Perona 2004). A fixed threshold either links subjects
+   that resemble many others or splits subjects that resemble none; e is a distance relative to how close strangers come
+   here. r is kept between SURE * max_distance and max_distance, so that a subject with hundreds of images is not
+   measured against itself, and subjects without near strangers are held to max_distance.
+3. Connected components. One is a subject where its faces know each other: on average a share COHESION of the others (of
    at most SCALE_NEIGHBOURS) is linked to a face. A chain of look-alikes is not; it is taken apart by a tighter limit,
-   again and again, and so is a component that holds two faces of one picture or two people known before.
+   again and again, and so is a component that holds two faces of one image or two subjects known before.
 
 No N x N matrix; memory grows with N x neighbours. Equal input gives equal labels, whatever the number of threads:
-distances that decide are computed anew in float64, and the search index is built by one thread from a fixed seed.
-A person with more pictures than `neighbours` may come apart, as not all of them can be each other's neighbours.
+distances that decide are recomputed in float64, and the search index is built by one thread from a fixed seed.
+A subject with more images than `neighbours` may come apart, as not all of them can be each other's neighbours.
 
-Tried on descriptors of the embedded world's people and left: average linkage (less recall at the same precision),
+Tried on descriptors of the embedded world's subjects and left: average linkage (less recall at the same precision),
 rank-order distances (Zhu et al., CVPR 2011) and Jaccard overlap of neighbour lists (good only where the lists are as
-long as a person has pictures).
+long as a subject has images).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-# Chosen for precision first, on the embedded world (5 pictures a person, and 1 to 5) and on drawn people with 1 to 300.
+# Chosen for precision first, on the embedded world (5 images a subject, and 1 to 5) and on subjects with 1 to 300.
 SCALE_NEIGHBOURS = 12
 LIMIT = 1.05
 SURE = 1 / 2
@@ -53,12 +53,12 @@ def cluster(
     images: Rows | None = None,
     known: Rows | None = None,
 ) -> Rows:
-    """Label (N,) of each of N descriptors (N, D); equal labels are one person.
+    """Return a label (N,) for each of N descriptors (N, D); equal labels are one subject.
 
-    max_distance: Euclidean, above it two faces are never linked; neighbours: nearest ones looked at per face;
-    images (N,): which picture a face is from, and two faces of one picture are two people; known (N,): identity >= 0 of
+    max_distance: Euclidean, above it two faces are never linked; neighbours: nearest ones searched per face;
+    images (N,): which image a face is from, and two faces of one image are two subjects; known (N,): identity >= 0 of
     an earlier face, -1 of a new one. Known faces keep their identity, and two identities are never joined; a new face
-    joins the identity that its component holds. New people get first + row of their first face, where first is one
+    joins the identity that its component holds. New subjects get first + row of their first face, where first is one
     above the largest of `known` (0 without). Raises ValueError for descriptors that are not finite.
     """
     count = len(vectors)
@@ -120,7 +120,7 @@ def _edges(vectors: NDArray[np.float32], new: NDArray[np.bool_], max_distance: f
 
 
 def index_of(vectors: NDArray[np.float32]) -> Any:
-    """Exhaustive up to EXACT faces, above it a small-world graph (HNSW, Malkov & Yashunin 2018).
+    """Return a search index: exhaustive up to EXACT faces, HNSW above (Malkov & Yashunin 2018).
 
     The graph depends on the order of insertion, so it is built by one thread; its random levels have faiss's fixed
     seed. Inverted lists need a tenth of all lists, and more time than this, for the same recall.
@@ -164,7 +164,7 @@ def _search(
         sums = np.bincount(at[nearest], weights=distances[nearest], minlength=len(chunk))
         scale[chunk] = sums / np.maximum(counts, 1)
         inside = distances <= max_distance
-        # Equal pictures are at distance zero, which a sparse matrix does not store.
+        # Equal images are at distance zero, which a sparse matrix does not store.
         kept = np.maximum(distances[inside], 1e-6).astype(np.float32)
         yield chunk[at[inside]].astype(np.int32), columns[inside].astype(np.int32), kept
 
@@ -183,7 +183,7 @@ def _distances(vectors: NDArray[np.float32], a: Rows, b: Rows) -> NDArray[np.flo
 
 
 def _join(labels: Rows, graph: _Graph) -> None:
-    """Step 3, in place. `labels` come with the known identities, and every new face as a person of its own."""
+    """Step 3, in place. `labels` come with the known identities, and every new face as a subject of its own."""
     identities, node = np.unique(labels, return_inverse=True)  # one node an identity, one a new face
     edges = graph.edges
     waiting = np.zeros(len(identities), bool)  # nodes with an edge
@@ -197,19 +197,19 @@ def _join(labels: Rows, graph: _Graph) -> None:
         links = csr_array((ones, (node[close.a], node[close.b])), shape=(len(identities), len(identities)))
         component = connected_components(links, directed=False)[1].astype(np.int64)[node]
         edges = edges.where(component[edges.a] == component[edges.b])  # a tighter limit joins none of the others
-        person = _is_person(graph, edges, rows, component, node)
-        settled = rows[person[component[rows]]]
+        subject = _is_subject(graph, edges, rows, component, node)
+        settled = rows[subject[component[rows]]]
         _name(labels, settled, component, graph.new)
         waiting[node[settled]] = False
         edges = edges.where(waiting[node[edges.a]])
 
 
-def _is_person(graph: _Graph, edges: _Edges, rows: Rows, component: Rows, node: Rows) -> NDArray[np.bool_]:
-    """Whether each component (by number) is one person; `rows` are the faces in question."""
+def _is_subject(graph: _Graph, edges: _Edges, rows: Rows, component: Rows, node: Rows) -> NDArray[np.bool_]:
+    """Whether each component (by number) is one subject; `rows` are the faces in question."""
     total = int(component.max()) + 1
     part, new = component[rows], graph.new[rows]
     size = np.bincount(part, minlength=total)
-    # Faces of one picture. Those that an earlier run gave to one identity are not questioned.
+    # Faces of one image. Those that an earlier run gave to one identity are not questioned.
     _, key, times = np.unique(np.stack([part, graph.images[rows]]), axis=1, return_inverse=True, return_counts=True)
     twice = np.zeros(total, bool)
     twice[part[new & (times[key.reshape(-1)] > 1)]] = True

@@ -1,4 +1,4 @@
-"""A published faces/ dataset as a source: one item a face, read with its crop, landmarks and identity.
+"""A published faces/ dataset as a source: one item per face, with its crop, landmarks and identity.
 
 The rows are those of one version, which a plan pins; shards are content-named and never change, so what is planned is
 what is read, until `deca gc` takes an old version's shards away.
@@ -31,7 +31,7 @@ TAKEN_OVER = (
     *("bbox", "det_score", "landmarks"),
 )
 COLUMNS = [*TAKEN_OVER, "crop.bytes", "crop_transform"]
-MEMBER = "face-row["  # no column of pictures is called so
+MEMBER = "face-row["  # no column of images is called so
 ROWS_AT_ONCE = 64  # of one shard: some 2 MB of JPEG
 
 
@@ -42,25 +42,25 @@ class FaceRow:
     item: Item
     columns: dict[str, Any]  # TAKEN_OVER; arrays as numpy
     crop: bytes  # JPEG
-    crop_transform: NDArray[np.float64]  # (2, 3) pixels of the source picture to pixels of the crop
+    crop_transform: NDArray[np.float64]  # (2, 3) pixels of the source image to pixels of the crop
 
     @property
     def landmarks(self) -> NDArray[np.float32]:
-        """(68, 2) pixels of the source picture."""
+        """Landmarks (68, 2) in pixels of the source image."""
         points: NDArray[np.float32] = self.columns["landmarks"]
         return points
 
-    def warped(self, picture: NDArray[np.uint8], transform: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The crop (3,224,224) for the networks out of the decoded larger one; transform (2,3) source to crop pixels.
+    def warped(self, image: NDArray[np.uint8], transform: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the network crop (3,224,224) of the decoded stored one; transform (2,3) source to crop pixels.
 
         Resampled once more than a crop from the photograph itself, at nearly its scale.
         """
         stored = np.linalg.inv(np.vstack([self.crop_transform, [0, 0, 1]]))
-        return warp(picture, transform @ stored)
+        return warp(image, transform @ stored)
 
 
 def face_items(faces: Faces) -> Iterator[Item]:
-    """Every face of a version in the order of its shards, train before val."""
+    """Yield an item per face of a version, in the order of its shards, train before val."""
     store, index = Store(faces.dest), 0
     for shard in (*faces.shards("train"), *faces.shards("val")):
         uri = store.join(shard.file)
@@ -70,12 +70,12 @@ def face_items(faces: Faces) -> Iterator[Item]:
 
 
 def is_face_item(item: Item) -> bool:
-    """Whether an item is a row of faces/ and not a picture."""
+    """Whether an item is a row of faces/ and not an image."""
     return item.member is not None and item.member.startswith(MEMBER)
 
 
 def read_rows(items: Sequence[Item]) -> Iterator[tuple[Item, FaceRow | Exception]]:
-    """(item, its row or the error that reading it raised) in the order of the items; a shard is opened once."""
+    """Yield (item, its row or the read error) in the order of the items; a shard is opened once."""
     for uri, run in groupby(items, lambda item: item.uri):
         wanted = list(run)
         try:

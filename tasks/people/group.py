@@ -1,11 +1,11 @@
-"""Who is who among the annotated faces, and which of them enter faces/.
+"""Assigns an identity to each annotated face, and decides which faces enter faces/.
 
-Identities come from the pictures' paths, a table, labels beside the pictures, or clustering. Every annotated face gets
+Identities come from the images' paths, a table, labels beside the images, or clustering. Every annotated face gets
 one row of ASSIGNMENTS_SCHEMA: with an identity where it has one, and with a reason where it is left out. The reasons,
 in this order: the filters by name, NO_LABEL, ANOTHER_FACE, ERASED, FEW.
 
-Clustering knows a face again by its face_id and its descriptor: under the path of a picture, which gives the face_id,
-another picture may lie today.
+Clustering knows a face again by its face_id and its descriptor: under the path of an image, which gives the face_id,
+another image may lie today.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tasks.units.plan import READ_THREADS, load_plan
 from tasks.units.tombstones import read_erased
 
 FILTERS = ("eye_distance", "sharpness", "yaw", "mask_coverage")
-NO_LABEL, ANOTHER_FACE, FEW = "no label", "another face of a labelled picture", "few images"
-ERASED = "erased"  # new pictures of somebody who was erased: who it is is not kept either
+NO_LABEL, ANOTHER_FACE, FEW = "no label", "another face of a labelled picture", "few pictures"  # stored values
+ERASED = "erased"  # new images of an erased subject; the identity is not stored either
 SETTINGS = {  # what leaves a face out for a reason, where a setting does
     "eye_distance": "filters.min_eye_distance",
     "sharpness": "filters.min_sharpness",
@@ -47,8 +47,8 @@ SETTINGS = {  # what leaves a face out for a reason, where a setting does
 }
 REASONS = ("", *FILTERS, NO_LABEL, ANOTHER_FACE, ERASED, FEW)
 
-# Largest distance within one person, where strangers come no closer; where they do, cluster.py asks for less.
-# dlib: its authors' 0.6 decides on single pairs, and an archive has millions; six real people were 0.70 to 1.00 apart.
+# Largest distance within one subject, where strangers come no closer; where they do, cluster.py asks for less.
+# dlib: its authors' 0.6 is for single pairs, and an archive has millions; six real subjects were 0.70 to 1.00 apart.
 # ArcFace (facexlib), on the unit sphere: a cosine of 0.4, above the 0.3 or so at which it verifies single pairs.
 MAX_DISTANCE: dict[Provider, float] = {"dlib": 0.5, "facexlib": 1.1}
 
@@ -59,8 +59,11 @@ Method = Literal["path", "table", "sidecar", "cluster", "none"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement with labels. precision: of the pairs put together, those of one person; recall: of the pairs of one
-    person, those put together; purity: faces that belong to the commonest person of their cluster. 1 without pairs."""
+    """Agreement of clusters with labels; 1 without pairs.
+
+    precision: share of the clustered pairs that are of one subject; recall: share of the pairs of one subject that are
+    clustered; purity: share of faces that belong to the most frequent subject of their cluster.
+    """
 
     precision: float
     recall: float
@@ -80,7 +83,7 @@ class GroupReport:
     left_out: dict[str, int]  # faces by reason
     max_distance: float | None = None  # of clustering
     joined: int = 0  # faces that clustering added to earlier identities
-    scores: Scores | None = None  # of clustering, where `pattern`, `table` or labels beside the pictures say who it is
+    scores: Scores | None = None  # of clustering, where `pattern`, `table` or sidecar labels give the identity
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Grouping:
 
 @dataclass
 class _Faces:
-    """The annotated faces, sorted by face_id, as grouping goes on."""
+    """The annotated faces, sorted by face_id, with their state during grouping."""
 
     dest: str
     parts: list[Part]
@@ -111,11 +114,11 @@ class _Faces:
 
 
 def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None) -> Grouping:
-    """Identities of all annotated faces.
+    """Return the grouping of all annotated faces.
 
     previous: ASSIGNMENTS_SCHEMA of the current version. Clustering keeps its identities (unless identity.regroup): a
     face keeps its own for good, new faces join them or found new ones. Labels are taken as they are each time.
-    Raises IdentityError where labels name none of the pictures, PlanError, StorageError.
+    Raises IdentityError where labels name none of the images, PlanError, StorageError.
     """
     method = _method(config)
     faces = _read(annotations_dest, _columns(config, method))
@@ -144,20 +147,20 @@ def group(annotations_dest: str, config: IngestConfig, previous: pa.Table | None
 
 
 def read_annotations(dest: str, columns: Sequence[str]) -> pa.Table:
-    """These columns of every committed face, sorted by face_id; raises PlanError, StorageError, FileNotFoundError."""
+    """Return columns of every committed face, sorted by face_id; raises PlanError, StorageError, FileNotFoundError."""
     return _read(dest, columns).table.select(list(columns))
 
 
 def pairwise_scores(assigned: NDArray, true: NDArray) -> Scores:
-    """Agreement of two labellings (N,) from the counts of their common faces."""
+    """Return the agreement of two labellings (N,) from the counts of their common faces."""
     if not len(assigned):
         return Scores(1.0, 1.0, 1.0, 0)
     _, cluster_of = np.unique(assigned, return_inverse=True)
-    people, person_of = np.unique(true, return_inverse=True)
-    cells, counts = np.unique(cluster_of.astype(np.int64) * len(people) + person_of, return_counts=True)
+    subjects, subject_of = np.unique(true, return_inverse=True)
+    cells, counts = np.unique(cluster_of.astype(np.int64) * len(subjects) + subject_of, return_counts=True)
     largest = np.zeros(int(cluster_of.max()) + 1, np.int64)
-    np.maximum.at(largest, cells // len(people), counts)
-    agreeing, together, same = (_pairs(sizes) for sizes in (counts, np.bincount(cluster_of), np.bincount(person_of)))
+    np.maximum.at(largest, cells // len(subjects), counts)
+    agreeing, together, same = (_pairs(sizes) for sizes in (counts, np.bincount(cluster_of), np.bincount(subject_of)))
     return Scores(
         precision=agreeing / together if together else 1.0,
         recall=agreeing / same if same else 1.0,
@@ -241,7 +244,7 @@ def _columns(config: IngestConfig, method: Method) -> list[str]:
 
 
 def _filter(faces: _Faces, limits: FilterConfig) -> None:
-    """Leave out what is beyond a limit; a figure that is not a number is."""
+    """Leave out faces beyond a limit; NaN counts as beyond."""
     least = {
         "eye_distance": limits.min_eye_distance,
         "sharpness": limits.min_sharpness,
@@ -257,7 +260,7 @@ def _filter(faces: _Faces, limits: FilterConfig) -> None:
 
 
 def _labels(faces: _Faces, config: IngestConfig, method: Method) -> Labels | None:
-    """The label of each face's picture; None where nothing gives labels. For clustering they are the reference."""
+    """The label of each face's image; None where nothing gives labels. For clustering they are the reference."""
     identity = config.identity
     if method == "none":
         return None
@@ -270,7 +273,7 @@ def _labels(faces: _Faces, config: IngestConfig, method: Method) -> Labels | Non
     labels = faces.column("label")
     if method == "sidecar" and labels.null_count == len(labels):
         raise IdentityError(
-            "no picture has a label beside it, as identity.method=sidecar expects. Name the files that hold them: "
+            "no image has a label beside it, as identity.method=sidecar expects. Name the files that hold them: "
             "--set annotate.sidecar.identity=['{stem}.id.txt']"
         )
     return labels
@@ -282,7 +285,7 @@ def _places(faces: _Faces) -> pa.Array:
 
 
 def _labelled(faces: _Faces, labels: Labels, which: str) -> pa.Array:
-    """Identities from labels. Other faces of a labelled picture, and those without a label, are left out."""
+    """Identities from labels. Other faces of a labelled image, and those without a label, are left out."""
     given = labels.is_valid().to_numpy(zero_copy_only=False)
     faces.leave_out(~given, NO_LABEL)
     carries = given if which == "all" else given & _largest(faces)
@@ -291,9 +294,9 @@ def _labelled(faces: _Faces, labels: Labels, which: str) -> pa.Array:
 
 
 def _largest(faces: _Faces) -> NDArray[np.bool_]:
-    """Whether a face is the largest of its picture that was annotated, kept or not.
+    """Whether a face is the largest of its image that was annotated, kept or not.
 
-    Where a larger one was erased none is: the label is about who is gone.
+    Where a larger one was erased none is: the label is of the erased subject.
     """
     image, index = _images(faces), faces.column("face_index").to_numpy()
     first = np.full(int(image.max(initial=-1)) + 1, np.iinfo(np.int32).max)
@@ -308,7 +311,7 @@ def _largest(faces: _Faces) -> NDArray[np.bool_]:
 
 
 def _images(faces: _Faces) -> NDArray[np.int64]:
-    """A number for each face's picture."""
+    """A number for each face's image."""
     return faces.column("image_id").dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
@@ -334,7 +337,7 @@ def _clustered(faces: _Faces, previous: pa.Table | None, max_distance: float, ne
     rows = np.flatnonzero((faces.reason == 0) | (known >= 0))
     vectors = _embeddings(faces, rows)
     hashes = _hashes(vectors)
-    changed = (known[rows] >= 0) & (hashes != descriptor[rows])  # another picture lies there now
+    changed = (known[rows] >= 0) & (hashes != descriptor[rows])  # another image lies there now
     known = np.where(changed, -1, known[rows])
     part = (faces.reason[rows] == 0) | (known >= 0)
     if not part.all():
@@ -344,7 +347,7 @@ def _clustered(faces: _Faces, previous: pa.Table | None, max_distance: float, ne
     labels = cluster(vectors, max_distance=max_distance, neighbours=neighbours, images=images, known=known)
     joined = int(((known < 0) & (labels < len(alive))).sum())
     founded = pc.binary_join_element_wise("p", ids.take(pa.array(rows)), "-")
-    # A founder may be somebody else than before; a name stays with who had it.
+    # A founder may be another subject than before; a name stays with its subject.
     again = pc.is_in(founded, value_set=names).to_numpy(zero_copy_only=False) | changed
     if again.any():
         suffix = pa.array([f"{value:016x}" for value in hashes.view(np.uint64).tolist()])
@@ -387,7 +390,7 @@ def _agreement(faces: _Faces, identity: pa.Array, labels: Labels | None) -> Scor
 
 
 def _leave_out_erased(faces: _Faces, identity: pa.Array) -> pa.Array:
-    """Leave out people who were erased, under every reason; the identities without theirs."""
+    """Leave out erased subjects, whatever else the reason was, without their identity."""
     erased = read_erased(Store(faces.dest))
     going = erased.rows(pa.table({"identity_id": identity}))
     if not going.any():

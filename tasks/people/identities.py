@@ -1,4 +1,4 @@
-"""Who is in a picture, as its path or a table says."""
+"""Identity labels from paths or tables."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Labels: TypeAlias = pa.Array  # one text a face, null where there is none
 
 
 class IdentityError(DecaError):
-    """Labels that name none of the pictures, or that cannot be read; says what was found and what was expected."""
+    """Labels that name none of the images, or that cannot be read; says what was found and what was expected."""
 
 
 def places_below(uris: pa.Array, root: str) -> pa.Array:
-    """Paths of pictures below the source; as they are where they lie elsewhere."""
+    """Return the paths of images relative to the source; unchanged where they are stored elsewhere."""
     folder = f"{root.rstrip('/')}/"
     below = pc.utf8_ltrim(pc.utf8_slice_codeunits(uris, len(folder)), "/")
     return pc.if_else(pc.starts_with(uris, folder), below, uris) if root else uris
 
 
 def path_labels(places: pa.Array, pattern: str) -> Labels:
-    """What {identity} of the pattern is in each path, null where the path is another.
+    """Return what {identity} of the pattern matches in each path, null where the pattern does not match.
 
     >>> path_labels(pa.array(["ada/1.jpg", "2.jpg"]), "{identity}/{image}").to_pylist()
     ['ada', None]
@@ -58,7 +58,7 @@ def path_labels(places: pa.Array, pattern: str) -> Labels:
     labels = pc.struct_field(pc.extract_regex(places, f"(?s)\\A{expression}\\z"), "identity")
     if labels.null_count == len(labels):
         raise IdentityError(
-            f"identity.pattern {pattern!r} matches none of the {len(places)} faces' pictures. A path is, for example, "
+            f"identity.pattern {pattern!r} matches none of the {len(places)} faces' images. A path is, for example, "
             f"{places[0].as_py()!r}; the pattern is for the whole of it, {{image}} ends at a folder and "
             "{any} does not"
         )
@@ -66,22 +66,22 @@ def path_labels(places: pa.Array, pattern: str) -> Labels:
 
 
 def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
-    """The identity that a table gives each picture, null where it names another or none.
+    """Return the identity of each image in a table, null where it has none.
 
-    A row names a picture by its URI, its path below the source, or its path from the table's own folder.
+    A row names an image by its URI, its path below the source, or its path from the table's own folder.
     """
     uri = normalise(table)
     paths, identities = _read_table(uri)
-    told = pa.table({"path": paths, "identity": identities})
-    told = told.group_by("path", use_threads=False).aggregate([("identity", "min"), ("identity", "max")])
-    differing = told.filter(pc.not_equal(told["identity_min"], told["identity_max"]))
+    named = pa.table({"path": paths, "identity": identities})
+    named = named.group_by("path", use_threads=False).aggregate([("identity", "min"), ("identity", "max")])
+    differing = named.filter(pc.not_equal(named["identity_min"], named["identity_max"]))
     if len(differing):
         first = differing.slice(0, 1).to_pylist()[0]
         raise IdentityError(
             f"{uri}: {first['path']!r} is said to be {first['identity_min']!r} and {first['identity_max']!r}. "
-            f"Leave one row a picture ({len(differing)} have several)"
+            f"Leave one row an image ({len(differing)} have several)"
         )
-    paths, identities = told["path"].combine_chunks(), told["identity_min"].combine_chunks()
+    paths, identities = named["path"].combine_chunks(), named["identity_min"].combine_chunks()
     base = uri.rpartition("/")[0]
     resolved = pa.array([_resolved(path, base) for path in paths.to_pylist()], pa.string())
     at = pc.coalesce(
@@ -92,8 +92,8 @@ def table_labels(uris: pa.Array, places: pa.Array, table: str) -> Labels:
     labels = identities.take(at)
     if labels.null_count == len(labels):
         raise IdentityError(
-            f"{uri} names none of the {len(uris)} faces' pictures. It says, for example, {paths[0].as_py()!r}, and a "
-            f"picture is {places[0].as_py()!r}, or in full {uris[0].as_py()!r}"
+            f"{uri} names none of the {len(uris)} faces' images. It says, for example, {paths[0].as_py()!r}, and a "
+            f"image is {places[0].as_py()!r}, or in full {uris[0].as_py()!r}"
         )
     return labels
 
@@ -120,7 +120,7 @@ def _read_table(uri: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         raise IdentityError(f"{uri}: {error} (identity.table)") from error
     table = table.filter(pc.and_(_says_something(table["path"]), _says_something(table["identity"])))
     if not len(table):
-        raise IdentityError(f"{uri}: no row names a picture and a person (identity.table)")
+        raise IdentityError(f"{uri}: no row names an image and a subject (identity.table)")
     longest = pc.max(pc.utf8_length(table["identity"])).as_py()
     if longest > NAME_LIMIT:
         raise IdentityError(
@@ -158,7 +158,7 @@ def _read_csv(data: bytes, uri: str) -> pa.Table:
 def _columns(names: Sequence[str], uri: str) -> list[str]:
     """The column of paths and that of identities."""
     found = [next((name for name in usual if name in names), None) for usual in (URI_COLUMNS, IDENTITY_COLUMNS)]
-    for column, usual, what in zip(found, (URI_COLUMNS, IDENTITY_COLUMNS), ("pictures", "people"), strict=True):
+    for column, usual, what in zip(found, (URI_COLUMNS, IDENTITY_COLUMNS), ("images", "identities"), strict=True):
         if column is None:
             raise IdentityError(
                 f"{uri}: no column of {what} ({', '.join(usual)}); the columns are {', '.join(names)} (identity.table)"

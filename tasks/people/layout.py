@@ -1,9 +1,9 @@
-"""Where every face of a version lies, decided before any crop is read: the shard rule, and what a shard hangs on.
+"""The layout of a version, decided before any crop is read: which shard each face is in, and what a shard depends on.
 
 The rule. The place of an identity is the first 8 bytes of SHA-256(identity_id) as a fraction of 2^64; it is held back
 for validation where the second 8 bytes, read the same way, are below `val_fraction`. The shards of a split are 2^k
 equal ranges of places, k the smallest that leaves at most `faces_per_shard` faces a shard on average; rows are sorted
-by (place, identity_id, face_id). So an identity lies in one shard (which it may make larger), adding people touches
+by (place, identity_id, face_id). So an identity lies in one shard (which it may make larger), adding subjects touches
 only the shards they fall into, and a dataset that doubles splits each shard in two.
 """
 
@@ -55,7 +55,7 @@ class Layout:
 
 
 def lay_out(assignments: pa.Table, config: ShardConfig) -> Layout:
-    """The layout of the faces that nothing leaves out. assignments: rows of ASSIGNMENTS_SCHEMA in any order."""
+    """Return the layout of the faces that are not left out. assignments: rows of ASSIGNMENTS_SCHEMA in any order."""
     kept = assignments.filter(pc.is_null(assignments["left_out"]))
     kept = kept.select(["face_id", "identity_id", "identity_source"]).sort_by("face_id").combine_chunks()
     if kept["identity_id"].null_count:
@@ -66,9 +66,9 @@ def lay_out(assignments: pa.Table, config: ShardConfig) -> Layout:
     order = np.lexsort((_rank(names), place, held_back))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    person = pc.index_in(kept["identity_id"], names).to_numpy()
-    rows = np.argsort(rank[person], kind="stable")  # stable: face_id stays the last key
-    place, held_back = place[person[rows]], held_back[person[rows]]
+    subject = pc.index_in(kept["identity_id"], names).to_numpy()
+    rows = np.argsort(rank[subject], kind="stable")  # stable: face_id stays the last key
+    place, held_back = place[subject[rows]], held_back[subject[rows]]
     splits: list[tuple[Split, int, int]] = [("train", 0, len(rows) - int(held_back.sum()))]
     splits.append(("val", splits[0][2], len(rows)))
     shards = []
@@ -123,7 +123,7 @@ class FaceIndex:
 
 
 def index_faces(annotations: str) -> FaceIndex:
-    """The ids of every committed face, read without the other columns.
+    """Return the index of every committed face, from the id columns alone.
 
     Raises FacesError for a face that two parts hold, and for parts whose descriptors differ in length.
     """
@@ -165,7 +165,7 @@ def _check_index(index: FaceIndex, embeddings: list[int]) -> None:
         if embedding != index.embedding:
             raise FacesError(
                 f"{uri} has descriptors of {embedding} numbers, {index.uris[0]} of {index.embedding}: two embedders "
-                "are mixed. Annotate anew with --new"
+                "are mixed. Annotate again with --new"
             )
     counts = pc.value_counts(index.face_ids)
     doubled = counts.filter(pc.greater(counts.field("counts"), 1))
@@ -177,7 +177,7 @@ def _check_index(index: FaceIndex, embeddings: list[int]) -> None:
 
 
 def row_digests(layout: Layout, part: NDArray[np.int64], index: FaceIndex, settings: Mapping[str, str]) -> list[str]:
-    """`rows_sha256` of every shard: over its faces in their order, who they are, and the hashes of their parts.
+    """Return `rows_sha256` of every shard: over its faces in order, their identities, and the hashes of their parts.
 
     Equal digests mean equal files, so a shard whose digest is that of an earlier version need not be made again.
     part: of each face of the layout. settings: what else goes into every file.

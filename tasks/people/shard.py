@@ -1,8 +1,8 @@
-"""Publishes faces/: the annotated faces that are kept, sorted by identity, in shards that one version record names.
+"""Publishes faces/: the kept faces, sorted by identity, in shards that a version record lists.
 
 Only shards whose rows differ from those of the current version are made, and rows that did not change come from the
 current shards, where they lie together, rather than from the annotations, where they are scattered; so what a nightly
-run costs grows with the shards that new pictures fall into.
+run costs grows with the shards that new images fall into.
 
 Order: data files, index files, the record `versions/NNNNNN.json` (created, never replaced), `_current.json` (replaced
 in one write). Interrupted anywhere, the old version holds, and the next run gives the same files the same names.
@@ -135,7 +135,7 @@ def stamped(version: FacesVersion) -> FacesVersion:
 
 
 def _switch(store: Store, version: FacesVersion, previous: FacesVersion | None, latest: int) -> FacesVersion:
-    """Give a finished version its number, record it, and let it hold. latest: highest number when this run began."""
+    """Record a finished version under its number and make it current. latest: highest number when this run began."""
     before = previous.version if previous else 0
     interrupted = read_version(store.uri, latest) if latest > before else None
     if interrupted and interrupted.fingerprint == version.fingerprint:
@@ -164,7 +164,7 @@ def to_json(version: FacesVersion) -> bytes:
 
 
 def index_file(name: str, table: pa.Table) -> tuple[StoredFile, bytes]:
-    """An index file as it is to be published: known whole before anything is written, for it may exist already."""
+    """Return an index file and its bytes before anything is written, for it may exist already."""
     with temp_folder("index") as folder:
         path = folder / name
         write_table(table, path, row_group=INDEX_ROW_GROUP)
@@ -198,7 +198,7 @@ def _starts(rows: pa.Table) -> NDArray[np.int64]:
 
 @dataclass
 class _Draft:
-    """A version on its way: where its rows shall lie, and where they are now."""
+    """A version in preparation: where its rows will be, and where they are now."""
 
     store: Store
     plan: PlanRecord

@@ -1,4 +1,4 @@
-"""Moves rows from where they lie to the shards they belong to: by Ray Data, or in this process over one spill file.
+"""Moves rows to their shards: by Ray Data, or in this process through one spill file.
 
 Either needs memory for one shard and some 200 MB, and disk (Ray's spilling, or the spill file) for all that moves. Both
 read the same sources and write with the same function, so they give the same bytes. A row carries the number of
@@ -39,7 +39,7 @@ SOURCES_A_TASK = 4  # files that one reading task goes through
 PLACING = ("shard", "order")  # columns that only travel
 IDENTITY = ("identity_id", "identity_source")
 
-# One row a source file: which of its rows are wanted, where they go, and who they are.
+# A row per source file: its requested rows, their target shards and their identities.
 PICKUP_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -91,7 +91,7 @@ def write_shards(
 
 
 def travel_schema(schema: pa.Schema) -> pa.Schema:
-    """Columns of rows on their way: without the split, and with 64-bit offsets, for 2 GB are 50,000 crops."""
+    """Return the schema of rows in transit: without the split, and with 64-bit offsets, for 2 GB are 50,000 crops."""
     wide = [pa.field(name, pa.int64(), nullable=False) for name in PLACING]
     for field in schema:
         if pa.types.is_struct(field.type):
@@ -255,7 +255,7 @@ def _write_by_ray(
 
 
 def _cause(error: BaseException) -> Exception:
-    """What a task raised, as this process would have raised it; else what Ray says, with what to do."""
+    """Return the error that a task raised; else Ray's own, with what to do."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (StorageError, FacesError, SharedPathError)):

@@ -1,4 +1,4 @@
-"""Versions of faces/: which one holds, what it consists of, which files nobody needs any more, whether all is true.
+"""Versions of faces/: the current one, its files, garbage collection and verification.
 
 A version is its record, `versions/000001.json`; `_current.json` is a copy of the record that holds. Data and index
 files come first, then the record, then `_current.json`, so a reader finds the old version or the new one, whole.
@@ -48,12 +48,12 @@ def record_name(version: int) -> str:
 
 
 def current(dest: str) -> FacesVersion | None:
-    """The version that holds at `dest` (the folder faces/); None before the first."""
+    """Return the current version at `dest` (the folder faces/), or None before the first."""
     return _read(Store(dest), CURRENT)
 
 
 def read_version(dest: str, version: int) -> FacesVersion:
-    """A kept version by its number; FacesError if there is none."""
+    """Return a stored version by its number; FacesError if there is none."""
     found = _read(Store(dest), record_name(version))
     if found is None:
         kept = ", ".join(map(str, list_versions(dest))) or "none"
@@ -100,7 +100,7 @@ class Faces:
 
 
 def open_faces(dest: str) -> Faces:
-    """The version that holds at `dest` (the folder faces/); FacesError if there is none."""
+    """Open the current version at `dest` (the folder faces/); FacesError if there is none."""
     version = current(dest)
     if version is None:
         raise FacesError(f"{Store(dest).uri} holds no version. Publish one with: deca ingest SOURCE DEST")
@@ -108,7 +108,7 @@ def open_faces(dest: str) -> Faces:
 
 
 def read_assignments(dest: str) -> pa.Table | None:
-    """Who every annotated face was in the current version: rows of ASSIGNMENTS_SCHEMA; None before the first."""
+    """Return the identity assignments of the current version (ASSIGNMENTS_SCHEMA), or None before the first."""
     version = current(dest)
     return read_index(Store(dest), version.assignments_file) if version else None
 
@@ -125,7 +125,7 @@ def read_index(store: Store, file: StoredFile) -> pa.Table:
 
 
 def named_files(version: FacesVersion) -> set[str]:
-    """Names of the data and index files of a version."""
+    """Return the names of the data and index files of a version."""
     return {file.file for file in _stored(version)}
 
 
@@ -184,7 +184,7 @@ def _age(store: Store, name: str) -> float:
 
 
 def verify_faces(dest: str) -> Verification:
-    """Hash every file of the current version again and check what it promises.
+    """Verify the current version: hash every file, and compare rows, identities and splits with its record.
 
     Every face once, as the assignments say; every identity in one piece of one shard, where the index says it is, and
     in the split that its hash says.

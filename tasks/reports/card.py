@@ -1,4 +1,4 @@
-"""The card of a faces/ dataset: a page for people (card.html) and the README.md that Hugging Face `datasets` reads.
+"""The card of a faces/ dataset: a page for readers (card.html) and the README.md that Hugging Face `datasets` reads.
 
 Both lie beside the data, hold no time and no place, and are drawn from a fixed sample: the same version gives the same
 bytes. The README names the files of the version it describes, so `load_dataset(folder)` reads exactly that version.
@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -29,6 +28,7 @@ from pydantic import ValidationError
 from schemas.annotate import STEPS, AnnotateConfig
 from schemas.faces import ANNOTATIONS_FOLDER, QUALITY, FacesVersion, ShardFile
 from schemas.parquet import fixed_values
+from tasks.draw.pages import page_templates
 from tasks.draw.skin_tone import CLASSES, tone_class, typology_angle
 from tasks.people.versions import FacesError, open_faces
 from tasks.store.storage import Store, open_uri, storage_errors
@@ -38,7 +38,7 @@ from tasks.units.reasons import quarantine_reasons
 
 CARD, README = "card.html", "README.md"
 CHART_SHARDS = 64  # shards whose figures are charted: a quarter of a million faces
-SAMPLE_GROUPS, SAMPLES = 32, 240  # row groups that are read for pictures, and faces taken from them
+SAMPLE_GROUPS, SAMPLES = 32, 240  # row groups that are read for images, and faces taken from them
 SHOWN, SHOWN_SIZE = 24, 200  # faces on the page, and pixels on a side
 CHARTED = ("det_score", *QUALITY)
 SAMPLED = ("crop", "skin_mask", "landmarks", "crop_transform", "identity_id", "source_uri", "yaw", "eye_distance")
@@ -51,30 +51,24 @@ LICENCES = {
     "facexlib": "facexlib's weights were trained on WIDER FACE, CelebAMask-HQ (non-commercial research) and MS1M "
     "(withdrawn by its owner).",
     "face_alignment": "FAN's weights were trained on 300W-LP.",
-    "sidecar": "Labels beside the pictures: the terms of whoever made them.",
+    "sidecar": "Labels beside the images: their makers' terms.",
 }
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=lambda name: name is None or ".html" in name,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = page_templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
 class Face:
     """A face of the sample grid."""
 
-    picture: str  # data URI
+    image: str  # data URI
     identity: str
     uri: str
     note: str
 
 
 def write_card(faces_dest: str) -> str:
-    """Draw card.html and README.md of the current version; returns the page's URI. FacesError if there is no version.
+    """Write card.html and README.md of the current version; return the page's URI. FacesError if there is no version.
 
     The page also says what is in quarantine where annotations/ lies beside faces/.
     """
@@ -99,13 +93,13 @@ def write_card(faces_dest: str) -> str:
 
 
 def is_up_to_date(faces_dest: str) -> bool:
-    """Whether the card describes the current version, and the quarantine as it stands."""
+    """Return whether the card is of the current version and quarantine."""
     try:
         front = yaml.safe_load(Store(faces_dest).read(README).decode().split("---\n")[1])
         return bool(front["deca"] == _state(open_faces(faces_dest).version, _annotations(faces_dest)))
     except FileNotFoundError:
         return False
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):  # somebody has put another one there
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):  # replaced by the user
         return False
 
 
@@ -131,7 +125,7 @@ def _places(length: int, count: int) -> list[int]:
 
 @contextmanager
 def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only what is asked for is read. FacesError where it is missing."""
+    """Open a Parquet file for ranged reads. FacesError where it is missing."""
     uri = store.join(name)
     try:
         with storage_errors("read", uri):
@@ -156,7 +150,7 @@ def _figures(store: Store, shards: list[ShardFile]) -> dict[str, NDArray[np.floa
 
 
 def _samples(store: Store, shards: list[ShardFile]) -> pa.Table:
-    """Rows spread evenly over the dataset, from few row groups."""
+    """Return rows spread evenly over the dataset, from few row groups."""
     ends = np.cumsum([shard.rows for shard in shards])
     groups: dict[int, list[int]] = {}  # shard: rows whose row groups are read
     for place in _places(int(ends[-1]) if shards else 0, SAMPLE_GROUPS):
@@ -203,8 +197,8 @@ def _tones(samples: pa.Table) -> Iterator[float | None]:
         yield typology_angle(_pixels(crop, "RGB"), _pixels(mask, "L"))
 
 
-def _pixels(picture: dict[str, Any], mode: str) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert(mode))
+def _pixels(image: dict[str, Any], mode: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(image["bytes"])).convert(mode))
 
 
 def _shown(samples: pa.Table) -> Iterator[Face]:
@@ -214,9 +208,9 @@ def _shown(samples: pa.Table) -> Iterator[Face]:
     landmarks, transforms = fixed_values(rows, "landmarks"), fixed_values(rows, "crop_transform")
     plain = rows.select(["crop", "skin_mask", "identity_id", "source_uri", "yaw", "eye_distance"]).to_pylist()
     for row, points, transform in zip(plain, landmarks, transforms, strict=True):
-        picture = _drawn(row, points @ transform[:, :2].T + transform[:, 2])
+        image = _drawn(row, points @ transform[:, :2].T + transform[:, 2])
         note = f"yaw {row['yaw']:.0f}°, eyes {row['eye_distance']:.0f} px"
-        yield Face(picture, row["identity_id"], row["source_uri"], note)
+        yield Face(image, row["identity_id"], row["source_uri"], note)
 
 
 def _drawn(row: dict[str, Any], points: NDArray[np.float64]) -> str:
@@ -225,12 +219,12 @@ def _drawn(row: dict[str, Any], points: NDArray[np.float64]) -> str:
     inner = np.zeros_like(skin)
     inner[1:-1, 1:-1] = skin[:-2, 1:-1] & skin[2:, 1:-1] & skin[1:-1, :-2] & skin[1:-1, 2:]
     pixels[skin & ~inner] = (255, 176, 0)
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
     for x, y in points:
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 255, 90), outline=(0, 60, 0))
     buffer = io.BytesIO()
-    picture.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
+    image.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -246,7 +240,7 @@ def _facts(version: FacesVersion, plan: Plan | None) -> list[tuple[str, str]]:
         ("megabytes", f"{sum(shard.bytes for shard in version.shards) / 1e6:,.1f}"),
         ("faces left out", f"{sum(version.left_out.values()):,}"),
     ]
-    return [*facts, ("pictures", f"{plan.inputs.items:,}")] if plan else facts
+    return [*facts, ("images", f"{plan.inputs.items:,}")] if plan else facts
 
 
 def _rows(version: FacesVersion, split: str) -> int:
@@ -254,7 +248,7 @@ def _rows(version: FacesVersion, split: str) -> int:
 
 
 def _settings(version: FacesVersion, plan: Plan | None) -> str:
-    """Every setting that made the dataset, as YAML."""
+    """Return the config of the dataset as YAML."""
     made: dict[str, Any] = {}
     if plan:
         config = dict(plan.record.config)
@@ -263,7 +257,7 @@ def _settings(version: FacesVersion, plan: Plan | None) -> str:
 
 
 def _licences(plan: Plan | None) -> list[str]:
-    """What holds for the weights that took part; all of them where that is unknown."""
+    """Return the licence terms of the weights used; of all weights where that is unknown."""
     try:
         config = AnnotateConfig.model_validate(plan.record.config["annotate"] if plan else None)
     except (KeyError, ValidationError):  # faces/ without its annotations, or those of another version
@@ -272,7 +266,7 @@ def _licences(plan: Plan | None) -> list[str]:
 
 
 def _state(version: FacesVersion, plan: Plan | None) -> dict[str, Any]:
-    """What a card depends on; a changed quarantine shows in the number of committed units."""
+    """Return the state that a card depends on; a changed quarantine shows in the number of committed units."""
     units = {"units": len(committed_units(plan))} if plan else {}
     return {"version": version.version, "fingerprint": version.fingerprint, **units}
 

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the summary and the contact sheet of sampled faces."""
+"""The summary and the contact sheet of sampled faces of a reconstruct run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tasks.units.commits import read_parts
 from tasks.units.plan import Plan, PlanError
 
 CONTACT_SHEET = "_report/contact_sheet.png"
-COLUMNS = ("picture", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
+COLUMNS = ("image", "68 landmarks", "mesh overlay", "shape", "detail", "displacement")
 BLOCK = 2**18  # bytes read ahead in a part
 
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
-    """Draw sampled faces (picture, landmarks, mesh, shape, detail, displacement) and publish one PNG in DEST.
+    """Draw sampled faces (image, landmarks, mesh, shape, detail, displacement) and publish one PNG in DEST.
 
     The rows are spread evenly over the dataset, so the same dataset gives the same sheet. Returns its URI, or None
     when there is nothing to show.
@@ -62,7 +62,7 @@ def contact_sheet(plan: Plan, config: ReconstructConfig) -> str | None:
 
 
 def samples(plan: Plan, count: int) -> Iterator[Sample]:
-    """At most `count` rows spread evenly over a dataset, with what they came from; one row group is read for each."""
+    """Return at most `count` rows spread evenly over a dataset, with their items; one row group is read for each."""
     parts = [part for part in read_parts(plan) if part.rows]
     ends = np.cumsum([part.rows for part in parts])
     total = int(ends[-1]) if parts else 0
@@ -93,7 +93,7 @@ def _row(part: str, row: int) -> pa.Table:
 
 
 def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
-    """The item that a row came from; None where its shard of faces/ is gone."""
+    """Return the item of a row, or None where its shard of faces/ is gone."""
     if is_face_item(items[0]):
         return find_row(items, row["face_id"][0].as_py())
     image_id = row["image_id"][0].as_py()
@@ -101,7 +101,7 @@ def _item_of(row: pa.Table, items: list[Item]) -> Item | None:
 
 
 def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | None:
-    """The crop that the codes of a row are said in, (3,224,224); None where the picture has gone since."""
+    """Return the network crop (3,224,224) of a row, or None where the image is gone."""
     if sample.item is None:
         return None
     transform = fixed_values(sample.row, "crop_transform")[0].astype(np.float64)
@@ -118,21 +118,21 @@ def crop_of(sample: Sample, config: ReconstructConfig) -> NDArray[np.float32] | 
 
 @torch.inference_mode()
 def _strip(model: DECA, sample: Sample, config: ReconstructConfig) -> list[NDArray[np.uint8]]:
-    """The panels of one face, (224,224,3) each."""
+    """Return the panels of one face, (224,224,3) each."""
     row = {name: fixed_values(sample.row, name) for name in ("landmarks", "crop_transform", "displacement")}
     codes = Codes(
         **{name: torch.from_numpy(fixed_values(sample.row, name).copy()) for name, _ in Codes.zeros().items()}
     )
     found = crop_of(sample, config)
     crop = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32) if found is None else found  # the rest still shows
-    pictures = model.render(codes, model.decode(codes))
-    alpha = pictures.alpha[0].numpy()
+    rendered = model.render(codes, model.decode(codes))
+    alpha = rendered.alpha[0].numpy()
     points = row["landmarks"][0] @ row["crop_transform"][0][:, :2].T + row["crop_transform"][0][:, 2]
     return [
         to_bytes(crop),
         with_points(to_bytes(crop), points),
-        to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * pictures.shape[0].numpy() * alpha),
-        to_bytes(pictures.shape[0].numpy()),
-        to_bytes(pictures.shaded_detail[0].numpy()),
+        to_bytes(crop * (1 - 0.7 * alpha) + 0.7 * rendered.shape[0].numpy() * alpha),
+        to_bytes(rendered.shape[0].numpy()),
+        to_bytes(rendered.shaded_detail[0].numpy()),
         grey_map(row["displacement"][0]),
     ]

@@ -1,4 +1,4 @@
-"""Figures of a reconstructions/ dataset for its report: how codes are spread, and what the work cost over time."""
+"""Charts of a reconstructions/ dataset for its report: distributions of codes, and cost over time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIME_BINS = 40
 
 @dataclass(frozen=True)
 class Cost:
-    """What the committed units took."""
+    """Cost of the committed units."""
 
     faces: int
     items: int
@@ -49,7 +49,7 @@ class Cost:
 
     @property
     def hours(self) -> float:
-        """From the first commit to the last."""
+        """Return the hours from the first commit to the last."""
         return float(self.times[-1] - self.times[0]) / 3600 if len(self.times) > 1 else 0.0
 
     @property
@@ -63,7 +63,7 @@ class Cost:
 
 
 def read_ledger(plan: Plan) -> pa.Table:
-    """What cost and charts are made of: a row a committed unit, by unit."""
+    """Return a row per committed unit, sorted by unit."""
     return commit_table(plan, ["rows", "items", "seconds", "bytes", "files_bytes", "written"])
 
 
@@ -82,7 +82,7 @@ def cost_of(ledger: pa.Table) -> Cost:
 
 
 def cost_charts(ledger: pa.Table, cost: Cost) -> Iterator[str]:
-    """Faces over time, faces a second over time, and worker seconds a face from unit to unit."""
+    """Return charts of faces and faces per second over time, and of worker seconds per face by unit."""
     if cost.hours > 0:
         minutes = (cost.times - cost.times[0]) / 60
         unit, size = ("hours", 60.0) if minutes[-1] > 180 else ("minutes", 1.0)
@@ -104,7 +104,7 @@ def cost_charts(ledger: pa.Table, cost: Cost) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Charts of how codes are spread, and over how many faces."""
+    """Distribution charts, and the number of faces they are over."""
 
     charts: list[str]
     faces: int
@@ -112,7 +112,7 @@ class Spread:
 
 
 def spread_of(plan: Plan) -> Spread:
-    """Distributions over evenly spaced parts: of the faces, of their poses, of the size of their codes."""
+    """Return distributions over evenly spaced parts: of scores, poses and code norms."""
     uris = [plan.store.join(part.file) for part in read_parts(plan) if part.rows]
     chosen = [uris[place] for place in _places(len(uris), PARTS)]
     if not chosen:
@@ -170,7 +170,7 @@ def _charts(table: pa.Table, relief: NDArray[np.float64]) -> Iterator[str]:
 
 
 def angles(pose: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Head and jaw rotations of pose codes (N,6) in degrees, by what they are called on the page.
+    """Return head and jaw rotations of pose codes (N,6) in degrees, by label.
 
     Yaw and pitch are where the face (z) looks; the jaw's angle is its turn about x.
     """

@@ -1,6 +1,6 @@
-"""The pictures of the report on reconstructions: sampled faces as panels, and what of them is at hand at all.
+"""Sampled faces as panels for the report on reconstructions, with notes on what is unavailable.
 
-Nothing here is needed for the data: a picture whose source has gone, a head without its bundle, a dataset that stores
+Nothing here is needed for the data: an image whose source has gone, a head without its bundle, a dataset that stores
 no displacement each leave a panel out, and a note says why.
 """
 
@@ -31,9 +31,9 @@ from tasks.store.storage import StorageError, Store
 from tasks.units.plan import Plan
 
 JPEG_QUALITY = 84
-OVERLAY = 0.7  # of the shape on the picture
+OVERLAY = 0.7  # of the shape on the image
 TITLES = {
-    "picture": "picture",
+    "image": "image",
     "landmarks": "68 landmarks",
     "overlay": "overlay",
     "shape": "shape",
@@ -45,7 +45,7 @@ TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A sampled face: what there is of it."""
+    """A sampled face, with the parts that are available."""
 
     face_id: str
     source: str
@@ -59,20 +59,20 @@ class Shown:
 
 @dataclass
 class Gallery:
-    """The faces, and in words what is missing."""
+    """Sampled faces, and notes on what is missing."""
 
     faces: list[Shown] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def titles(self) -> dict[str, str]:
-        """The panels that any face has, in order."""
+        """Return the titles of panels that any face has, in order."""
         there = {name for face in self.faces for name in face.panels}
         return {name: title for name, title in TITLES.items() if name in there}
 
 
 class Sculptor:
-    """Makes heads of rows, with whatever of bundle and checkpoint is at hand; `notes` say what is not."""
+    """Decodes heads of rows with the bundle and checkpoint that are available; `notes` name those that are not."""
 
     def __init__(self, plan: Plan, config: ReconstructConfig) -> None:
         self.plan, self.notes = plan, []  # type: tuple[Plan, list[str]]
@@ -120,7 +120,7 @@ class Sculptor:
 
     @torch.inference_mode()
     def displacement(self, row: pa.Table, codes: Codes | None) -> NDArray[np.float32] | None:
-        """The map of a row (256,256), metres: its column, its file, or what F_d makes of its codes."""
+        """Return the displacement of a row (256,256), metres: from its column, its file, or F_d."""
         if "displacement" in row.column_names:
             return fixed_values(row, "displacement")[0].astype(np.float32)
         if "displacement_file" in row.column_names:
@@ -141,20 +141,20 @@ class Sculptor:
 
     @torch.inference_mode()
     def head(self, codes: Codes, displacement: NDArray[np.float32] | None) -> Reconstruction:
-        """The posed head; without a displacement its surface is the coarse one."""
+        """Return the posed head; without a displacement, the coarse one."""
         assert self.model is not None
         fixed = self.model.fixed_displacement
         return head_of(self.model, codes, (fixed if displacement is None else torch.from_numpy(displacement))[None])
 
 
 def make_gallery(sculptor: Sculptor, rows: Sequence[Sample], config: ReconstructConfig) -> Gallery:
-    """Panels of sampled rows, in their order."""
+    """Return panels of sampled rows, in their order."""
     gallery = Gallery([_shown(sculptor, sample, config) for sample in rows])
     gallery.notes += sculptor.notes
     gone = sum(face.crop is None for face in gallery.faces)
     if gone:
         gallery.notes.append(
-            f"{gone} of the {len(gallery.faces)} pictures cannot be read where they were: moved, changed or forbidden. "
+            f"{gone} of the {len(gallery.faces)} images cannot be read where they were: moved, changed or forbidden. "
             "The data is complete without them."
         )
     return gallery
@@ -166,11 +166,11 @@ def _shown(sculptor: Sculptor, sample: Sample, config: ReconstructConfig) -> Sho
     displacement = sculptor.displacement(row, codes)
     head = None if codes is None else sculptor.head(codes, displacement)
     plain = row.select(["face_id", "source_uri", "identity_id", "det_score"]).to_pylist()[0]
-    who = f"{plain['identity_id']}, " if plain["identity_id"] else ""
+    identity = f"{plain['identity_id']}, " if plain["identity_id"] else ""
     return Shown(
         face_id=plain["face_id"],
         source=plain["source_uri"],
-        note=f"{who}score {plain['det_score']:.2f}",
+        note=f"{identity}score {plain['det_score']:.2f}",
         panels={name: _jpeg(panel) for name, panel in _panels(sculptor, row, crop, codes, head, displacement)},
         crop=crop,
         codes=codes,
@@ -190,17 +190,17 @@ def _panels(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     transform = fixed_values(row, "crop_transform")[0]
     if crop is not None:
-        yield "picture", to_bytes(crop)
+        yield "image", to_bytes(crop)
         points = fixed_values(row, "landmarks")[0] @ transform[:, :2].T + transform[:, 2]
         yield "landmarks", with_points(to_bytes(crop), points)
     if codes is not None and head is not None and sculptor.model is not None:
-        pictures = sculptor.model.render(codes, head)
-        alpha, shape = pictures.alpha[0].numpy(), pictures.shape[0].numpy()
+        images = sculptor.model.render(codes, head)
+        alpha, shape = images.alpha[0].numpy(), images.shape[0].numpy()
         if crop is not None:
             yield "overlay", to_bytes(crop * (1 - OVERLAY * alpha) + OVERLAY * shape * alpha)
         yield "shape", to_bytes(shape)
         if displacement is not None:
-            yield "detail", to_bytes(pictures.shaded_detail[0].numpy())
+            yield "detail", to_bytes(images.shaded_detail[0].numpy())
     elif "preview" in row.column_names:
         yield "detail", _stored(row, "preview")
     if displacement is not None:
@@ -217,8 +217,8 @@ def _jpeg(panel: NDArray[np.uint8]) -> str:
     return data_uri(Image.fromarray(panel), JPEG_QUALITY)
 
 
-def data_uri(picture: Image.Image, quality: int) -> str:
-    """A picture as JPEG inside a page."""
+def data_uri(image: Image.Image, quality: int) -> str:
+    """Return an image as a JPEG data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

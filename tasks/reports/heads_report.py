@@ -1,6 +1,6 @@
-"""The report on a reconstructions/ dataset: a page for people, and the README.md that Hugging Face `datasets` reads.
+"""The report on a reconstructions/ dataset: a page for readers, and the README.md that Hugging Face `datasets` reads.
 
-The page is one file that loads nothing: pictures, charts, the viewer's library and its data stand inside, and its
+The page is one file that loads nothing: images, charts, the viewer's library and its data stand inside, and its
 content security policy names the two scripts by hash and allows no connection.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from schemas.columns import meaning, type_in_words
 from schemas.reconstruct import FIT_CHECKPOINT, UNTRAINED_CHECKPOINT, ReconstructConfig
+from tasks.draw.pages import page_templates
 from tasks.reports.contact_sheet import samples
 from tasks.reports.figures import Cost, cost_charts, cost_of, read_ledger, spread_of
 from tasks.reports.gallery import Gallery, Sculptor, make_gallery
@@ -32,13 +32,7 @@ PAGE, README = "_report/report.html", "README.md"
 VIEWED = 6  # of them, with a head to turn: 150 kB each
 PARTS_BY_NAME = 1000  # above, the README names the parts by a pattern
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=lambda name: name is None or ".html" in name,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = page_templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Report:
 
 
 def write_report(plan: Plan, config: ReconstructConfig, faces: int) -> Report:
-    """Draw the page and the card of the reconstructions of a plan, as they stand now; complete or not.
+    """Write the page and the card of a plan's reconstructions in their current state, complete or not.
 
     config: the settings that lie beside the dataset. faces: sampled ones that are shown. Raises PlanError where no
     face was reconstructed yet, StorageError.
@@ -109,7 +103,7 @@ def _digest(script: str) -> str:
 
 def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tuple[str, str]]:
     return [
-        ("pictures planned", f"{plan.inputs.items:,}"),
+        ("images planned", f"{plan.inputs.items:,}"),
         ("faces", f"{cost.faces:,}"),
         ("rows in quarantine", f"{sum(reason.rows for reason in reasons):,}"),
         ("units done", f"{units:,} of {plan.units:,}"),
@@ -121,7 +115,7 @@ def _facts(plan: Plan, units: int, cost: Cost, reasons: list[Reason]) -> list[tu
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """What nobody may overlook: where the numbers come from."""
+    """Return warnings on the weights behind the numbers."""
     checkpoint = plan.record.weights.get("checkpoint", "")
     if checkpoint.startswith(UNTRAINED_CHECKPOINT):
         return ["UNTRAINED NETWORK: shape, detail and displacement mean nothing."]
@@ -131,7 +125,7 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _partial(plan: Plan, units: int, reasons: list[Reason]) -> str:
-    """What is missing from the dataset as it stands; empty where it is complete."""
+    """Return what is missing from the dataset; empty where it is complete."""
     pending, failed = plan.units - units, sum(reason.rows for reason in reasons)
     if not pending and not failed:
         return ""
@@ -139,7 +133,7 @@ def _partial(plan: Plan, units: int, reasons: list[Reason]) -> str:
 
 
 def _settings(plan: Plan, config: ReconstructConfig) -> str:
-    """Every setting that made the dataset, as YAML."""
+    """Return the config of the dataset as YAML."""
     values = config.model_dump(mode="json", exclude={"ray", "existing", "contact_sheet_rows", "source", "dest"})
     return yaml.safe_dump({"source": plan.record.source, "code": plan.record.code, **values}, sort_keys=False)
 

@@ -1,4 +1,4 @@
-"""What the 3D viewer of the report needs: heads as bases in a few hundred kilobytes, and a library that draws them.
+"""Data of the report's 3D viewer: heads as bases in a few hundred kilobytes, and three.js.
 
 The page poses a head as `FLAME.forward` does, with the first expression components and the jaw's opening free:
 
@@ -32,7 +32,7 @@ from deca_core.assets import AssetBundle
 from deca_core.errors import DecaError
 from deca_core.export.grid import split_of
 from deca_core.export.maps import texture
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 from tasks.draw.panels import to_bytes
 from tasks.reports.gallery import Shown, data_uri
 
@@ -46,12 +46,12 @@ BEGIN, END = "/**\n * @license\n", "}));\n"
 
 
 class ViewerError(DecaError):
-    """The viewer's library is not where it was."""
+    """The viewer's library is missing."""
 
 
 @cache
 def library() -> str:
-    """three.js as text, with its licence."""
+    """Return three.js as text, with its licence."""
     package = find_spec("trimesh")  # not imported: only a file of it is wanted
     if package is None or package.origin is None:
         raise ViewerError("trimesh is not installed, and it carries three.js. Run: pip install trimesh")
@@ -93,7 +93,7 @@ class Pack:
 
 
 def viewer_data(model: DECA, faces: list[Shown]) -> dict[str, Any] | None:
-    """Everything that the page's script takes, for JSON; None where no face has a head."""
+    """Return the JSON data of the page's script, or None where no face has a head."""
     heads = [face for face in faces if face.codes is not None and face.head is not None]
     if not heads:
         return None
@@ -113,7 +113,7 @@ def viewer_data(model: DECA, faces: list[Shown]) -> dict[str, Any] | None:
 
 
 def as_json(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot close its script element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -155,7 +155,7 @@ def _add_face(pack: Pack, model: DECA, face: Shown, index: int) -> dict[str, Any
     return {
         "name": face.face_id,
         "source": face.source,
-        "thumbnail": face.panels.get("picture") or face.panels["shape"],
+        "thumbnail": face.panels.get("image") or face.panels["shape"],
         "skin": data_uri(_skin(model, face), TEXTURE_QUALITY),
         "relief": wrinkled,
         "exp": [round(float(value), 4) for value in exp[:SLIDERS]],
@@ -167,10 +167,10 @@ def _add_face(pack: Pack, model: DECA, face: Shown, index: int) -> dict[str, Any
 
 @torch.inference_mode()
 def _skin(model: DECA, face: Shown) -> Image.Image:
-    """The base colour of an export: the picture where it shows skin, the albedo elsewhere."""
+    """The base colour of an export: the image where it shows skin, the albedo elsewhere."""
     assert face.codes is not None
     assert face.head is not None
-    picture = None
+    image = None
     if face.crop is not None:
-        picture = picture_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
-    return Image.fromarray(to_bytes(texture(model, face.codes, face.head, picture)[0].numpy()))
+        image = image_on_uv(model.atlas, face.head.projected, torch.from_numpy(face.crop)[None])
+    return Image.fromarray(to_bytes(texture(model, face.codes, face.head, image)[0].numpy()))

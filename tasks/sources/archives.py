@@ -1,4 +1,4 @@
-"""Archives as sources: their members listed one by one, and each member read by its place, never extracted to disk.
+"""Archives as sources: members are listed and read in place, never extracted to disk.
 
 Member names are only labels here. The offset of a member is where its data starts in the (unpacked) tar, or where its
 local header starts in a zip.
@@ -29,7 +29,7 @@ DOUBLE = -1  # as an offset: a member whose name an earlier member has
 
 # Headers of one member: names, times, access lists. Real ones are some kilobytes; a forged one may claim gigabytes.
 HEADER_LIMIT = 4 * 2**20
-# Pictures hardly shrink in a packed tar. What unpacks to more than this many times its size is a bomb, once it is so
+# Images hardly shrink in a packed tar. What unpacks to more than this many times its size is a bomb, once it is so
 # large that it takes time; deflate's own limit is 1032.
 BOMB_RATIO, BOMB_BYTES = 200, 64 * 2**20
 
@@ -48,7 +48,7 @@ def is_archive(uri: str) -> bool:
 
 
 def archive_members(uri: str, zip_encoding: str = CP437) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of every regular file of an archive, in its own order; raises one of DAMAGE when broken.
+    """Yield (name, offset, size) of every regular file of an archive, in its own order; raises one of DAMAGE.
 
     zip_encoding: of names in a zip without its flag for UTF-8. Links, devices and folders are left out. Memory does not
     grow with the archive.
@@ -75,11 +75,11 @@ def archive_members(uri: str, zip_encoding: str = CP437) -> Iterator[tuple[str, 
 
 
 def read_member(item: Item, max_bytes: int) -> bytes:
-    """The bytes of a planned member; raises ReadError, one of DAMAGE, or what the storage driver raises."""
+    """Return the bytes of a planned member; raises ReadError, one of DAMAGE, or what the storage driver raises."""
     if item.offset is None:
         raise ReadError(f"member {item.member!r} was planned without an offset; plan again with --new")
     if item.offset == DOUBLE:
-        raise ReadError(f"the archive holds {item.member!r} more than once; its first picture of that name counts")
+        raise ReadError(f"the archive holds {item.member!r} more than once; its first image of that name counts")
     if item.uri.lower().endswith(ZIP_SUFFIXES):
         return _read_zip(item, item.offset)
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
@@ -117,7 +117,7 @@ class _Bounded:
         while (at := self.stream.tell()) < target:
             before, at = at, self.stream.seek(min(target, at + BOMB_BYTES))
             if at > BOMB_BYTES and at > BOMB_RATIO * self.packed.tell():
-                raise tarfile.ReadError(f"unpacks to more than {BOMB_RATIO} times its size: a bomb, not pictures")
+                raise tarfile.ReadError(f"unpacks to more than {BOMB_RATIO} times its size: a bomb, not images")
             if at == before:
                 break  # the end, before the target: tarfile says so
         return self.stream.seek(target)
@@ -137,7 +137,7 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 def printable(name: str) -> str:
-    """A name that is valid Unicode; bytes that are not become `\\xNN`."""
+    """Return a name as valid Unicode; other bytes become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -235,7 +235,7 @@ def _read_zip(item: Item, offset: int) -> bytes:
 
 
 class _PackedTar:
-    """The last packed tar that was read, kept open: units come in order, so each process unpacks it about once."""
+    """The last compressed tar, kept open: units come in order, so each process unpacks it about once."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

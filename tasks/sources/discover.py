@@ -1,7 +1,7 @@
-"""Every picture of a source, streamed in one fixed order and planned once.
+"""Discovery: every image of a source, streamed in one fixed order, each once.
 
-A source is a folder, a bucket prefix, a pattern, one picture, an archive, a Parquet file with pictures inside, a video,
-or a list of URIs; archives and Parquet files in folders are opened as well, videos where somebody asks for them. What
+A source is a folder, a bucket prefix, a pattern, one image, an archive, a Parquet file with images inside, a video,
+or a list of URIs; archives and Parquet files in folders are opened as well, videos on request. What
 looks like an image by its name and is not read here is counted. Order
 is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
 and lists keep their own order.
@@ -39,7 +39,7 @@ from tasks.store.storage import StorageError, check_command, is_local, normalise
 __all__ = ["SourceError", "discover", "source_root"]
 
 MD5 = re.compile(r"[0-9a-f]{32}")  # an S3 etag of another form (parts) is no hash of the content
-READ_AHEAD = 256  # pictures hashed as one block
+READ_AHEAD = 256  # images hashed as one block
 
 logger = logging.getLogger("deca")
 
@@ -50,11 +50,11 @@ def discover(
     skip: str | None = None,
     left_out: Counter[str] | None = None,
 ) -> Iterator[Item]:
-    """Items of `source` in order, numbered from 0. A damaged archive adds itself as one item, which fails when read.
+    """Yield the items of `source` in order, numbered from 0. A damaged archive is one item, which fails when read.
 
     skip: a folder inside the source to leave out (the output, when it lies there); left_out: counts, by ending, files
     that look like images and are not read, unless `config.extensions` says what to take.
-    Raises SourceError where the source is missing, cannot be listed, or holds no picture.
+    Raises SourceError where the source is missing, cannot be listed, or holds no image.
     """
     config = config or SourceConfig()
     left_out = Counter() if left_out is None else left_out
@@ -82,7 +82,7 @@ def discover(
         unread = f"left out: {left_out_words(left_out)}; " if left_out else ""
         patterns = ", include and exclude patterns apply" if config.include or config.exclude else ""
         raise SourceError(
-            f"no pictures in {uri} ({unread}looked for {kinds}, also inside tar, zip and Parquet, and videos with "
+            f"no images in {uri} ({unread}looked for {kinds}, also inside tar, zip and Parquet, and videos with "
             f"inputs.videos=true; hidden files are skipped{patterns}). Check with: {check_command(uri)}"
         )
 
@@ -91,7 +91,7 @@ def discover(
 
 
 def _is_list(uri: str, config: SourceConfig) -> bool:
-    """Whether the source is a list: by its name, or a Parquet file with a column of URIs and none of pictures."""
+    """Return whether the source is a list: by its name, or a Parquet file with a column of URIs and none of images."""
     if is_list(uri):
         return is_file(uri)
     if not is_table(uri) or config.image_column or parse_glob(uri) or not is_file(uri):
@@ -111,7 +111,7 @@ def _is_list(uri: str, config: SourceConfig) -> bool:
         return False
     if not set(URI_COLUMNS) & set(schema.names):
         raise SourceError(
-            f"{uri}: no column of pictures (bytes or struct<bytes, path>) and none of URIs. The columns are "
+            f"{uri}: no column of images (bytes or struct<bytes, path>) and none of URIs. The columns are "
             f"{describe(schema)}. Name one: --set inputs.image_column=NAME or --set inputs.uri_column=NAME"
         )
     return True
@@ -130,7 +130,7 @@ def _listed(uri: str, root: str, config: SourceConfig, left_out: Counter[str]) -
             place = entry[len(root) :].lstrip("/") if entry.startswith(f"{root}/") else entry
             yield from _expand(file, place, config, left_out, chosen=True)
     if doubled:
-        logger.info("%s names %d pictures more than once; each is planned once", uri, doubled)
+        logger.info("%s names %d images more than once; each is planned once", uri, doubled)
 
 
 def _walked(
@@ -148,10 +148,10 @@ def _expand(
 ) -> Iterator[Item]:
     """The items one file stands for: itself, its members or rows, or none.
 
-    chosen: somebody wrote its name down, so that its extension does not matter; single: it is the whole source.
+    chosen: named by the user, so that its extension does not matter; single: it is the whole source.
     """
     whole = Item(0, file.uri, size=file.size, etag=file.etag)
-    # A folder of photographs often holds films that nobody means; one that is named, or asked for, is meant.
+    # Photo folders often contain unrelated videos: read only those that are named or requested.
     video = is_video(file.uri) and (chosen or single or config.videos)
     if not is_archive(file.uri) and not is_table(file.uri) and not video:
         if _wanted(place, config, any_extension=chosen or single):
@@ -179,9 +179,9 @@ def _expand(
 
 
 def _members(file: File, place: str, config: SourceConfig, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(member, offset, size) of the pictures of an archive; what lies beside them (`key.json`) is no item.
+    """(member, offset, size) of the images of an archive; what lies beside them (`key.json`) is no item.
 
-    Of several pictures of one name the first counts, for a name gives one id; the others are planned to fail.
+    Of several images of one name the first counts, for a name gives one id; the others are planned to fail.
     """
     seen = Digests()
     for member, offset, size in archive_members(file.uri, config.zip_encoding):
@@ -202,7 +202,7 @@ def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str,
 
 
 def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:
-    """(member, row, -1) of a Parquet file; nothing where it has no pictures, unless somebody has named it."""
+    """(member, row, -1) of a Parquet file; nothing where it has no images, unless the user named it."""
     if not named and any(part.startswith("_") for part in place.split("/")):  # as all readers of Parquet folders do
         return
     schema, rows = table_schema(file.uri)
@@ -211,7 +211,7 @@ def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator
         others = (other.name for other in image_columns(schema) if other.struct and other != column)
         _tell_others(column.name, ", ".join(others))
     if column is None and named:
-        raise SourceError(f"{file.uri}: no column of pictures. The columns are {describe(schema)}")
+        raise SourceError(f"{file.uri}: no column of images. The columns are {describe(schema)}")
     if column is None:
         return
     for member, row in image_rows(file.uri, column, rows):
@@ -221,7 +221,7 @@ def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator
 
 @lru_cache(maxsize=64)
 def _tell_others(column: str, others: str) -> None:
-    """A word about columns that may hold images as well (masks, most often), once for all files of a source."""
+    """Log other columns that may hold images (masks, most often), once per source."""
     if others:
         logger.info("Parquet: images of the column %s are taken (inputs.image_column), not those of %s", column, others)
 
@@ -236,14 +236,14 @@ def _wanted(place: str, config: SourceConfig, any_extension: bool = False) -> bo
 
 @lru_cache(maxsize=8)
 def _endings(config: SourceConfig) -> tuple[str, ...]:
-    """The endings that are taken: those that are set, else all that the decoder reads."""
+    """Return the accepted endings: the configured ones, else all that the decoder reads."""
     if config.extensions is None:
         return tuple(sorted(readable_endings()))
     return tuple(f".{extension.lower()}" for extension in config.extensions)
 
 
 def _count(place: str, config: SourceConfig, left_out: Counter[str], inside: bool = False) -> None:
-    """Count what looks like an image, is not taken, and that nobody has chosen to leave out."""
+    """Count a file that looks like an image and is not accepted, unless the config excludes it."""
     if config.extensions is not None:
         return
     ending = unread_ending(place, _endings(config))
@@ -255,7 +255,7 @@ def _count(place: str, config: SourceConfig, left_out: Counter[str], inside: boo
 
 @contextmanager
 def _reading(uri: str) -> Iterator[None]:
-    """Whatever reading a list or a footer raises, as a SourceError that names the file."""
+    """Raise any error of reading a list or a footer as a SourceError that names the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -300,7 +300,7 @@ class Digests:
 
 
 def _deduplicated(items: Iterator[Item], config: SourceConfig) -> Iterator[Item]:
-    """The first item of each content, by MD5. S3 has it as the etag of plain objects; all others are read.
+    """Yield the first item of each content, by MD5: the etag of plain S3 objects; others are read.
 
     What cannot be read stays in: it fails alone later. A store whose etags are no hashes (encrypted with KMS) keeps
     copies apart, it never merges what differs.
@@ -320,7 +320,7 @@ def _deduplicated(items: Iterator[Item], config: SourceConfig) -> Iterator[Item]
             else:
                 doubled += 1
     if doubled:
-        logger.info("%d pictures have the content of an earlier one and are not planned", doubled)
+        logger.info("%d images have the content of an earlier one and are not planned", doubled)
 
 
 def _known_digest(item: Item) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What the ending of a name says: an image that is read, one that is not and what would help, or neither."""
+"""File endings: images that are read, images that are not with a remedy, and others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER_ARCHIVES = (".rar", ".7z", ".tbz", ".tbz2", ".txz", ".tzst", *(f".tar{pack
 
 
 def unread_ending(name: str, readable: Collection[str]) -> str | None:
-    """The ending to count a file under that looks like images and is not read; None for all that is no such file.
+    """Return the ending of an image that is not read, or None for other files.
 
     readable: endings that the decoder reads (`tasks.sources.images.readable_endings`).
     """
@@ -50,7 +50,7 @@ def unread_ending(name: str, readable: Collection[str]) -> str | None:
 
 
 def left_out_words(counts: Mapping[str, int]) -> str:
-    """What was left out, with what would help.
+    """Return the left-out files in words, with a remedy.
 
     >>> left_out_words({".cr2": 1, ".heic": 3})
     '1 .cr2 (camera raw: develop to JPEG or TIFF), 3 .heic (pip install pillow-heif)'
@@ -59,6 +59,6 @@ def left_out_words(counts: Mapping[str, int]) -> str:
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name: `.jpg` of `a.b.JPG`, nothing of `README`."""
+    """Return the ending of a file's name: `.jpg` of `a.b.JPG`, nothing of `README`."""
     stem, dot, ending = name.lower().rpartition(".")
     return f".{ending}" if stem and dot else ""

@@ -1,4 +1,4 @@
-"""What image libraries say while they decode, led to whoever decodes instead of to the terminal without a name.
+"""Messages of image libraries during decoding, returned to the caller instead of printed without a file name.
 
 libtiff prints from C, Pillow warns and logs through Python. Handlers that are set once in a process put each message
 into the list of the thread that is decoding, so threads need not wait for one another and nothing else is caught.
@@ -52,7 +52,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def heard() -> Iterator[Heard]:
-    """Collect what this thread's image library says meanwhile."""
+    """Collect the messages of this thread's image libraries."""
     _listen()
     before, _thread.heard = _thread.heard, Heard()
     try:
@@ -111,7 +111,7 @@ def _listen_to_pillow() -> None:
 @cache
 def _listen_to_libtiff() -> Any:
     """libtiff's two handlers, replaced through the library that Pillow is linked to; where its symbols are not to be
-    had (Windows, a static build) it goes on printing. Returns what must live as long as the process.
+    had (Windows, a static build) it still prints. Returns objects that must live as long as the process.
     """
     try:
         library = ctypes.CDLL(_imaging.__file__)

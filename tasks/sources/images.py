@@ -1,6 +1,6 @@
-"""Foreign pictures in, RGB arrays out; and PNG bytes for masks and maps.
+"""Decoding of untrusted images to RGB arrays, and encoding of masks and maps as PNG.
 
-One decoder (Pillow) for every format, so that a picture means the same pixels wherever it is read.
+One decoder (Pillow) for every format, so that an image means the same pixels wherever it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REFUSED_ENDINGS = {".pfm"}
 
 MAX_PIXELS = 100_000_000
 
-# EXIF tag 0x0112 to the operation that turns the stored picture upright.
+# EXIF tag 0x0112 to the operation that turns the stored image upright.
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,9 +91,9 @@ logger = logging.getLogger("deca")
 
 
 class ImageError(DecaError):
-    """A picture that cannot be used.
+    """An image that cannot be used.
 
-    `kind` is one of: empty, not-an-image, unsupported (a picture, but not one of FORMATS or without a defined white),
+    `kind` is one of: empty, not-an-image, unsupported (an image, but not one of FORMATS or without a defined white),
     truncated, damaged, too-large.
     """
 
@@ -107,12 +107,12 @@ class ImageError(DecaError):
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "") -> NDArray[np.uint8]:
-    """The picture in `data` as (H, W, 3) uint8 RGB, upright.
+    """Decode the image in `data` as (H, W, 3) uint8 RGB, upright.
 
     The size is read from the header and checked before any pixel is decoded. EXIF orientation is applied, transparency
-    is laid over white, 16-bit grey is scaled to 8 bits, CMYK (inverted by Adobe or not), palettes and 1-bit pictures
+    is laid over white, 16-bit grey is scaled to 8 bits, CMYK (inverted by Adobe or not), palettes and 1-bit images
     become RGB, animations and files of several pages give their first image. Colour profiles are not applied. Float,
-    32-bit integer and Lab pictures are refused: nothing in them says which value is white; so are camera raws, whose
+    32-bit integer and Lab images are refused: nothing in them says which value is white; so are camera raws, whose
     first image is a thumbnail.
 
     name: for the log, where the library has something to say about an image that it has decoded. Raises ImageError.
@@ -121,7 +121,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "") -
 
 
 def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """The values of a mask or label map as they are stored, (H, W), upright; bool, uint8, uint16, int32 or float32.
+    """Return the stored values of a mask or label map, (H, W), upright; bool, uint8, uint16, int32 or float32.
 
     One channel counts as it is, three equal ones as one. A palette of greys, or one of which only black and white are
     used, counts by its greys, any other by its indices. Raises ImageError, also where a pixel has no one value:
@@ -131,7 +131,7 @@ def decode_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
 
 
 def encode_png(mask: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 as a one-channel PNG."""
+    """Encode (H, W) uint8 as a one-channel PNG."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
@@ -168,7 +168,7 @@ def _load(data: bytes, max_pixels: int, said: Heard) -> ImageFile.ImageFile:
 
 @cache
 def load_formats() -> None:
-    """Pillow's plugins, and that of pillow-heif where it is installed."""
+    """Load Pillow's plugins, and pillow-heif's where it is installed."""
     Image.init()
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -177,14 +177,14 @@ def load_formats() -> None:
 
 
 def readable_endings() -> frozenset[str]:
-    """Endings (".jpg") of the formats that are read here: what Pillow, as it is installed, has a codec for."""
+    """Return the endings (".jpg") that are read: those that the installed Pillow has a codec for."""
     load_formats()
     known = Image.registered_extensions().items()
     return frozenset(ending for ending, name in known if name in FORMATS and name in Image.OPEN) - REFUSED_ENDINGS
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """The header of a picture; pixels are not decoded yet.
+    """The header of an image; pixels are not decoded yet.
 
     Pillow's `Image.open` is not used because its size check is process-wide and only warns: the plugins are asked
     directly and the caller checks.
@@ -222,7 +222,7 @@ def _has_brand(data: bytes, *brands: bytes) -> bool:
 
 
 def _unsupported(name: str, error: Exception) -> str | None:
-    """What to say of data that is whole and of a kind that is not read; None where it is damaged."""
+    """Return the message for intact data of an unsupported format, or None where it is damaged."""
     code = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else None
     if name == "TIFF" and isinstance(code, int) and code >= 1000:  # missing in Pillow's table of compressions; no tag
         return _compressed(code)
@@ -248,12 +248,12 @@ def _check_tiff(image: ImageFile.ImageFile, data: bytes, said: Heard) -> None:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation of a loaded picture: 1 to 8, 1 where nothing sensible is said."""
+    """EXIF orientation of a loaded image: 1 to 8, 1 where nothing sensible is said."""
     if image.format == "TIFF":  # Pillow turned it upright while loading
         return 1
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # a damaged EXIF block is no reason to lose the picture
+    except Exception:  # a damaged EXIF block is no reason to lose the image
         return 1
 
 
@@ -273,7 +273,7 @@ def _describe(data: bytes) -> tuple[str, str]:
         text = start.decode("utf-8", errors="strict" if len(data) <= 40 else "ignore")
     except UnicodeDecodeError:
         text = ""
-    # What it says is not repeated: a link under a picture's name may lead to a letter, or to a key.
+    # What it says is not repeated: a link under an image's name may lead to a letter, or to a key.
     if text and all(char.isprintable() or char.isspace() for char in text):
         kind = "HTML or XML" if text.lstrip().startswith("<") else "text"
         return f"{kind} of {len(data)} bytes (saved from a server's answer?)", "not-an-image"

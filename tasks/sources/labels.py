@@ -26,11 +26,11 @@ NAME_LIMIT = 200  # characters of an identity: a longer line is a file of anothe
 
 
 class LabelError(DecaError):
-    """A label that is missing or does not fit its picture; costs that picture or face only."""
+    """A label that is missing or does not fit its image; costs that image or face only."""
 
 
 def read_landmarks(data: bytes, name: str) -> NDArray[np.float32]:
-    """The faces of a label file, (faces, 68, 2) in pixels, pixel centres at whole coordinates from 0.
+    """Return the faces of a label file, (faces, 68, 2) in pixels, pixel centres at whole coordinates from 0.
 
     Raises LabelError where the count, the shape or a value is wrong.
     """
@@ -52,7 +52,7 @@ def read_landmarks(data: bytes, name: str) -> NDArray[np.float32]:
 
 
 def read_mask(data: bytes, name: str, max_pixels: int = MAX_PIXELS, values: MaskValues = None) -> NDArray[np.uint8]:
-    """A skin mask (H, W): 255 skin, 0 else.
+    """Return a skin mask (H, W): 255 skin, 0 else.
 
     values: the classes of a label map that are skin; None: the file says it itself (see `_by_itself`). Raises
     LabelError where it does not, or holds none of the classes.
@@ -121,7 +121,7 @@ def _listed(found: NDArray[Any]) -> str:
 
 
 def read_identity(data: bytes, name: str) -> str:
-    """Who is in a picture: the first line of a UTF-8 text, without the blanks around it. Raises LabelError."""
+    """Return an identity label: the stripped first line of a UTF-8 text. Raises LabelError."""
     try:
         identity = data.decode("utf-8-sig").partition("\n")[0].strip()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Lists of pictures as sources: one URI a line of text, or a column of CSV, TSV or Parquet.
+"""Lists of images as sources: a URI per line of text, or a column of CSV, TSV or Parquet.
 
 Rows that cannot name anything end the planning with the file and row; a URI that is not there is planned and fails
 alone when it is read.
@@ -20,7 +20,7 @@ from tasks.store.ranges import open_checked
 from tasks.store.storage import StorageError
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
-# Names that the column has where people make such lists (pandas, img2dataset, Hugging Face imagefolder, our own).
+# Usual names of the column (pandas, img2dataset, Hugging Face imagefolder, our own).
 URI_COLUMNS = ("uri", "url", "path", "file", "filename", "file_name", "image", "image_path", "image_uri", "source_uri")
 LONGEST = 4096  # characters of a URI: POSIX's longest path; object keys end at 1024
 LONGEST_LINE = 2**20  # characters of a line of CSV with all its columns
@@ -32,7 +32,7 @@ def is_list(uri: str) -> bool:
 
 
 def uri_column(names: list[str], wanted: str | None, uri: str, shown: str) -> str:
-    """The column of URIs: the wanted one or the first of the usual names; SourceError listing the columns."""
+    """Return the column of URIs: the configured one or the first of the usual names; SourceError lists the columns."""
     if wanted in names:
         return wanted
     if wanted is None and (found := [name for name in URI_COLUMNS if name in names]):
@@ -45,7 +45,7 @@ def uri_column(names: list[str], wanted: str | None, uri: str, shown: str) -> st
 
 
 def listed_uris(uri: str, column: str | None) -> Iterator[str]:
-    """Normalised URIs in the order of the list, relative paths taken from its folder.
+    """Yield normalised URIs in the order of the list; relative paths are resolved from its folder.
 
     Raises SourceError naming the file and the row or column.
     """
@@ -61,7 +61,7 @@ def listed_uris(uri: str, column: str | None) -> Iterator[str]:
 def _checked(value: Any, place: str) -> str:
     """The entry as text, or the SourceError that says what is wrong with it."""
     if value is None or (isinstance(value, str) and value.strip().lower() in NOTHING):
-        raise SourceError(f"{place}: empty. Remove the row, or fill in where the picture is")
+        raise SourceError(f"{place}: empty. Remove the row, or fill in where the image is")
     if not isinstance(value, str):
         raise SourceError(f"{place}: {type(value).__name__} instead of a URI")
     if len(value) > LONGEST:

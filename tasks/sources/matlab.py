@@ -1,4 +1,4 @@
-"""One array of numbers out of a MATLAB file of level 5 (versions 5 to 7), read in plain Python.
+"""Reader of a numeric array in a MATLAB file of level 5 (versions 5 to 7), in plain Python.
 
 scipy reads such files in C, where a forged length may end the process (a fuzzer found it at once): labels come from
 strangers, and a death costs the whole unit. Here every length is checked against the bytes that are there, and nothing
@@ -30,7 +30,7 @@ class MatlabError(DecaError):
 
 
 def read_array(data: bytes, name: str) -> NDArray[Any]:
-    """The numeric array called `name`, in its own shape. Raises MatlabError, which lists what else there is."""
+    """Return the numeric array called `name`, in its own shape. Raises MatlabError, which lists what else there is."""
     if data[124:128].endswith(b"IM"):
         order = "<"
     elif data[124:128].endswith(b"MI"):

@@ -1,4 +1,4 @@
-"""The bytes of planned pictures: whole objects, ranges of archives, rows of tables or frames of videos, read ahead in
+"""The bytes of planned images: whole objects, ranges of archives, rows of tables or frames of videos, read ahead in
 threads.
 """
 
@@ -23,9 +23,9 @@ AHEAD_BYTES = 2 * MAX_BYTES
 def read_items(
     items: Iterable[Item], *, threads: int = 8, max_bytes: int = MAX_BYTES
 ) -> Iterator[tuple[Item, bytes | Exception]]:
-    """(item, bytes or the error that reading it raised) in the order of the items.
+    """Yield (item, bytes or the read error) in the order of the items.
 
-    At most 2*threads are read ahead, and at most AHEAD_BYTES of them: a zip of some kilobytes may hold many pictures of
+    At most 2*threads are read ahead, and at most AHEAD_BYTES of them: a zip of some kilobytes may hold many images of
     the largest size.
     """
     source = iter(items)
@@ -68,7 +68,7 @@ def _try_read(item: Item, max_bytes: int) -> bytes | Exception:
 
 
 def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of one picture; raises ReadError (changed since the plan, too large), or what the driver raises."""
+    """Return the bytes of one image; raises ReadError (changed since the plan, too large), or the driver's error."""
     if item.member is None and (is_archive(item.uri) or is_table(item.uri) or is_video(item.uri)):
         raise _damage(item.uri)
     if item.size > max_bytes:
@@ -87,7 +87,7 @@ def read_item(item: Item, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def _damage(uri: str) -> Exception:
-    """Why an archive, a table or a video is in the plan as itself."""
+    """Return why an archive, a table or a video is an item of the plan itself."""
     try:
         if is_table(uri):
             check_lists(uri)

@@ -1,4 +1,4 @@
-"""Which columns of a table can hold images: bytes, or Hugging Face's `struct<bytes, path>`, nested or in lists."""
+"""Image columns of a table: bytes, or Hugging Face's `struct<bytes, path>`, nested or in lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEPTH = 8  # structs and lists that are looked through
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """Where the images of a table lie."""
+    """The column, field and lists that hold the images of a table."""
 
     steps: tuple[str, ...]  # the column, then fields of structs, LIST for the index into a list
     struct: bool  # struct<bytes, path>, not plain bytes
@@ -42,7 +42,7 @@ class ImageColumn:
 
 
 def image_columns(schema: pa.Schema) -> list[ImageColumn]:
-    """Every place that can hold images, those at the top first."""
+    """Return every column or field that can hold images, top level first."""
     found = [column for field in schema for column in columns_below((field.name,), field.type)]
     return sorted(found, key=lambda column: column.nested)
 
@@ -69,7 +69,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings, however they are stored."""
+    """Return whether a column holds strings, in any encoding."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
@@ -89,7 +89,7 @@ def _is_image(kind: pa.StructType) -> bool:
 
 
 def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> ImageColumn | None:
-    """The column of images: the wanted one, or the only one it can be; None where no column can.
+    """Return the column of images: the configured one, or the only candidate; None without a candidate.
 
     Hugging Face's own note of its Image columns comes first, then `struct<bytes, ...>`, then plain bytes; then structs
     that lie below structs and in lists. Plain bytes there are taken only where they are wanted.
@@ -111,7 +111,7 @@ def image_column(schema: pa.Schema, wanted: str | None, uri: str) -> ImageColumn
     names = [column.name for column in candidates]
     if len(names) > 1:
         raise SourceError(
-            f"{uri}: pictures may be in {' or '.join(names)}. Say which: --set inputs.image_column="
+            f"{uri}: images may be in {' or '.join(names)}. Say which: --set inputs.image_column="
             f"{names[0]}. The columns are {describe(schema)}"
         )
     return candidates[0] if candidates else None

@@ -1,4 +1,4 @@
-"""Parquet files with images inside as sources: one item an image, planned from the footer, read forwards.
+"""Parquet files with images as sources: an item per image, planned from the footer, read forwards.
 
 A column holds bytes, or Hugging Face's `struct<bytes, path>`, at the top, below structs, or in lists. Where the bytes
 are missing the path is read, a relative one beside the file. The member of an item is `image[row]`, `sample.image[row]`
@@ -38,7 +38,7 @@ def is_table(uri: str) -> bool:
 
 
 def table_schema(uri: str) -> tuple[pa.Schema, int]:
-    """(Arrow schema, rows) of a Parquet file from its footer; ValueError where it is damaged."""
+    """Return (Arrow schema, rows) of a Parquet file from its footer; ValueError where it is damaged."""
     with open_checked(uri, None, BLOCK) as file, _damage_is_a_value_error():
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_row(item: Item, max_bytes: int) -> bytes:
-    """The image of a planned row; raises ReadError, or what pyarrow and the storage driver raise."""
+    """Return the image of a planned row; raises ReadError, or what pyarrow and the storage driver raise."""
     if item.member is None or item.offset is None:
         raise ReadError(f"{item.uri} was planned as a whole; plan again with --new")
     value, path = _cursor.value(item), None
@@ -151,7 +151,7 @@ def read_row(item: Item, max_bytes: int) -> bytes:
 
 
 class _Cursor:
-    """The place in the last Parquet file that was read, kept open: units come in order, so each goes on where it is."""
+    """The position in the last Parquet file, kept open: units come in order, so each resumes there."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -250,7 +250,7 @@ def _check_size(parquet: Any, group: int, leaves: list[str], *, counted: bool) -
         if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
             raise ReadError(
                 f"row group {group}: {packed} bytes that unpack to {unpacked}, more than {BOMB_RATIO} times their "
-                "size: a bomb, not pictures"
+                "size: a bomb, not images"
             )
         if counted and chunk.num_values > MOST_VALUES:
             raise ReadError(f"row group {group}: {chunk.num_values} values in lists, the limit is {MOST_VALUES}")

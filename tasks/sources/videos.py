@@ -1,4 +1,4 @@
-"""Videos as sources: their frames listed one by one, and each frame read by its time, never extracted to disk.
+"""Videos as sources: frames are listed, and read by timestamp, never extracted to disk.
 
 A frame's member is `t=<seconds>&frame=<number>` (`clip.mp4#t=0.480000&frame=12`, a media fragment as browsers know it):
 seconds since the first frame as the file times it, so a variable frame rate needs no special case, and any dataset that
@@ -34,7 +34,7 @@ SEEK_AHEAD = 10.0  # seconds: nearer frames are reached by decoding on
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a frame comes from: URI of the video, number from 0, seconds since the first frame."""
+    """Source of a frame: URI of the video, number from 0, seconds since the first frame."""
 
     video: str
     number: int
@@ -46,7 +46,7 @@ def is_video(uri: str) -> bool:
 
 
 def frame_of(source_uri: str) -> Frame | None:
-    """The frame that a source_uri names; None for a picture.
+    """Return the frame of a source_uri, or None for an image.
 
     >>> frame_of("clips/a.mp4#t=0.480000&frame=12")
     Frame(video='clips/a.mp4', number=12, seconds=0.48)
@@ -76,7 +76,7 @@ def video_frames(uri: str) -> Iterator[tuple[str, int, int]]:
 
 
 def read_frame(item: Item, max_bytes: int) -> bytes:
-    """A planned frame as an uncompressed image (PPM), as a player shows it: turned, mirrored, with square pixels.
+    """Return a planned frame as PPM, as a player shows it: turned, mirrored, with square pixels.
 
     Raises ReadError where it cannot be decoded, or what the storage driver raises.
     """
@@ -101,7 +101,7 @@ def _open(file: IO[bytes]) -> tuple[Any, Any]:
         container = av.open(file, "r")
     except av.FFmpegError as error:
         raise ValueError(f"no video that can be opened ({_words(error)})") from error
-    stream = container.streams.best("video")  # not the picture of a cover
+    stream = container.streams.best("video")  # not the image of a cover
     if stream is None:
         container.close()
         raise ValueError("the file holds no video stream")
@@ -222,7 +222,7 @@ class _Reader:
 
 
 def upright(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
-    """Decoded pixels (H,W,3) turned and mirrored as a player shows them: one of the eight symmetries of a square.
+    """Return decoded pixels (H,W,3) turned and mirrored as a player shows them.
 
     matrix: the frame's display matrix, None where it has none: nine native int32 a b u c d v x y w of FFmpeg, which
     moves the stored pixel (p, q) to (a p + c q, b p + d q), with q and y down. The nearest of the eight is taken: tilts

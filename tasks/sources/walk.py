@@ -1,4 +1,4 @@
-"""The files below a place or matching a pattern, streamed in one fixed order, that of the full path by code point.
+"""Listing of the files below a URI or matching a pattern, sorted by the code points of their full paths.
 
 Memory holds one folder's names or one page of a listing, never the whole source.
 """
@@ -25,7 +25,7 @@ WILDCARD = re.compile(r"[*?[]")
 
 
 class SourceError(DecaError):
-    """A source that is missing, unreadable or without pictures; says what to try."""
+    """A source that is missing, unreadable or without images; the message names a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Glob:
 
 
 def parse_glob(uri: str) -> Glob | None:
-    """The pattern a normalised URI is; None without wildcards or where something of just that name exists.
+    """Return the pattern of a normalised URI; None without wildcards, or where a file of exactly that name exists.
 
     Raises SourceError for a pattern without a folder, StorageError.
     """
@@ -96,7 +96,7 @@ def _lies_there(uri: str) -> bool:
 
 
 def source_root(source: str) -> str:
-    """The folder that ids are relative to: the source, the folder of a single file, or what is before a wildcard."""
+    """Return the folder ids are relative to: the source, the folder of a single file, or the part before a wildcard."""
     uri = normalise(source)
     if glob := parse_glob(uri):
         return glob.base
@@ -104,7 +104,7 @@ def source_root(source: str) -> str:
 
 
 def is_file(uri: str) -> bool:
-    """Whether a normalised URI is one file; a prefix costs no request unless its name has a dot, as files' have."""
+    """Return whether a normalised URI is one file; a prefix without a dot in its name costs no request."""
     if is_local(uri):
         return os.path.isfile(uri)
     if "." not in uri.rpartition("/")[2]:
@@ -114,7 +114,7 @@ def is_file(uri: str) -> bool:
 
 
 def resolve(entry: str, base: str) -> str:
-    """The normalised URI that `entry` means in a list or table that lies in the folder `base`.
+    """Return the normalised URI of `entry` in a list or table in the folder `base`.
 
     >>> resolve("../b/x.jpg", "s3://bucket/lists/a")
     's3://bucket/lists/b/x.jpg'
@@ -148,7 +148,7 @@ def _missing(place: str) -> SourceError:
 
 
 def walk(uri: str, skip: str | None = None) -> Iterator[File]:
-    """The file, those below the folder or prefix, or those that match the pattern `uri`; hidden folders left out.
+    """Yield the file, those below the folder or prefix, or those matching the pattern `uri`, without hidden folders.
 
     skip: a folder to leave out. Raises SourceError where the source is missing or cannot be listed.
     """
@@ -203,7 +203,7 @@ def _local_files(path: str, glob: Glob | None, skip: str | None, parents: frozen
 
 
 def local_file(path: str) -> File:
-    """A file of this machine; size and etag stay open where it cannot be looked at: it fails when it is read."""
+    """Return a local file; without size and etag where stat fails: it then fails when it is read."""
     try:
         stat = os.stat(path)
     except OSError:

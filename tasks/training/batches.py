@@ -1,4 +1,4 @@
-"""Batches made ahead of the training step by threads: blocks are read, faces decoded and augmented, all in order."""
+"""Prepare batches in threads ahead of the training step: read blocks, decode and augment faces, all in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.training.order import BatchPlan, Order, SamplesError
 logger = logging.getLogger(__name__)
 
 LOADERS = 4  # threads that read blocks: they wait for storage, not for a core
-READ_AHEAD = 4  # blocks are asked for this many times farther ahead than batches are made
+READ_AHEAD = 4  # blocks are read this many times farther ahead than batches are made
 KEPT_SPARES = 4  # blocks read outside the order, for samples that replace damaged ones
 
 Decoded = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]  # crop, skin mask, landmarks
@@ -35,15 +35,15 @@ Loaded = dict[int, EncodedFace]  # faces of a block by row; empty where the shar
 
 
 class DamagedFace(DecaError):
-    """A row that is no face: a picture that cannot be decoded, a mask of another size, landmarks without a number."""
+    """An unusable row: an image that does not decode, a mask of another size, landmarks that are not finite."""
 
 
 class Damage:
-    """What could not be decoded: each face and shard once, logged, by name; or the end of the run."""
+    """Damaged faces and shards by name, each logged once; ends the run under corrupt: stop."""
 
     def __init__(self, corrupt: str) -> None:
         self._corrupt = corrupt
-        self.found: dict[str, str] = {}  # name -> why
+        self.found: dict[str, str] = {}  # name -> reason
 
     def add(self, name: str, why: str) -> None:
         """Raises SamplesError under corrupt: stop."""
@@ -90,7 +90,7 @@ class _Pending:
 
 
 class BatchMaker:
-    """The rest of one epoch of one rank: reads blocks ahead, makes batches ahead, hands them out in order."""
+    """The remaining batches of an epoch on one rank: reads blocks and makes batches ahead, returns them in order."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class BatchMaker:
         self._pending: deque[_Pending] = deque()
 
     def take(self) -> FaceBatch:
-        """The next batch; what lies ahead of it is set going first."""
+        """Return the next batch, after starting the work on later ones."""
         while self._asked < min(self._taken + READ_AHEAD * self._config.prefetch, len(self._steps)):
             self._ask(self._asked)
             self._asked += 1
@@ -130,12 +130,12 @@ class BatchMaker:
         return pending.batch
 
     def close(self) -> None:
-        """Stop the threads; what they have begun is finished first."""
+        """Stop the threads, once running work has finished."""
         self._makers.shutdown(cancel_futures=True)
         self._loaders.shutdown(cancel_futures=True)
 
     def _ask(self, index: int) -> None:
-        """Begin to read the blocks that a batch needs."""
+        """Start reading the blocks of a batch."""
         for place in self._places:
             block = self._order.block(self._order.position(self._steps[index], place))
             if block not in self._blocks:
@@ -147,19 +147,19 @@ class BatchMaker:
             del self._blocks[block], self._last_use[block]
 
     def _begin(self, step: int) -> _Pending:
-        pictures = self._plan.pictures
-        count = len(self._places) * pictures
+        images = self._plan.images
+        count = len(self._places) * images
         batch = FaceBatch(
             images=torch.empty(count, 3, IMAGE_SIZE, IMAGE_SIZE),
             landmarks=torch.ones(count, 68, 3),
             masks=torch.empty(count, 1, IMAGE_SIZE, IMAGE_SIZE),
             subjects=torch.empty(count, dtype=torch.int64),
-            images_per_subject=pictures,
+            images_per_subject=images,
             fits=torch.full((count, NUM_FITTED), torch.nan) if self._source.fitted else None,
         )
         positions = [self._order.position(step, place) for place in self._places]
         parts = [
-            self._makers.submit(self._make, batch, slice(n * pictures, (n + 1) * pictures), position)
+            self._makers.submit(self._make, batch, slice(n * images, (n + 1) * images), position)
             for n, position in enumerate(positions)
         ]
         return _Pending(batch, parts)
@@ -194,8 +194,8 @@ class BatchMaker:
         batch.subjects[part] = self._order.identity(candidate)
 
     def _decode(self, position: int) -> list[tuple[Decoded, Fit]]:
-        """K pictures of the sample at a position, spares of the same person for what is damaged; empty if too few."""
-        pictures, faces = self._plan.pictures, self._faces(self._order.block(position))
+        """K images of the sample at a position, with spares of the subject for damaged ones; empty if too few."""
+        images, faces = self._plan.images, self._faces(self._order.block(position))
         decoded: list[tuple[Decoded, Fit]] = []
         for row in self._order.rows(position):
             if int(row) not in faces:  # of a damaged shard
@@ -204,14 +204,14 @@ class BatchMaker:
                 decoded.append((decode_face(faces[int(row)]), faces[int(row)].fit))
             except DamagedFace as error:
                 self._damage.add(faces[int(row)].name, str(error))
-            if len(decoded) == pictures:
+            if len(decoded) == images:
                 return decoded
         if not decoded or self._config.few_pictures == "skip":
             return []
-        return [decoded[n % len(decoded)] for n in range(pictures)]
+        return [decoded[n % len(decoded)] for n in range(images)]
 
     def _faces(self, block: int) -> Loaded:
-        """The faces of a block: read ahead, or now for a sample that replaces another."""
+        """The faces of a block: read ahead, or now for a replacement sample."""
         ahead = self._blocks.get(block)
         if ahead is not None:
             return ahead.result()

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard: one a checkpoint, so that they can lie in any storage and are whole or not there.
+"""Event files for TensorBoard: one a checkpoint, written atomically to any storage.
 
 tensorboard --logdir DEST/tensorboard
 """
@@ -18,9 +18,9 @@ BOARD = "tensorboard"
 
 
 def publish_events(
-    store: Store, stage: StageName, step: int, rows: list[dict[str, Any]], picture: NDArray[np.uint8] | None
+    store: Store, stage: StageName, step: int, rows: list[dict[str, Any]], sheet: NDArray[np.uint8] | None
 ) -> None:
-    """Scalars of the metrics' rows, and a picture (H,W,3) of validation faces at a checkpoint's step.
+    """Write the scalars of metrics rows, and a sheet (H,W,3) of validation faces at a checkpoint's step.
 
     The file's name holds the step: a repeated checkpoint replaces its file, and names sort as TensorBoard reads them.
     """
@@ -34,7 +34,7 @@ def publish_events(
                     for name, value in values.items():
                         if name not in ("step", "validation"):
                             writer.add_scalar(f"{group}/{name}", value, row["step"])
-            if picture is not None:
-                writer.add_image("faces", picture, step, dataformats="HWC")
+            if sheet is not None:
+                writer.add_image("faces", sheet, step, dataformats="HWC")
         (written,) = folder.iterdir()
         store.write(f"{BOARD}/{stage}/events.out.tfevents.{step:08d}", written.read_bytes())

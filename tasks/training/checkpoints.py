@@ -1,12 +1,12 @@
-"""The state of a training run in storage: everything that the next step depends on, published whole or not at all.
+"""The state of a training run in storage: everything that the next step depends on, published atomically.
 
     checkpoints/<stage>/00000200/weights.safetensors     every parameter and buffer of the model
     checkpoints/<stage>/00000200/mean.safetensors        the running mean of the trained ones (EMA)
     checkpoints/<stage>/00000200/optimizer.safetensors   Adam's moments and counts, "<parameter>.<what>"
-    checkpoints/<stage>/00000200.json                    the record, written last: without it the files are nothing
+    checkpoints/<stage>/00000200.json                    the record, written last: it commits the files
 
 Random numbers need no file: every step seeds its own from (seed, stage, step, rank), see `stage.step_seed`. No
-pickle takes part.
+pickle is used.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a run goes on from."""
+    """The state that a run resumes from."""
 
     weights: Tensors
-    mean: Tensors  # empty where the run keeps none
+    mean: Tensors  # empty where the run has no EMA
     optimizer: Tensors
     step: int = 0  # optimiser steps done in this stage
     data: dict[str, Any] = field(default_factory=dict)  # position in the data, `Samples.state_dict`
@@ -44,7 +44,7 @@ class TrainState:
 def publish_state(
     store: Store, plan: TrainPlan, stage: StageName, ranks: int, state: TrainState, validation: dict[str, float]
 ) -> CheckpointRecord:
-    """Write a checkpoint, its record last. A run that is repeated writes the same names with the same bytes."""
+    """Write a checkpoint, its record last. A repeated run writes the same bytes under the same names."""
     name = f"{FOLDER}/{stage}/{state.step:08d}"
     parts = {WEIGHTS: state.weights, MEAN: state.mean, OPTIMIZER: state.optimizer}
     files = [_publish(store, f"{name}/{part}.safetensors", tensors) for part, tensors in parts.items() if tensors]
@@ -86,7 +86,7 @@ def _read(store: Store, file: StoredFile) -> Tensors:
         return load(data)
     except (FileNotFoundError, SafetensorError, TrainStateError) as error:
         raise TrainStateError(
-            f"{store.join(file.file)}: {error}. Delete {record_of(file)} to go on from the checkpoint before it"
+            f"{store.join(file.file)}: {error}. Delete {record_of(file)} to resume from the checkpoint before it"
         ) from error
 
 
@@ -96,14 +96,14 @@ def record_of(file: StoredFile) -> str:
 
 
 def prune(store: Store, stage: StageName, keep_last: int, keep_best: int) -> list[int]:
-    """Delete all checkpoints of a stage but the last and the best ones; returns the deleted steps.
+    """Delete all checkpoints of a stage except the last and the best ones; returns the deleted steps.
 
-    Records go after their files: what an interruption leaves is then known, and goes with the next call. Nobody goes on
-    from such a record, for later ones are there, and others are better.
+    Records are deleted after their files, so the next call finishes an interrupted one. Such a record is never resumed
+    from: it is neither the last nor among the best.
     """
     records = list_checkpoints(store, stage)
-    judged = [record for record in records if "total" in record.validation]
-    best = sorted(judged, key=lambda record: (record.validation["total"], -record.step))[:keep_best]
+    validated = [record for record in records if "total" in record.validation]
+    best = sorted(validated, key=lambda record: (record.validation["total"], -record.step))[:keep_best]
     kept = {record.step for record in [*records[-keep_last:], *best]}
     gone = [record for record in records if record.step not in kept]
     for record in gone:

@@ -1,4 +1,4 @@
-"""Where samples come from: the shards of one version of faces/, or people of the embedded world made on the spot."""
+"""Sources of samples: the shards of one version of faces/, or subjects of the procedural world made on the fly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JPEG_QUALITY = 95
 
 
 class DamagedShard(DecaError):
-    """A shard whose bytes are not what was published: its URI, and why."""
+    """A shard whose bytes are not those published: its URI, and the reason."""
 
     def __init__(self, uri: str, why: str) -> None:
         super().__init__(uri, why)
@@ -49,13 +49,13 @@ class DamagedShard(DecaError):
 
 @dataclass(frozen=True, eq=False)
 class EncodedFace:
-    """One row as it is stored: crop JPEG, skin mask PNG, landmarks (68,2) in the crop's pixels.
+    """One stored row: crop JPEG, skin mask PNG, landmarks (68,2) in the crop's pixels.
 
-    fit (156,): shape, expression and pose that fit the landmarks, where the source makes fits and there is one.
-    mirrored: crop and mask are still as in the picture, landmarks and fit are those of its mirror image.
+    fit (156,): shape, expression and pose that fit the landmarks, or None.
+    mirrored: landmarks and fit are those of the mirror image, crop and mask are still to be flipped.
     """
 
-    name: str  # where it lies, for messages
+    name: str  # its place, for messages
     crop: bytes | None
     mask: bytes | None
     landmarks: NDArray[np.float32]
@@ -66,7 +66,7 @@ class EncodedFace:
 class Source(Protocol):
     """Identities and their encoded faces. `load` is called from several threads."""
 
-    fingerprint: str  # equal: the same faces in the same places
+    fingerprint: str  # equal for the same faces in the same order
     index: Index
     fitted: bool  # whether its faces come with a fit
 
@@ -75,7 +75,7 @@ class Source(Protocol):
 
 
 class ShardSource:
-    """One split of one version of faces/; a version published later changes nothing here."""
+    """One split of one version of faces/, independent of later versions."""
 
     fitted = False
 
@@ -88,8 +88,8 @@ class ShardSource:
         self._shards = opened.shards(split)
         if not self._shards:
             raise SamplesError(
-                f"version {self.version.version} of {uri} has no faces in split {split!r}: ingest more people, or with "
-                "another shards.val_fraction"
+                f"version {self.version.version} of {uri} has no faces in split {split!r}: ingest more subjects, "
+                "or with another shards.val_fraction"
             )
         self.index = _index(opened.identities(), self._shards)
         self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
@@ -103,10 +103,10 @@ class ShardSource:
         except FileNotFoundError as error:
             raise SamplesError(
                 f"{self._store.join(record.file)} is gone, version {self.version.version} of faces/ needs it. Was it "
-                "collected by `deca gc`? Train on the current version"
+                "deleted by `deca gc`? Train on the current version"
             ) from error
-        except (pa.ArrowException, OSError, KeyError) as error:  # Arrow's words for bytes that are not Parquet
-            if getattr(error, "errno", None):  # the system's words: too many open files, a broken disk
+        except (pa.ArrowException, OSError, KeyError) as error:  # Arrow's errors for bytes that are not Parquet
+            if getattr(error, "errno", None):  # system errors: too many open files, a broken disk
                 with storage_errors("read", self._store.join(record.file)):
                     raise
             why = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
@@ -120,14 +120,14 @@ class ShardSource:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to one process, for the workers of a DataLoader."""
+        """State without per-process members, for the workers of a DataLoader."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_footers", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _footers=OrderedDict(), _lock=threading.Lock())
 
     def _read(self, file: pa.NativeFile, shard: int, rows: Ints) -> pa.Table:
-        """COLUMNS of the rows, in their order; only the row groups that hold them are read."""
+        """COLUMNS of the rows, in order, from only the row groups that hold them."""
         with self._lock:
             footer = self._footers.get(shard)
         parquet = pq.ParquetFile(file, metadata=footer, pre_buffer=True)
@@ -149,7 +149,7 @@ class ShardSource:
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[pa.NativeFile]:
-        """The shard as a file of Arrow's; before its first use with a look at its size."""
+        """The shard as an Arrow file; its size is checked before the first use."""
         record = self._shards[shard]
         uri = self._store.join(record.file)
         if shard not in self._footers:
@@ -163,7 +163,7 @@ class ShardSource:
 
 
 def _index(identities: pa.Table, shards: list[ShardFile]) -> Index:
-    """The identities that lie in `shards`."""
+    """Index of the identities in `shards`."""
     numbers = {shard.file: number for number, shard in enumerate(shards)}
     table = identities.filter(pc.is_in(identities["shard"], pa.array(list(numbers))))
     shard = np.array([numbers[name] for name in table["shard"].to_pylist()], np.int64)
@@ -173,7 +173,7 @@ def _index(identities: pa.Table, shards: list[ShardFile]) -> Index:
 
 
 class _RemoteFile(io.RawIOBase):
-    """Ranges of an object of known size; a failing network is a StorageError, never taken for damage."""
+    """Ranges of an object of known size; a network failure is a StorageError, not damage."""
 
     def __init__(self, uri: str, size: int) -> None:
         self._uri, self._size, self._at = uri, size, 0
@@ -203,9 +203,9 @@ class _RemoteFile(io.RawIOBase):
 
 
 class WorldSource:
-    """People `first`..`first + people - 1` of the embedded world, `images` photographs of each.
+    """Subjects `first`..`first + people - 1` of the procedural world, `images` photographs of each.
 
-    A picture is made when it is first asked for, cropped as in faces/, and kept encoded (some 30 kB).
+    A photograph is made on first use, cropped as in faces/, and kept encoded (some 30 kB).
     """
 
     fitted = False
@@ -213,8 +213,8 @@ class WorldSource:
     def __init__(self, bundle: AssetBundle, seed: int, people: int, images: int, first: int = 0) -> None:
         self._world, self._seed, self._first = World(bundle), seed, first
         self.fingerprint = f"world-{bundle.hash}-{seed}-{first}-{people}-{images}"
-        everybody = np.arange(people, dtype=np.int64)
-        self.index = Index(everybody, np.zeros(people, np.int64), np.full(people, images, np.int64))
+        subjects = np.arange(people, dtype=np.int64)
+        self.index = Index(subjects, np.zeros(people, np.int64), np.full(people, images, np.int64))
         self._made: dict[tuple[int, int], EncodedFace] = {}
         self._lock = threading.Lock()  # a World serves one thread at a time
 
@@ -222,18 +222,18 @@ class WorldSource:
         with self._lock:
             return {int(row): self._photograph(shard, int(row)) for row in rows}
 
-    def _photograph(self, person: int, image: int) -> EncodedFace:
-        if (person, image) not in self._made:
-            someone = self._world.person(self._seed, self._first + person)
-            shot = self._world.shot(someone, image, WORLD_LIMITS)
-            taken = self._world.photograph(someone, shot, WORLD_SIZE)
-            name = f"world://{self._seed}/{self._first + person}/{image}"
-            self._made[person, image] = _store(name, taken)
-        return self._made[person, image]
+    def _photograph(self, number: int, image: int) -> EncodedFace:
+        if (number, image) not in self._made:
+            subject = self._world.subject(self._seed, self._first + number)
+            shot = self._world.shot(subject, image, WORLD_LIMITS)
+            taken = self._world.photograph(subject, shot, WORLD_SIZE)
+            name = f"world://{self._seed}/{self._first + number}/{image}"
+            self._made[number, image] = _store(name, taken)
+        return self._made[number, image]
 
 
 def _store(name: str, taken: Photograph) -> EncodedFace:
-    """A photograph of the world as a row of faces/ would hold it."""
+    """A photograph of the world encoded as a row of faces/."""
     transform = crop_transform(square_from_landmarks(taken.landmarks, CROP_SCALE / LANDMARK_MARGIN), CROP_SIZE)
     pixels = warp(np.dstack([taken.image, taken.skin_mask]), transform, CROP_SIZE)
     crop = (pixels[:3] * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Fits to landmarks as labels of training: every face of a source gets shape, expression and pose (losses.fits)."""
+"""Landmark fits as training labels: shape, expression and pose for every face of a source (losses.fits)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from deca_core.losses import CoarseWeights, fitted_vector
 from tasks.training.datasets import EncodedFace, Source
 from tasks.training.order import Ints
 
-# Weak priors: they shall decide what landmarks leave open, and nothing else.
+# Weak priors: they decide only what landmarks leave open.
 WEIGHTS = CoarseWeights(shape=1e-6, exp=1e-6)
-KEPT = 200_000  # fits in memory, 160 MB; beyond, a face is fitted whenever it is read
+KEPT = 200_000  # fits in memory, 160 MB; beyond, a face is fitted at every read
 
 
 class FittedSource:
-    """A source whose faces come with the codes that fit their landmarks.
+    """A source whose faces have codes fitted to their landmarks.
 
-    A face is fitted when it is first read, some 20 ms on one core, and remembered. Turns of the head and its shape are
-    the same in every upright crop of a picture, so one fit serves all crops.
+    A face is fitted at its first read, some 20 ms on one core, and cached. Head rotation and shape are the same in
+    every upright crop of an image, so one fit serves all crops.
     """
 
     fitted = True
@@ -41,7 +41,7 @@ class FittedSource:
         return {row: replace(face, fit=known.get(face.name)) for row, face in faces.items()}
 
     def _fit(self, faces: list[EncodedFace]) -> dict[str, NDArray[np.float32]]:
-        """Fits by name, none for landmarks that are no face."""
+        """Fits by name; none for degenerate landmarks."""
         points = [torch.from_numpy(in_training_crop(face.landmarks)) for face in faces]
         able = [(face.name, one) for face, one in zip(faces, points, strict=True) if fittable(one[None])]
         if not able:
@@ -55,7 +55,7 @@ class FittedSource:
 
 
 def in_training_crop(landmarks: NDArray) -> NDArray[np.float64]:
-    """Landmarks (68,2) in pixels of any upright crop, as the middle one of training's crops has them in [-1, 1]."""
+    """Landmarks (68,2) in pixels of any upright crop, in [-1, 1] of the training crop of mean scale."""
     low, high = landmarks.min(0).astype(np.float64), landmarks.max(0).astype(np.float64)
     half = PLAIN.scale[0] * (high - low).mean() / 2
     return (landmarks - (low + high) / 2) / max(half, np.finfo(np.float64).tiny)

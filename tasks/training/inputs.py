@@ -1,4 +1,4 @@
-"""What a stage of training is made of: bundle, first weights, judging networks, losses, batches; each with its hash."""
+"""Inputs of a training stage: first weights, losses, pretrained loss networks, batches; and the hashes of all."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from tasks.training.mirror import MirroredSource
 from tasks.training.order import BatchPlan
 from tasks.training.samples import Samples
 
-WORLD = "world"  # the source that is no dataset
-START_PICTURES = 256  # that the start of dlib's backbone is fitted to
-SOLVED_PICTURES = 6000  # that the first linear answer is solved on
-SOLVED_RIDGE = 0.3  # best of 0.1 to 3 on other people
-NETWORK_SEED = 0  # of judging networks without weights: equal in all runs, so that their losses compare
+WORLD = "world"  # the source without a dataset
+START_IMAGES = 256  # that the initial dlib backbone is fitted to
+SOLVED_IMAGES = 6000  # of the least-squares start of E_c
+SOLVED_RIDGE = 0.3  # best of 0.1 to 3 on held-out subjects
+NETWORK_SEED = 0  # of random loss networks: equal in all runs, so that losses compare
 
 logger = logging.getLogger("deca")
 
 
 class TrainConfigError(DecaError):
-    """Settings of a stage that cannot be met; says which and what would do."""
+    """Settings of a stage that cannot be met; names them and a remedy."""
 
 
 # --- the model and its first weights ----------------------------------------------------------------------------------
 
 
 def first_model(config: TrainConfig) -> DECA:
-    """The model as training begins: `start`, or random weights round the mean face. Raises CheckpointError."""
+    """The initial model: `start`, or random weights around the mean face. Raises CheckpointError."""
     bundle = bundle_at(config.bundle)
     if config.start is None:
         with torch.random.fork_rng(devices=[]):
@@ -70,7 +70,7 @@ def first_model(config: TrainConfig) -> DECA:
 
 
 def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
-    """Give encoders on dlib's network its weights, fitted to the first pictures of the stage; others stay as they are.
+    """Initialise dlib backbones with dlib's weights, fitted to the first images of the stage; others stay unchanged.
 
     Raises RecognitionError where the weights are missing.
     """
@@ -79,7 +79,7 @@ def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
     trained, samples = load_dlib().resnet, training_samples(config, stage)
     plan = samples.plan
     images = torch.cat(
-        [batch.images for batch in itertools.islice(samples, -(-START_PICTURES // (plan.subjects * plan.pictures)))]
+        [batch.images for batch in itertools.islice(samples, -(-START_IMAGES // (plan.subjects * plan.images)))]
     ).to(model.mask.device)
     for encoder in (model.E_flame.encoder, model.E_detail.encoder):
         assert isinstance(encoder, DlibBackbone)
@@ -91,12 +91,12 @@ def start_backbones(model: DECA, config: TrainConfig, stage: StageName) -> None:
 
 @torch.no_grad()
 def start_codes(model: DECA, samples: Samples, precision: Literal["fp32", "bf16"]) -> None:
-    """Let E_c begin with the linear answer to what fits the landmarks: shape, expression, pose; and to the camera.
+    """Initialise the last layer of E_c by ridge regression on landmark fits (shape, expression, pose) and camera.
 
-    What thousands of steps would have to find is the solution of one linear system. Training goes on from there.
+    One linear system in place of thousands of steps.
     """
     features, targets, device = list[Tensor](), list[Tensor](), model.mask.device
-    count = -(-SOLVED_PICTURES // (samples.plan.subjects * samples.plan.pictures))
+    count = -(-SOLVED_IMAGES // (samples.plan.subjects * samples.plan.images))
     for batch in itertools.islice(samples, count):
         batch = batch.to(device)
         assert batch.fits is not None
@@ -112,7 +112,7 @@ def start_codes(model: DECA, samples: Samples, precision: Literal["fp32", "bf16"
 
 
 def arithmetic(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """What the networks compute in; auto: bf16 on hardware with instructions for it."""
+    """The precision of the networks; auto: bf16 on hardware with instructions for it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -124,7 +124,7 @@ def arithmetic(precision: Literal["auto", "fp32", "bf16"], device: torch.device)
 
 
 def make_step(config: TrainConfig, stage: StageName, model: DECA, ranks: int) -> CoarseStep | DetailStep:
-    """The losses of a stage over `model`, with the judging networks that they need."""
+    """The losses of a stage over `model`, with its pretrained loss networks."""
     weights = stage_weights(config, stage)
     # Gradients are averaged over ranks and parts of a batch; losses that are sums over the batch must not be.
     parts = ranks * config.stage(stage).accumulate
@@ -135,7 +135,7 @@ def make_step(config: TrainConfig, stage: StageName, model: DECA, ranks: int) ->
 
 
 def stage_weights(config: TrainConfig, stage: StageName) -> CoarseWeights | DetailWeights:
-    """The recipe's weights with the config's own. Raises TrainConfigError for a loss that the stage does not have."""
+    """Loss weights of the recipe, overridden by the config. Raises TrainConfigError for an unknown loss."""
     weights: CoarseWeights | DetailWeights = getattr(recipe(config.recipe), stage)
     own = config.weights.get(stage, {})
     known = {name for name, value in vars(weights).items() if isinstance(value, int | float)}
@@ -158,7 +158,7 @@ def identity_network(config: NetworksConfig) -> Recognition:
     if kind == "dlib":
         return load_dlib(None if weights is None else local_file(weights))
     if kind == "random":
-        logger.warning("identity loss: a network with RANDOM weights judges; it compares colours, not people")
+        logger.warning("identity loss: the network has RANDOM weights; it compares colours, not identities")
         return random_recognition(NETWORK_SEED)
     if weights is None:
         raise TrainConfigError(f"networks.identity is {kind}, which needs networks.identity_weights")
@@ -177,7 +177,7 @@ def perceptual_network(config: NetworksConfig, layers: tuple[str, ...]) -> VGG19
             if config.perceptual == "vgg19":
                 raise
             logger.warning("ID-MRF: %s", error)
-    logger.warning("ID-MRF: a VGG19 with RANDOM weights judges; give networks.perceptual_weights")
+    logger.warning("ID-MRF: the VGG19 has RANDOM weights; give networks.perceptual_weights")
     return random_vgg19(layers, NETWORK_SEED)
 
 
@@ -193,13 +193,13 @@ def training_samples(config: TrainConfig, stage: StageName, rank: int = 0, ranks
             f"{stage}.subjects {settings.subjects} cannot be cut into {settings.accumulate} parts for each of {ranks} "
             f"ranks. Ask for a multiple of {settings.accumulate * ranks}"
         )
-    seed = config.seed * len(STAGES) + STAGES.index(stage)  # another order in every stage
+    seed = config.seed * len(STAGES) + STAGES.index(stage)  # a different order in every stage
     plan = BatchPlan(subjects, settings.images, seed, rank, ranks)
     return Samples(_source(config, stage, "train"), plan, Augmentation(scale=config.data.crop_scale), config.data)
 
 
 def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
-    """The same batches at every call, of people that training never sees, in the crop of inference."""
+    """The same batches at every call, of held-out subjects, in the crop of inference."""
     settings = config.stage(stage)
     plan = BatchPlan(max(1, settings.subjects // settings.accumulate), settings.images)
     few = config.data.model_copy(update={"few_pictures": "repeat"})
@@ -207,7 +207,7 @@ def validation_samples(config: TrainConfig, stage: StageName) -> Samples:
 
 
 def _source(config: TrainConfig, stage: StageName, split: Split) -> Source:
-    """The faces of a split, with fits to their landmarks where a loss of the stage asks for them."""
+    """The faces of a split, with landmark fits where a loss of the stage needs them."""
     weights = stage_weights(config, stage)
     fitted = isinstance(weights, CoarseWeights) and weights.fit > 0
     mirror = config.data.mirror and split == "train"
@@ -224,13 +224,13 @@ def _prepared(source: Source, bundle: str | None, mirror: bool, fitted: bool) ->
 
 @cache
 def _world_samples(bundle: str | None, world: WorldConfig, split: Split, mirror: bool, fitted: bool) -> Source:
-    """Kept, because fits are made once as well as photographs."""
+    """Cached, so that photographs and fits are made once."""
     return _prepared(_world(bundle, world, split), bundle, mirror, fitted)
 
 
 @cache
 def _world(bundle: str | None, world: WorldConfig, split: Split) -> WorldSource:
-    """The people of a split, whose photographs are taken once for all stages and validations of a process."""
+    """The subjects of a split, whose photographs are made once a process, for all stages and validations."""
     people, first = (world.people, 0) if split == "train" else (world.val_people, world.people)
     return WorldSource(bundle_at(bundle), world.seed, people, world.images, first)
 
@@ -239,7 +239,7 @@ def _world(bundle: str | None, world: WorldConfig, split: Split) -> WorldSource:
 
 
 def input_hashes(config: TrainConfig) -> dict[str, str]:
-    """What a run depends on beside its settings, by name: bundle, data, start weights, judging networks."""
+    """Hashes of a run's inputs by name: bundle, data, start weights, pretrained loss networks."""
     found = {"bundle": bundle_at(config.bundle).hash, "start": "random"}
     if config.backbone == DLIB:
         found["start"] = load_dlib().name

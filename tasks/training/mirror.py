@@ -1,4 +1,4 @@
-"""Mirrored people as further people: twice the heads from the same photographs."""
+"""Mirror images as further subjects: twice the subjects from the same photographs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TWINS[[a for a, _ in _PAIRS]], TWINS[[b for _, b in _PAIRS]] = (np.array(_PAIRS)
 
 
 class MirroredSource:
-    """A source and its mirror image: every shard once more, with other people in it.
+    """A source and its mirror image: every shard twice, the second time with other subjects.
 
-    Nobody's face is symmetric, so the mirror image is somebody else, and is never mixed with the person in one sample.
+    No face is symmetric, so the mirror image is another subject, and one sample never mixes the two.
     """
 
     def __init__(self, source: Source) -> None:
@@ -47,7 +47,7 @@ class MirroredSource:
 
 
 def _mirrored(face: EncodedFace) -> EncodedFace:
-    """The face in the mirror; its pixels are turned when they are decoded."""
+    """The mirrored face; its pixels are flipped on decoding."""
     return replace(
         face, name=f"{face.name} mirrored", mirrored=True, landmarks=mirrored_landmarks(face.landmarks), fit=None
     )

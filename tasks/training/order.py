@@ -1,10 +1,9 @@
-"""The order of an epoch: which pictures of whom stand where in which batch, from the index of identities alone.
+"""The order of an epoch: the images and subjects of every batch, from the index of identities alone.
 
 A batch of the whole run has `places` = subjects of a rank * ranks. The epoch's samples, shuffled, form one sequence,
-cut into as many lanes of equal length; place p of batch t holds sample t of lane p. Whoever holds a place reads its
-lane's blocks one after another, so a block is read by one rank (by two at a lane's border), and a batch mixes people
-from all over the dataset. The order depends on (seed, epoch, places), never on how places are divided among ranks, nor
-on time.
+cut into as many lanes of equal length; place p of batch t holds sample t of lane p. A rank reads the blocks of its
+lanes one after another, so a block is read by one rank (by two at a lane's border), and a batch mixes subjects from all
+over the dataset. The order depends on (seed, epoch, places), never on the division of places among ranks, nor on time.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ Ints = NDArray[np.int64]
 
 
 class Stream(IntEnum):
-    """What random numbers are for. From 1: numpy takes a missing last number of a seed for 0."""
+    """Purposes of random numbers. From 1: numpy takes a missing last number of a seed for 0."""
 
     STRETCH = 1
-    PICTURES = 2
+    IMAGES = 2
     AUGMENTATION = 3
 
 
 class SamplesError(DecaError):
-    """Faces that cannot make the batches that were asked for; says why and what to change."""
+    """Faces that do not suffice for the requested batches; says why and what to change."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where identities lie: parallel arrays (I,), sorted by shard and row."""
+    """Positions of identities: parallel arrays (I,), sorted by shard and row."""
 
     shard: Ints  # number of the shard
     first_row: Ints
@@ -47,10 +46,10 @@ class Index:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a rank's batch is: `subjects` people, `pictures` of each; the part of rank `rank` of `ranks`."""
+    """Shape of a rank's batch: `subjects`, `images` of each; rank `rank` of `ranks`."""
 
     subjects: int
-    pictures: int
+    images: int
     seed: int = 0
     rank: int = 0
     ranks: int = 1
@@ -58,8 +57,8 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
             raise SamplesError(f"rank {self.rank} of {self.ranks}: ranks count from 0; pass 0 <= rank < ranks")
-        if self.subjects < 1 or self.pictures < 1:
-            raise SamplesError(f"{self.subjects} subjects x {self.pictures} pictures make no batch: both must be >= 1")
+        if self.subjects < 1 or self.images < 1:
+            raise SamplesError(f"{self.subjects} subjects x {self.images} images make no batch: both must be >= 1")
 
     @property
     def places(self) -> int:
@@ -79,16 +78,16 @@ class Blocks:
     """The identities that can be sampled, cut into blocks; the same in every epoch."""
 
     def __init__(self, index: Index, plan: BatchPlan, config: DataConfig) -> None:
-        few = index.rows < plan.pictures
-        self.few = int(few.sum())  # identities with fewer pictures than a sample needs
+        few = index.rows < plan.images
+        self.few = int(few.sum())  # identities with fewer images than a sample needs
         usable = np.flatnonzero(~few if config.few_pictures == "skip" else index.rows > 0)
         if not len(usable):
             raise SamplesError(
-                f"none of the {len(index)} identities has {plan.pictures} pictures. Ask for fewer pictures of a "
+                f"none of the {len(index)} identities has {plan.images} images. Ask for fewer images of a "
                 "subject, or set few_pictures to repeat"
             )
         self.index, self.plan = index, plan
-        self.longest = max(config.pictures_per_identity, plan.pictures)  # stretch of an identity in an epoch
+        self.longest = max(config.pictures_per_identity, plan.images)  # stretch of an identity in an epoch
         taken = np.minimum(index.rows[usable], self.longest)
         shard = index.shard[usable]
         before = np.cumsum(taken) - taken
@@ -101,14 +100,14 @@ class Blocks:
         ]
         self.block_of = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(usable)]))
         self.usable = usable
-        self.samples_of = np.maximum(taken // plan.pictures, 1)
+        self.samples_of = np.maximum(taken // plan.images, 1)
         self.samples = int(self.samples_of.sum())  # in an epoch
         self.batches = -(-self.samples // plan.places)  # in an epoch, for every rank
 
     def epoch(self, epoch: int) -> Order:
         """The order of one epoch.
 
-        Every sample occurs; what is missing to the last full batch is taken from the beginning of the sequence again.
+        Every sample occurs; the last batch is filled up from the beginning of the sequence.
         """
         rng = np.random.default_rng([self.plan.seed, epoch])
         rank_of_block = rng.permutation(len(self.blocks))
@@ -134,7 +133,7 @@ class Order:
         return place * self._blocks.batches + batch
 
     def block(self, position: int) -> int:
-        """Number of the block that a sample lies in."""
+        """Number of the block of a sample."""
         return int(self._blocks.block_of[self._member[position]])
 
     def members(self, block: int) -> Block:
@@ -144,13 +143,13 @@ class Order:
         return int(self._blocks.usable[self._member[position]])
 
     def rows(self, position: int) -> Ints:
-        """Rows of the shard: the sample's K pictures first, then all others of this epoch's stretch, as spares.
+        """Rows of the shard: the sample's K images, then all others of this epoch's stretch as spares.
 
         Fewer than K rows where the identity has no more.
         """
         rows = self.stretch(self.identity(position))
-        shuffled = self._generator(self.identity(position), Stream.PICTURES).permutation(rows)
-        return np.roll(shuffled, -int(self._group[position]) * self._blocks.plan.pictures)
+        shuffled = self._generator(self.identity(position), Stream.IMAGES).permutation(rows)
+        return np.roll(shuffled, -int(self._group[position]) * self._blocks.plan.images)
 
     def stretch(self, identity: int) -> Ints:
         """Neighbouring rows of an identity that this epoch draws from."""
@@ -161,7 +160,7 @@ class Order:
         return np.arange(first + start, first + start + taken, dtype=np.int64)
 
     def augmentation(self, position: int) -> np.random.Generator:
-        """Random numbers for the pictures of one sample."""
+        """Random generator for the augmentation of one sample."""
         return np.random.default_rng([self._blocks.plan.seed, self.epoch, position, Stream.AUGMENTATION])
 
     def _generator(self, identity: int, purpose: Stream) -> np.random.Generator:

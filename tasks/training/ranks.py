@@ -1,7 +1,7 @@
-"""A stage of training on its ranks: on Ray Train with DDP, or in this process.
+"""Run a training stage on its ranks: on Ray Train with DDP, or in this process.
 
-Ray Train starts the ranks, joins them, and starts all of them again when one dies; what they go on from are our own
-checkpoints (`tasks.training.checkpoints`), so no file of Ray's is ever needed again.
+Ray Train starts the ranks, joins them, and restarts all of them when one dies. They resume from our own checkpoints
+(`tasks.training.checkpoints`); no file of Ray's is needed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tasks.units.ray_cluster import Pinboard, connect, everywhere
 from tasks.units.shared_paths import SharedPathError, SharedPaths, paths_by_setting, prove_paths
 
 POLL_SECONDS = 1.0
-BOARD_SECONDS = 30.0  # that the board has to answer
-RAY_FOLDER = "_ray"  # in DEST, for the length of a stage: Ray Train wants a folder that all nodes see
-# Read by Ray when it starts: how soon a dead rank is noticed, how long a group may take to start, no change of folder.
+BOARD_SECONDS = 30.0  # timeout of a read from the board
+RAY_FOLDER = "_ray"  # in DEST, during a stage: Ray Train needs a folder that all nodes see
+# Read by Ray at its start: interval of health checks, time for a group to start, no change of folder.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
@@ -43,7 +43,7 @@ logger = logging.getLogger("deca")
 
 @dataclass(frozen=True)
 class _Task:
-    """What Ray Train hands to every rank."""
+    """The arguments of every rank."""
 
     job: StageJob
     board: Any
@@ -54,9 +54,9 @@ class _Task:
 def train_stage(
     job: StageJob, ray_config: TrainRayConfig, on_progress: OnTrainProgress | None = None
 ) -> TrainProgress | None:
-    """Train a stage to its end; returns the last progress, None where no step was left.
+    """Train a stage to its end; returns the last progress, None where no step remained.
 
-    Raises TrainError where training cannot go on, or ranks die more often than `max_failures`; checkpoints stay.
+    Raises TrainError where training diverges, or ranks die more often than `max_failures`; checkpoints stay.
     """
     seen: list[TrainProgress] = []
 
@@ -74,7 +74,7 @@ def train_stage(
 
 
 def prove_rank_paths(config: TrainConfig) -> None:
-    """As `prove_paths`, where a run trains on Ray."""
+    """Run `prove_paths` if a run trains on Ray."""
     if _ranks(config.ray):
         _connect(config.ray)
         prove_paths(config)
@@ -96,7 +96,7 @@ def _ranks(config: TrainRayConfig) -> int:
 def _connect(config: TrainRayConfig) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # One core more than the ranks take: the board, and Ray Train's controller.
+    # One core more than the ranks need: the board, and Ray Train's controller.
     workers = config.workers * config.cpus_per_worker + 1 if config.workers else None
     connect(RayConfig(address=config.address, workers=workers))
 
@@ -141,19 +141,19 @@ def _on_ray(job: StageJob, config: TrainRayConfig, ranks: int, note: OnTrainProg
 
 
 def _explain(error: Any, job: StageJob) -> Exception:
-    """The first rank's own error where it is one of ours, else what Ray says in a line."""
+    """The first error of a rank that is one of ours, else Ray's in one line."""
     for cause in getattr(error, "worker_failures", {}).values():
         inner = getattr(cause, "cause", cause)
         if isinstance(inner, TrainError | StorageError | SharedPathError):
             return type(inner)(str(inner))
     return TrainError(
-        f"{job.stage}: the ranks failed: {str(error).strip().splitlines()[-1]}. What was checkpointed in {job.dest} "
-        "stays; go on with --resume"
+        f"{job.stage}: the ranks failed: {str(error).strip().splitlines()[-1]}. Checkpoints in {job.dest} "
+        "are kept; resume with --resume"
     )
 
 
 def _rank(config: dict[str, Any]) -> None:
-    """One rank's process: Ray Train has joined the ranks before it calls this."""
+    """Run one rank in its process; Ray Train has joined the ranks before."""
     import ray.train
     import torch
 
@@ -183,7 +183,7 @@ def _watched(board: Any, note: OnTrainProgress) -> Iterator[None]:
             if pinned is not None and pinned["step"] != last[0]:
                 last[0] = pinned["step"]
                 note(TrainProgress(**{**pinned, "timing": Timing(**pinned["timing"])}))
-        except ray.exceptions.RayError as error:  # the board died or is slow: training itself says how it fares
+        except ray.exceptions.RayError as error:  # the board died or is slow; training reports its own failure
             logger.warning("no progress of the ranks could be read: %s", str(error).splitlines()[0])
         except Exception as error:
             logger.exception("progress of the ranks is no longer reported")
@@ -209,7 +209,7 @@ def _watched(board: Any, note: OnTrainProgress) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """`fit` replaces the handler of Ctrl-C and leaves its own behind."""
+    """Restore the SIGINT handler, which `fit` replaces."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

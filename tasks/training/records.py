@@ -1,4 +1,4 @@
-"""What the folder of a training run says: its plan, finished stages, records of checkpoints, whether there is a model.
+"""Records of a training run: its plan, finished stages, checkpoints, and whether the model is published.
 
 Small JSON files, read without torch. The tensors beside them: tasks/training/checkpoints.py.
 """
@@ -24,7 +24,7 @@ class TrainStateError(DecaError):
 
 
 def stored_plan(store: Store) -> TrainPlan | None:
-    """What the run in a folder is; None where there is no run. Raises PlanError for a damaged record."""
+    """The plan of the run in a folder; None where there is no run. Raises PlanError for a damaged record."""
     try:
         return TrainPlan.model_validate_json(store.read(TRAIN))
     except FileNotFoundError:
@@ -42,12 +42,12 @@ def finished_stages(store: Store) -> dict[str, StageRecord]:
 
 
 def stage_file(name: StageName) -> str:
-    """Where the record of a finished stage lies."""
+    """Name of the record of a finished stage."""
     return f"{STAGE_FOLDER}/{name}.json"
 
 
 def is_published(store: Store, plan: TrainPlan) -> bool:
-    """Whether the model in a folder is this run's."""
+    """Whether the model in a folder is that of this plan."""
     try:
         meta = json.loads(store.read(f"{MODEL}/{META_FILE}"))
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def list_checkpoints(store: Store, stage: StageName) -> list[CheckpointRecord]:
 
 
 def checkpoint_at(store: Store, stage: StageName, step: int) -> CheckpointRecord:
-    """The checkpoint of a step, by its name: a listing may be older than what was just written.
+    """The checkpoint of a step, by its name, as a listing may lag behind a write.
 
     Raises FileNotFoundError where there is none, TrainStateError for a record that cannot be read.
     """
@@ -74,6 +74,6 @@ def _record(store: Store, name: str) -> CheckpointRecord:
         return CheckpointRecord.model_validate_json(store.read(name))
     except ValidationError as error:
         raise TrainStateError(
-            f"{store.join(name)} is damaged or of another version ({error.error_count()} errors). Delete it to go "
-            "on from the checkpoint before it"
+            f"{store.join(name)} is damaged or of another version ({error.error_count()} errors). Delete it to "
+            "resume from the checkpoint before it"
         ) from error

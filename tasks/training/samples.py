@@ -1,7 +1,7 @@
-"""Batches of faces for training: decoded and augmented in threads ahead of the step, in an order that never varies.
+"""Batches of faces for training: decoded and augmented in threads ahead of the step, in a deterministic order.
 
 Batch t of an epoch is a pure function of the data, the settings, (seed, epoch, t) and the rank; neither the number of
-threads nor their timing enters. So going on in mid-epoch is starting at batch t: nothing is decoded to be skipped.
+threads nor their timing enters. Resuming in mid-epoch starts at batch t and decodes nothing before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Waiting:
-    """How long the training step waited for data, of the time since `reset`."""
+    """Time that the training step waited for data, since `reset`."""
 
     def __init__(self) -> None:
         self.reset()
@@ -35,21 +35,21 @@ class Waiting:
 
     @property
     def share(self) -> float:
-        """0: data was always there first; 1: the step did nothing but wait."""
+        """Share of the time spent waiting, 0 to 1."""
         return self.seconds / max(time.perf_counter() - self._since, 1e-9)
 
 
 class Samples(IterableDataset[FaceBatch]):
     """Batches from where the last iteration ended to the end of the epoch; then the next iteration is the next epoch.
 
-    All ranks get `batches` batches an epoch, of different samples; where the samples do not fill the last batch, some
-    of the epoch's are taken again. One rank with 2 n subjects sees what two ranks with n see together.
+    All ranks get `batches` batches an epoch, of different samples; some samples
+    occur twice to fill the last batch. One rank with 2 n subjects sees what two ranks with n see together.
 
-    A DataLoader (batch_size=None) with any number of workers yields the same batches in the same order; the copies in
-    its processes do not move this object's position, so the loop that consumes them calls `seek` before `state_dict`.
-    `waiting` and `damage` belong to this process alone, too.
+    A DataLoader (batch_size=None) with any number of workers yields the same batches in the same order; its
+    processes do not move this object's position, so the consuming loop calls `seek` before `state_dict`. `waiting` and
+    `damage` are per process, too.
 
-    Raises SamplesError (too few pictures, a damaged picture under corrupt: stop), StorageError (while iterating, too).
+    Raises SamplesError (too few images, a damaged image under corrupt: stop), StorageError (while iterating, too).
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Samples(IterableDataset[FaceBatch]):
         self.config = config or DataConfig()
         self._blocks = Blocks(source.index, plan, self.config)
         self.batches = self._blocks.batches  # in an epoch, the same for every rank
-        self.few = self._blocks.few  # identities with fewer pictures than K
+        self.few = self._blocks.few  # identities with fewer images than K
         self.waiting = Waiting()
         self.damage = Damage(self.config.corrupt)
         self._epoch = self._batch = 0
         if self.few:
             logger.warning(
-                "%d of %d identities have fewer than %d pictures: %s",
-                *(self.few, len(source.index), plan.pictures),
-                "left out" if self.config.few_pictures == "skip" else "their pictures are repeated",
+                "%d of %d identities have fewer than %d images: %s",
+                *(self.few, len(source.index), plan.images),
+                "left out" if self.config.few_pictures == "skip" else "their images are repeated",
             )
 
     def __len__(self) -> int:
@@ -87,25 +87,25 @@ class Samples(IterableDataset[FaceBatch]):
                 self.waiting.seconds += time.perf_counter() - started
                 self.seek(epoch, step + 1)
                 yield batch
-            self.seek(epoch + 1, 0)  # a DataLoader's worker has not made the last batch by itself
+            self.seek(epoch + 1, 0)  # a DataLoader's worker may not have made the last batch
         finally:
             maker.close()
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin at a batch of an epoch."""
+        """Set the batch and epoch of the next iteration."""
         self._epoch, self._batch = epoch + batch // self.batches, batch % self.batches
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last batch that was handed out, and what it is a position in."""
+        """The position after the last batch, with the data and settings that it refers to."""
         order = self.config.model_dump(include={"few_pictures", "pictures_per_identity", "block_faces"})
-        order |= {"seed": self.plan.seed, "places": self.plan.places, "pictures": self.plan.pictures}
+        order |= {"seed": self.plan.seed, "places": self.plan.places, "pictures": self.plan.images}
         return {"epoch": self._epoch, "batch": self._batch, "data": self.source.fingerprint, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a position. The same batch size over all ranks, however many they are, goes on to the exact sample.
+        """Resume at a position: exactly for the same batch size over all ranks, whatever their number.
 
-        With another batch size the epoch goes on at the same share of its length, in another order: some people of it
-        come twice and some not at all, which is logged. Raises SamplesError if anything else differs.
+        With another batch size the epoch resumes at the same share of its length in another order, so some subjects
+        occur twice and some not at all, which is logged. Raises SamplesError if anything else differs.
         """
         mine = self.state_dict()
         differing = [
@@ -118,7 +118,7 @@ class Samples(IterableDataset[FaceBatch]):
         if state["places"] != mine["places"]:
             batch = min(math.ceil(batch * state["places"] / mine["places"]), self.batches - 1)
             logger.warning(
-                "subjects in a batch of all ranks: %d before, %d now; epoch %d goes on at batch %d in another order",
+                "subjects in a batch of all ranks: %d before, %d now; epoch %d resumes at batch %d in another order",
                 *(state["places"], mine["places"], state["epoch"], batch),
             )
         self.seek(int(state["epoch"]), batch)

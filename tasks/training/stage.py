@@ -1,7 +1,7 @@
 """One stage of training on one rank: batches in, checkpoints out; the same state and seed give the same next step.
 
-Everything random in a step comes from `step_seed`, so a run that was killed goes on exactly where its last checkpoint
-stands. `tasks.training.ranks` runs it on Ray Train or in this process.
+Everything random in a step comes from `step_seed`, so a killed run resumes exactly from its last checkpoint.
+`tasks.training.ranks` runs it on Ray Train or in this process.
 """
 
 from __future__ import annotations
@@ -52,26 +52,22 @@ from tasks.training.records import list_checkpoints
 from tasks.training.validation_sheet import draw_sheet
 
 METRICS, FAILED = "metrics", "_failed"
-WILD_IN_A_ROW = (
-    20  # steps without a finite gradient, or with a loss far above the last ones', before the run is stopped
-)
-WILD = 10.0  # times the median loss of the last calm steps
-CALM = 100  # steps whose losses are remembered; a stage's first ones, whose loss falls from anywhere, cannot be wild
-CODES_SHARE = (
-    0.1  # of the step size, for the last layer of E_c under `slow_ends`; START of F_d's is that of its weights
-)
+DIVERGED_AFTER = 20  # consecutive diverging steps: no finite gradient, or a loss far above the median
+DIVERGING = 10.0  # times the median loss of the last normal steps
+MEDIAN_STEPS = 100  # normal steps in the median; until there are as many, a finite step is never diverging
+CODES_SHARE = 0.1  # of the step size, for the last layer of E_c under `slow_ends`; for F_d's it is START
 FINAL_LR = 0.01  # share of the step size at the end of a cosine schedule
 
 logger = logging.getLogger("deca")
 
 
 class TrainError(DecaError):
-    """Training that cannot go on: it diverges, or ranks keep dying."""
+    """Training that cannot continue: it diverges, or ranks keep dying."""
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every rank needs to know of a stage; small and picklable."""
+    """The job of a stage for every rank; small and picklable."""
 
     dest: str
     config: TrainConfig
@@ -114,14 +110,14 @@ class StageRun:
         self.named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.Adam(self._groups(), lr=self.settings.lr)
         self.mean: Tensors = {}
-        self.done, self.wild = 0, 0
-        self.calm: deque[float] = deque(maxlen=CALM)  # losses
-        self.batch: FaceBatch | None = None  # the last one, for study where training explodes
+        self.done, self.diverging = 0, 0
+        self.losses: deque[float] = deque(maxlen=MEDIAN_STEPS)  # of normal steps
+        self.batch: FaceBatch | None = None  # the last one, stored where training diverges
         self.data = training_samples(job.config, job.stage, rank, ranks)
         self.resume()
         if job.config.ema is not None and not self.mean:
             self.mean = {name: value.detach().clone() for name, value in self.named.items()}
-        # The bundle's arrays are buffers, and equal on all ranks: nothing to broadcast.
+        # Buffers are the bundle's arrays, equal on all ranks: nothing to broadcast.
         self.forward = DistributedDataParallel(self.step, forward_sync_buffers=False) if ranks > 1 else self.step
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -136,7 +132,7 @@ class StageRun:
         return [{"params": values, "share": share} for share, values in by_share.items()]
 
     def resume(self) -> None:
-        """Take over the last checkpoint of this stage, else the result of the stage before."""
+        """Load the last checkpoint of this stage, else the result of the stage before."""
         records = list_checkpoints(self.store, self.stage)
         if records:
             state = read_state(self.store, records[-1])
@@ -145,7 +141,7 @@ class StageRun:
             restore_optimizer(self.optimizer, self.named, state.optimizer)
             self.data.load_state_dict(state.data)
             self.done = state.step
-            logger.info("%s goes on from step %d", self.stage, self.done)
+            logger.info("%s resumes from step %d", self.stage, self.done)
         elif self.job.before is not None:
             state = read_state(self.store, self.job.before)
             self.model.load_state_dict({**state.weights, **state.mean})
@@ -156,7 +152,7 @@ class StageRun:
         """Train to the end of the stage; a checkpoint every `checkpoint_every` steps and one at the end."""
         timing, metrics, batches = Timing(), list[dict[str, Any]](), self._batches()
         if self.rank == 0:
-            self._prune()  # a run that died may have left some of it
+            self._prune()  # a killed run may have left some
         if self.done == 0 and self.rank == 0:
             with self._mean_weights():
                 metrics.append({"step": 0, "validation": self._validate()})
@@ -179,12 +175,12 @@ class StageRun:
                 metrics = []
 
     def _batches(self) -> Iterator[FaceBatch]:
-        """Batches without end, epoch after epoch."""
+        """Endless batches, epoch after epoch."""
         while True:
             yield from self.data
 
     def _optimise(self, batches: Iterator[FaceBatch]) -> dict[str, Tensor]:
-        """One step of Adam, left out where its gradient is not finite; the terms of its loss and the gradient."""
+        """Take one step of Adam, skipped where the gradient is not finite; returns loss terms and gradient norm."""
         seed = step_seed(self.config.seed, self.stage, self.done, self.rank)
         torch.manual_seed(seed)
         swaps = torch.Generator().manual_seed(seed)
@@ -213,7 +209,7 @@ class StageRun:
         return terms
 
     def _over_ranks(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Mean terms of all ranks: those of the whole batch."""
+        """Mean terms over all ranks."""
         values = torch.stack([value.float() for value in terms.values()])
         if self.ranks > 1:
             distributed.all_reduce(values)
@@ -228,37 +224,37 @@ class StageRun:
                     module.eval()
 
     def _watch(self, terms: dict[str, Tensor]) -> None:
-        """Raise TrainError where the last steps were all wild: no finite gradient, or a loss that exploded."""
+        """Raise TrainError after DIVERGED_AFTER consecutive diverging steps."""
         loss = float(terms["total"])
         finite = math.isfinite(loss) and math.isfinite(float(terms["gradient"]))
-        if finite and (len(self.calm) < CALM or loss <= WILD * float(np.median(self.calm))):
-            self.wild = 0
-            self.calm.append(loss)
+        if finite and (len(self.losses) < MEDIAN_STEPS or loss <= DIVERGING * float(np.median(self.losses))):
+            self.diverging = 0
+            self.losses.append(loss)
             return
-        self.wild += 1
-        if self.wild < WILD_IN_A_ROW:
+        self.diverging += 1
+        if self.diverging < DIVERGED_AFTER:
             return
         said = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
-        usual = f"usually {np.median(self.calm):.4g}" if self.calm else "from the first step on"
+        usual = f"usually {np.median(self.losses):.4g}" if self.losses else "from the first step on"
         raise TrainError(
-            f"{self.stage} diverges: {self.wild} steps in a row without a finite gradient or with a loss more than "
-            f"{WILD:.0f} times the median, {usual}. Step {self.done}: {said}; its batch is {self._save_batch()}. Go on "
-            "from the last checkpoint with --resume, or anew with a smaller lr"
+            f"{self.stage} diverges: {self.diverging} steps in a row without a finite gradient or with a loss more "
+            f"than {DIVERGING:.0f} times the median, {usual}. Step {self.done}: {said}. "
+            f"Its batch is {self._save_batch()}. Run with --resume from the last checkpoint, or --new with a smaller lr"
         )
 
     def _take_step(self, length: Tensor) -> None:
-        """Adam's step and the running mean's; none where the gradient is not finite."""
+        """Step Adam and the EMA, unless the gradient is not finite."""
         if not bool(length.isfinite()):
             return
         self.optimizer.step()
         if self.mean and self.config.ema is not None:
-            # A young mean forgets faster, or it would remember the first weights through a short run.
+            # A young mean forgets faster, or the first weights would dominate it in a short run.
             decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
             with torch.no_grad():
                 torch._foreach_lerp_([self.mean[name] for name in self.named], list(self.named.values()), 1 - decay)
 
     def _save_batch(self) -> str:
-        """Put the last batch into storage; its URI."""
+        """Store the last batch; returns its URI."""
         assert self.batch is not None
         name = f"{FAILED}/{self.stage}-{self.done:08d}-{self.rank}.safetensors"
         tensors = {key: getattr(self.batch, key) for key in ("images", "landmarks", "masks", "subjects")}
@@ -266,7 +262,7 @@ class StageRun:
         return self.store.join(name)
 
     def _checkpoint(self, metrics: list[dict[str, Any]]) -> None:
-        """Validate and publish, on the first rank; the others wait, so that none runs ahead of what is stored."""
+        """Validate and publish on rank 0; the others wait, so that none runs ahead of the stored state."""
         if self.rank == 0:
             with self._mean_weights():
                 validation = self._validate()
@@ -292,9 +288,8 @@ class StageRun:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean terms of the loss over the same validation batches, nothing swapped.
-
-        And `nme`: how far the landmarks of E_c are from the labels, over the size of the face.
+        """Mean loss terms over the validation batches without swapped shapes, and `nme`, the normalised mean landmark
+        error of E_c.
         """
         if not self.config.validation_batches:
             return {}
@@ -307,11 +302,11 @@ class StageRun:
             terms = {"total": output.loss, "nme": error, **output.terms}
             found.append({name: float(value) for name, value in terms.items()})
         means = {name: float(np.mean([terms[name] for terms in found])) for name in found[0]} if found else {}
-        return {name: value for name, value in means.items() if math.isfinite(value)}  # JSON knows no other
+        return {name: value for name, value in means.items() if math.isfinite(value)}  # JSON has no NaN
 
     @contextlib.contextmanager
     def _mean_weights(self) -> Iterator[None]:
-        """The running mean in place of the trained weights, in eval mode, for as long as the block lasts."""
+        """Use the EMA in place of the trained weights, in eval mode, inside the block."""
         self.step.eval()
         trained = {name: value.detach().clone() for name, value in self.named.items()}
         self._put(self.mean or trained)

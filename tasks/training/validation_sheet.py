@@ -1,4 +1,4 @@
-"""A sheet of validation faces as a model in training sees them: landmarks, rendering, shape, detail, displacement."""
+"""A sheet of validation faces: image, landmarks, rendering, shape, detail, displacement."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from schemas.train import StageName, TrainConfig
 from tasks.draw.panels import assemble, grey_map, to_bytes, with_points
 from tasks.training.inputs import validation_samples
 
-PANELS = ("picture", "landmarks", "rendering", "shape", "detail", "displacement")
+PANELS = ("image", "landmarks", "rendering", "shape", "detail", "displacement")
 ROWS = 6  # faces on a sheet
 
 
 def draw_sheet(model: DECA, config: TrainConfig, stage: StageName) -> NDArray[np.uint8] | None:
-    """The first validation faces, one a row, as (H,W,3); None where there is none. The model is in eval mode."""
+    """The first validation faces, one a row, as (H,W,3); None without validation faces. The model is in eval mode."""
     strips: list[list[NDArray[np.uint8]]] = []
     for batch in itertools.islice(validation_samples(config, stage), ROWS):
         strips += _strips(model, batch)
@@ -36,9 +36,9 @@ def _strips(model: DECA, batch: FaceBatch) -> list[list[NDArray[np.uint8]]]:
     images = batch.images.to(model.mask.device)
     codes = model.encode(images)
     out = model.decode(codes)
-    pictures = model.render(codes, out)
-    inside = pictures.alpha * (pictures.alpha > 0)
-    rendered = images * (1 - inside) + pictures.detail_images.clamp(0, 1) * inside
+    drawn = model.render(codes, out)
+    inside = drawn.alpha * (drawn.alpha > 0)
+    rendered = images * (1 - inside) + drawn.detail_images.clamp(0, 1) * inside
     strips: list[list[NDArray[np.uint8]]] = []
     for index in range(len(batch)):
         face: NDArray[Any] = to_bytes(batch.images[index].numpy())
@@ -48,8 +48,8 @@ def _strips(model: DECA, batch: FaceBatch) -> list[list[NDArray[np.uint8]]]:
                 face,
                 with_points(face, points),
                 to_bytes(rendered[index].cpu().numpy()),
-                to_bytes(pictures.shape[index].cpu().numpy()),
-                to_bytes(pictures.shaded_detail[index].cpu().numpy()),
+                to_bytes(drawn.shape[index].cpu().numpy()),
+                to_bytes(drawn.shaded_detail[index].cpu().numpy()),
                 grey_map(out.displacement[index, 0].cpu().numpy()),
             ]
         )

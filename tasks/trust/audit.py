@@ -1,6 +1,6 @@
-"""Where ids still occur in a dataset: in rows of any file, committed or left over, in names of files, and in texts.
+"""Search a dataset for ids: in rows of any file, committed or left over, in file names, and in texts.
 
-Unlike every other reader this one takes whatever lies there, for what nobody reads any more is still on the disk.
+Unlike every other reader it reads uncommitted and replaced files too, since they are still on the disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXTS = (".json", ".md", ".html", ".txt", ".csv")
 BLOCK = 2**18  # bytes fetched at once: columns of ids are small
 
 TRAINING = "_train.json"  # record of a training run
-SETTINGS = (PLAN, "_config.json")  # what a run was asked for, ids among it
+SETTINGS = (PLAN, "_config.json")  # config of a run, which may name ids
 
 How = Literal["rows", "name", "text", "plan", "unreadable"]
 
@@ -43,14 +43,14 @@ class Place:
 
     @property
     def root(self) -> str:
-        """What image ids are relative to; empty for faces, whose rows have theirs."""
+        """Return the URI that image ids are relative to; empty for faces, whose rows store image ids."""
         return load_plan(self.uri).record.root if self.kind == "units" else ""
 
 
 @dataclass(frozen=True)
 class Occurrence:
-    """Ids in one file. how: rows; its name; its text; plan: in the frozen list of inputs, or in the settings of the
-    run, which stay as they were; unreadable: nobody can tell."""
+    """Ids in one file. how: rows; its name; its text; plan: in the frozen list of inputs or the
+    stored config, which are not changed; unreadable: unknown."""
 
     dataset: str
     file: str
@@ -59,17 +59,17 @@ class Occurrence:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a trace of the person; a plan only says where the source has, or had, a picture."""
+        """Whether it counts as a trace; a plan only has the URI of an image in the source."""
         return self.how not in ("plan", "unreadable")
 
 
 def find_places(dest: str) -> list[Place]:
-    """The datasets that a person means by DEST: itself, or what an ingest has put below it. EraseError if none."""
+    """Return the datasets that DEST refers to: itself, or those of an ingest below it. EraseError if none."""
     store = Store(dest)
     if store.exists(TRAINING):
         raise EraseError(
             f"{store.uri} holds a training run: weights have no rows. Erase the faces that it was trained on, then "
-            f"train anew: deca train FACES {store.uri} --new"
+            f"retrain: deca train FACES {store.uri} --new"
         )
     if store.exists(PLAN):
         return [Place(store.uri, "units")]
@@ -88,7 +88,7 @@ def find_places(dest: str) -> list[Place]:
 
 
 def occurrences(place: Place, erased: Erased) -> list[Occurrence]:
-    """Every file of a dataset that holds one of the ids, tombstones and records of erasures apart."""
+    """Return every file of a dataset that contains one of the ids, except tombstones and erasure records."""
     if not erased:
         return []
     root = place.root
@@ -116,7 +116,7 @@ def _look(place: Place, name: str, erased: Erased, root: str) -> Iterator[Occurr
 
 
 def _count_rows(place: Place, name: str, erased: Erased, root: str) -> int:
-    """Rows of a Parquet file that are of the erased."""
+    """Return the number of erased rows of a Parquet file."""
     with open_checked(place.store.join(name), None, BLOCK) as file:
         parquet = pq.ParquetFile(file)
         schema = parquet.schema_arrow

@@ -1,4 +1,4 @@
-"""Is a machine fit to run: what is installed, what it computes on, which weights and servers it reaches."""
+"""Check of a machine: installed versions, devices, weights, storage and servers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CREDENTIALS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. fix: what to do where it is not good."""
+    """Result of one check. fix: what to do where it is not good."""
 
     what: str
     state: State
@@ -45,7 +45,7 @@ class Finding:
 
 
 def examine(places: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Everything that is worth knowing before a run. places: sources and destinations to look at as well."""
+    """Yield the result of every check. places: sources and destinations to check as well."""
     yield _system(platform.system())
     yield from _versions()
     yield _processors()
@@ -62,7 +62,7 @@ def examine(places: Sequence[str] = (), environment: Mapping[str, str] = os.envi
 
 
 def _system(name: str) -> Finding:
-    """Linux is what is tested; macOS lacks nothing that is known; locks between processes need POSIX."""
+    """Check the operating system: Linux is tested, macOS should work; file locks need POSIX."""
     detail = f"{name} {platform.release()}, {platform.machine()}"
     if name == "Linux":
         return Finding("system", "good", detail)
@@ -85,7 +85,7 @@ def _versions() -> Iterator[Finding]:
         version = _version(name)
         if version and tuple(map(int, version.split(".")[:2])) >= limit:
             bound = ".".join(map(str, limit))
-            fix = f"python -m pip install '{name}<{bound}': newer ones break Prefect 3.8.8 without a word"
+            fix = f"python -m pip install '{name}<{bound}': newer ones break Prefect 3.8.8 silently"
             yield Finding(name, "bad", version, fix)
 
 
@@ -111,9 +111,9 @@ def _gpu() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return Finding("gpu", "good", f"{names}, CUDA {torch.version.cuda}")
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
-        fix = "look at nvidia-smi; the driver must be as new as this torch's CUDA wants"
-        return Finding("gpu", "bad", f"there is one, and torch {torch.__version__} cannot use it", fix)
-    return Finding("gpu", "note", "none: the networks run on the processor")
+        fix = "run nvidia-smi; the driver must support the CUDA version of this torch"
+        return Finding("gpu", "bad", f"found one that torch {torch.__version__} cannot use", fix)
+    return Finding("gpu", "note", "none: networks run on the CPU")
 
 
 def _weights() -> Iterator[Finding]:
@@ -125,7 +125,7 @@ def _weights() -> Iterator[Finding]:
     yield Finding("annotator weights", "bad" if missing else "good", detail, fix)
     small = Path(importlib.util.find_spec("deca_core").origin or "").parent / "weights"  # type: ignore[union-attr]
     there = sorted(path.name for path in small.glob("*.safetensors")) if small.is_dir() else []
-    fix = "" if there else "install the package anew; or name a checkpoint: deca reconstruct ... --checkpoint FOLDER"
+    fix = "" if there else "reinstall the package; or name a checkpoint: deca reconstruct ... --checkpoint FOLDER"
     detail = f"{len(there)} files in {small}" if there else f"none in {small}"
     yield Finding("own weights", "good" if there else "note", detail, fix)
 
@@ -133,7 +133,7 @@ def _weights() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     for name, folder, least, fix in (
         ("scratch disk", tempfile.gettempdir(), LITTLE_DISK, "point TMPDIR at a larger disk"),
-        ("shared memory", "/dev/shm", LITTLE_SHM, "docker run --shm-size=4g ...: Ray's object store lies there"),
+        ("shared memory", "/dev/shm", LITTLE_SHM, "docker run --shm-size=4g ...: Ray's object store is there"),
     ):
         if Path(folder).is_dir():
             free = shutil.disk_usage(folder).free
@@ -180,7 +180,7 @@ def _storage(place: str, environment: Mapping[str, str]) -> Iterator[Finding]:
 def _prefect(environment: Mapping[str, str]) -> Finding:
     url = environment.get("PREFECT_API_URL")
     if not url:
-        return Finding("prefect", "good", "no server set: commands run here, without one")
+        return Finding("prefect", "good", "no server set: commands run locally")
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=TIMEOUT) as answer:
             answer.read()

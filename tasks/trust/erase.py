@@ -1,11 +1,11 @@
-"""Erasure: faces, pictures or people leave every dataset, and tombstones keep them away.
+"""Erasure: faces, images or subjects leave every dataset, and tombstones keep them away.
 
 Four steps, each for all datasets before the next one begins:
 
-1. Ids become faces, from whatever datasets know who is on which picture.
-2. Tombstones are written. From here on no run brings the faces back, and an interruption forgets nobody.
-3. The rows go: parts, quarantine, files beside them and versions are replaced by ones without the erased, then whatever
-   else has a trace of them is deleted (leftovers of killed runs, pictures in reports, datasets made of the rows).
+1. Ids are resolved to faces, from every dataset that stores identities.
+2. Tombstones are written. From here on no run restores the faces, and an interruption loses no request.
+3. Rows are removed: parts, quarantine, files beside them and versions are replaced by ones without the erased; then
+   other traces are deleted (leftovers of killed runs, images in reports, datasets derived from the rows).
 4. The datasets are searched once more; where nothing is left, a record of the erasure is written.
 
 A run that is writing the same dataset need not be stopped: see tasks/units/commit.py.
@@ -58,7 +58,7 @@ logger = logging.getLogger("deca")
 
 @dataclass(frozen=True)
 class Asked:
-    """Ids as a person gives them. images: image_ids, or the places of pictures."""
+    """Ids as the user gives them. images: image_ids or source_uris."""
 
     faces: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
@@ -77,7 +77,7 @@ class Outcome:
 
 
 def erase(datasets: Sequence[str], asked: Asked) -> list[Outcome]:
-    """Erase what is asked for from all datasets, or, asked for nothing, finish what was interrupted.
+    """Erase the requested ids from all datasets; without ids, finish interrupted erasures.
 
     datasets: URIs; an ingest stands for its annotations and faces. Raises EraseError (also where an id occurs in none
     of them, or something cannot go), StorageError, PlanError, FacesError.
@@ -86,27 +86,27 @@ def erase(datasets: Sequence[str], asked: Asked) -> list[Outcome]:
     if asked:
         requests = resolve(places, asked)
         for place in places:
-            _bury(place, requests)
+            _write_tombstone(place, requests)
     for place in places:
-        if asked or unfinished(place.store):  # asked again: whoever is erased may be back with a restored file
+        if asked or unfinished(place.store):  # repeated: a restored file may have brought the erased back
             _sweep(place)
     return [Outcome(place, _record(place)) for place in places]
 
 
-# --- who --------------------------------------------------------------------------------------------------------------
+# --- resolving --------------------------------------------------------------------------------------------------------
 
 
 def resolve(places: Sequence[Place], asked: Asked, strict: bool = True) -> list[Request]:
-    """What is asked for, with the faces that the datasets know of; where `strict`, EraseError for ids that none has.
+    """Return the requests, each with its faces; where `strict`, EraseError for ids that no dataset has.
 
-    Faces of an earlier, interrupted request for the same person come from its tombstone: their rows may be gone.
+    Faces of an earlier, interrupted request for the same subject come from its tombstone: their rows may be gone.
     """
     known = _Known(asked, places)
     for place in places:
         for stone in read_tombstones(place.store):
-            known.buried(stone.requests)
+            known.add_tombstone(stone.requests)
         for _, table in id_tables(place):
-            known.look(table)
+            known.scan(table)
     for place in places:
         if place.kind == "units" and known.images_missing():
             for unit in load_plan(place.uri).iter_units():
@@ -117,25 +117,25 @@ def resolve(places: Sequence[Place], asked: Asked, strict: bool = True) -> list[
 
 
 class _Known:
-    """Faces by what was asked for, as the datasets are looked through."""
+    """Faces found for each requested id while the datasets are scanned."""
 
     def __init__(self, asked: Asked, places: Sequence[Place]) -> None:
-        self.faces = dict.fromkeys(sorted(asked.faces), False)  # whether it is anywhere
-        self.people: dict[str, set[str]] = {identity_hash(name): set() for name in asked.identities}
+        self.faces = dict.fromkeys(sorted(asked.faces), False)  # whether it was found
+        self.identities: dict[str, set[str]] = {identity_hash(name): set() for name in asked.identities}
         self.names = {identity_hash(name): name for name in asked.identities}
-        self.seen: set[str] = set()  # hashes of people who are anywhere
+        self.seen: set[str] = set()  # hashes of the identities found
         roots = {place.root for place in places if place.kind == "units"}
-        # A picture may be named by its place: what its id is depends on the source of each dataset.
+        # An image may be named by its URI: its id depends on the source of each dataset.
         self.images = {name: {name, *(image_id_of(_place(name), root) for root in roots)} for name in asked.images}
         self.found: dict[str, set[str]] = {}  # image_id: its faces
 
-    def look(self, table: pa.Table) -> None:
+    def scan(self, table: pa.Table) -> None:
         wanted = {image for ids in self.images.values() for image in ids}
-        people = [name for name in table.column_names if name.endswith("identity_id") or name == LABEL]
-        columns = [name for name in table.column_names if name == "face_id" or name in people or name == "image_id"]
+        identities = [name for name in table.column_names if name.endswith("identity_id") or name == LABEL]
+        columns = [name for name in table.column_names if name == "face_id" or name in identities or name == "image_id"]
         if not columns:
             return
-        chosen = Erased(faces=frozenset(self.faces), images=frozenset(wanted), identities=frozenset(self.people))
+        chosen = Erased(faces=frozenset(self.faces), images=frozenset(wanted), identities=frozenset(self.identities))
         for row in table.select(columns).filter(pa.array(chosen.rows(table.select(columns)))).to_pylist():
             face = row.get("face_id")
             image = row.get("image_id") or (FACE_NUMBER.sub("", face) if face else None)
@@ -143,21 +143,21 @@ class _Known:
                 self.faces[face] = True
             if image in wanted:
                 self.found.setdefault(image, set()).update([face] if face else [])
-            for name in people:
-                if row[name] is not None and (person := identity_hash(row[name])) in self.people:
-                    self.seen.add(person)
-                    self.people[person].update([face] if face else [])
+            for name in identities:
+                if row[name] is not None and (identity := identity_hash(row[name])) in self.identities:
+                    self.seen.add(identity)
+                    self.identities[identity].update([face] if face else [])
 
-    def buried(self, requests: Iterable[Request]) -> None:
+    def add_tombstone(self, requests: Iterable[Request]) -> None:
         wanted = {image for ids in self.images.values() for image in ids}
         for request in requests:
             if request.kind == "face" and request.id in self.faces:
                 self.faces[request.id] = True
             elif request.kind == "image" and request.id in wanted:
                 self.found.setdefault(request.id, set()).update(request.faces)
-            elif request.kind == "identity" and request.id in self.people:
+            elif request.kind == "identity" and request.id in self.identities:
                 self.seen.add(request.id)
-                self.people[request.id].update(request.faces)
+                self.identities[request.id].update(request.faces)
 
     def images_missing(self) -> bool:
         return any(not ids & self.found.keys() for ids in self.images.values())
@@ -170,7 +170,7 @@ class _Known:
     def check(self) -> None:
         missing = [f"face {face}" for face, there in self.faces.items() if not there]
         missing += [f"image {name}" for name, ids in self.images.items() if not ids & self.found.keys()]
-        missing += [f"identity {self.names[person]}" for person in self.people if person not in self.seen]
+        missing += [f"identity {self.names[identity]}" for identity in self.identities if identity not in self.seen]
         if missing:
             raise EraseError(
                 f"{', '.join(sorted(missing))}: in none of these datasets. Nothing was erased. A face_id is an "
@@ -182,18 +182,18 @@ class _Known:
         return [
             *(Request(kind="face", id=face) for face in self.faces),
             *(Request(kind="image", id=image, faces=sorted(self.found.get(image, ()))) for image in images),
-            *(Request(kind="identity", id=one, faces=sorted(faces)) for one, faces in sorted(self.people.items())),
+            *(Request(kind="identity", id=one, faces=sorted(faces)) for one, faces in sorted(self.identities.items())),
         ]
 
 
 def _place(name: str) -> str:
-    """A picture's place as datasets spell it."""
+    """Return the URI of an image in normal form."""
     uri, mark, member = name.partition("#")
     return f"{normalise(uri)}{mark}{member}" if "/" in name else name
 
 
 def id_tables(place: Place) -> Iterator[tuple[str, pa.Table]]:
-    """(file, its columns of ids) of everything that is data in a dataset; memory holds READ_THREADS of them."""
+    """Yield (file, its id columns) for every data file of a dataset; READ_THREADS of them are in memory at a time."""
     names = _data(place)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for first in range(0, len(names), READ_THREADS):
@@ -211,8 +211,8 @@ def _data(place: Place) -> list[str]:
 # --- tombstones -------------------------------------------------------------------------------------------------------
 
 
-def _bury(place: Place, requests: Sequence[Request]) -> None:
-    """Write a tombstone for what no earlier one of this dataset names."""
+def _write_tombstone(place: Place, requests: Sequence[Request]) -> None:
+    """Write a tombstone for the requests that no earlier one of this dataset covers."""
     store = place.store
     while True:
         stones = read_tombstones(store)
@@ -234,7 +234,7 @@ def _covered(request: Request, before: Erased) -> bool:
 
 
 def _found(place: Place, erased: Erased) -> Found:
-    """What a dataset holds of the erased now."""
+    """Return the current rows and files of the erased in a dataset."""
     rows = {name: int(erased.rows(table).sum()) for name, table in id_tables(place)}
     files: list[str] = []
     if place.kind == "units":
@@ -249,11 +249,11 @@ def _files_of(store: Store, commit: CommitRecord, erased: Erased) -> list[str]:
     return files_left(commit.files, table, erased.rows(table), erased).gone
 
 
-# --- away with it -----------------------------------------------------------------------------------------------------
+# --- removal ----------------------------------------------------------------------------------------------------------
 
 
 def _sweep(place: Place) -> None:
-    """Bring one dataset to where nothing of the erased is left; EraseError names what cannot go."""
+    """Remove all traces of the erased from one dataset; EraseError names what is left."""
     erased = read_erased(place.store)
     if place.kind == "faces":
         erase_faces(place.uri, erased)
@@ -267,12 +267,12 @@ def _sweep(place: Place) -> None:
         purge(load_plan(place.uri))
         left = [one for one in occurrences(place, erased) if one.counts]
     if left:
-        raise EraseError(f"{place.uri}: {_words(left)}. The erasure is not finished; deca audit tells the rest")
+        raise EraseError(f"{place.uri}: {_words(left)}. The erasure is not finished. Run: deca audit {place.uri}")
 
 
 def _words(left: Sequence[Occurrence]) -> str:
     names = ", ".join(f"{one.file} ({one.how})" for one in left[:SHOWN])
-    return f"{len(left)} files still hold the erased: {names}"
+    return f"{len(left)} files still contain the erased: {names}"
 
 
 def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
@@ -284,8 +284,8 @@ def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
     purge(plan)
     if shared:
         raise EraseError(
-            f"{place.uri}: {', '.join(shared[:SHOWN])}: rows of others name these files too, so they were left as they "
-            "are and the rows went. Delete them by hand, or make the dataset again with one file a face"
+            f"{place.uri}: {', '.join(shared[:SHOWN])}: rows of others name these files too, so only the rows were "
+            "erased. Delete the files by hand, or recreate the dataset with one file per face"
         )
     waiting = set(unfinished(store))
     if any(stone.found.count for stone in read_tombstones(store) if stone.number in waiting):
@@ -293,7 +293,7 @@ def _sweep_units(plan: Plan, place: Place, erased: Erased) -> None:
 
 
 def _touched(plan: Plan, erased: Erased) -> Iterator[CommitRecord]:
-    """Commits of units whose rows, quarantine or files are of the erased; of parts only columns of ids are read."""
+    """Yield the commits whose rows, quarantine or files contain the erased; only id columns of parts are read."""
     store, root = plan.store, plan.record.root
 
     def look(commit: CommitRecord) -> bool:
@@ -312,9 +312,9 @@ def _touched(plan: Plan, erased: Erased) -> Iterator[CommitRecord]:
 
 
 def _delete_derived(store: Store) -> None:
-    """Delete what was drawn or made of the rows: reports but for their figures, and folders such as consensus/.
+    """Delete what was derived from the rows: reports except their JSON, and folders such as consensus/.
 
-    The next run of the flow draws its reports again, and its command makes the folders again.
+    The next run of the flow rewrites its reports, and the folders' own commands recreate them.
     """
     for name in store.walk():
         if name.startswith(REPORTS) and not name.endswith(".json"):
@@ -323,7 +323,7 @@ def _delete_derived(store: Store) -> None:
         if file == "_current.json" and "rows_sha256" in json.loads(store.read(name)):
             store.delete(name)  # first: without it the folder is no data
             store.delete_folder(folder)
-            logger.info("%s was made of rows that are gone, and was deleted; make it again", store.join(folder))
+            logger.info("%s was derived from erased rows, and was deleted; recreate it", store.join(folder))
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Faces taken out of versions: a next version without them, then every file that still has them goes.
+"""Erasure in faces/: publish a version without the erased faces, then delete every file that contains them.
 
 Shards without an erased face keep their files and their places, so the cost is that of the shards that held the faces.
 Earlier versions that named a file with one of them go as a whole: a version is all of its files or none.
@@ -28,7 +28,7 @@ from tasks.units.tombstones import Erased, read_ids
 
 
 def erase_faces(dest: str, erased: Erased) -> None:
-    """Take the erased out of the versions of faces/ at `dest`. Doing it again, wherever it stopped, ends the same.
+    """Erase faces from the versions of faces/ at `dest`. Idempotent after any interruption.
 
     Raises FacesError, PublishConflict where another run publishes at the same time, StorageError.
     """
@@ -48,7 +48,7 @@ def erase_faces(dest: str, erased: Erased) -> None:
 
 
 def _without(store: Store, version: FacesVersion, marked: set[str], erased: Erased) -> FacesVersion:
-    """The record of the version without the erased, its files published; it has no number yet."""
+    """Publish the files of the version without the erased; return its record, without a number yet."""
     assignments = read_index(store, version.assignments_file)
     assignments = assignments.filter(pa.array(~erased.rows(assignments)))
     digests = _digests(store, version, assignments)
@@ -90,9 +90,9 @@ def _without(store: Store, version: FacesVersion, marked: set[str], erased: Eras
 
 
 def _digests(store: Store, version: FacesVersion, assignments: pa.Table) -> dict[tuple[str, tuple[str, ...]], str]:
-    """`rows_sha256` as a next ingest will work it out, by split and face_ids; nothing where the annotations are away.
+    """Return `rows_sha256` as the next ingest computes it, by split and face_ids; empty without the annotations.
 
-    Without it that ingest would make the shard once more.
+    Without it that ingest would rewrite the shard.
     """
     annotations = f"{store.uri.rpartition('/')[0]}/{ANNOTATIONS_FOLDER}"
     if not Store(annotations).exists(PLAN):
@@ -111,7 +111,7 @@ def _digests(store: Store, version: FacesVersion, assignments: pa.Table) -> dict
 
 
 def _publish_shard(store: Store, shard: ShardFile, table: pa.Table) -> StoredFile:
-    """Publish the rows that stay under a name of their content."""
+    """Publish the remaining rows of a shard under a content-addressed name."""
     stem = shard.file.rpartition("-")[0]
     with store.scratch(f"{stem}.parquet") as path:
         write_table(table, path)
@@ -122,7 +122,7 @@ def _publish_shard(store: Store, shard: ShardFile, table: pa.Table) -> StoredFil
 
 
 def _runs(table: pa.Table) -> pa.Table:
-    """Rows of IDENTITIES_SCHEMA but for the shard: the people of a shard, each in one piece."""
+    """Return the rows of IDENTITIES_SCHEMA of a shard, without the column shard."""
     rows = table.select(["identity_id", "identity_source", "split"]).to_pylist()
     runs = [(key, len(list(run))) for key, run in groupby(rows, lambda row: tuple(row.values()))]
     counts = [count for _, count in runs]
@@ -139,12 +139,12 @@ def _runs(table: pa.Table) -> pa.Table:
 
 
 def _switch(store: Store, version: FacesVersion) -> None:
-    """Give the version the next number, record it, and let it hold."""
+    """Record the version under the next number and make it current."""
     numbers = list_versions(store.uri)
     latest = max([0, *numbers])
     interrupted = read_version(store.uri, latest) if numbers else None
     if interrupted is not None and interrupted.fingerprint == version.fingerprint:
-        version = interrupted  # recorded by an erasure that did not get to the last step
+        version = interrupted  # recorded by an interrupted erasure
     else:
         version = version.model_copy(update={"version": latest + 1})
         try:

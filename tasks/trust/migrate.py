@@ -1,8 +1,8 @@
-"""Datasets of earlier schemas brought to this one, record by record.
+"""Migration of datasets of earlier schemas to the current one, record by record.
 
-What a schema changes is one function from JSON to JSON; Parquet files stay as they are. The record that every reader
-opens first (`_plan.json`) is rewritten last, so until then the dataset is refused as of the earlier schema, and doing
-it again goes on. Only then commit records become part of snapshots (schema 3). No run may be under way.
+A schema change is one function from JSON to JSON; Parquet files are not touched. The record that every reader opens
+first (`_plan.json`) is rewritten last: until then the dataset is refused as of the earlier schema, and a repeated
+migration resumes. Then commit records are compacted into snapshots (schema 3). No run may be active.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Migrated:
 
 
 def migrate(dest: str) -> list[Migrated]:
-    """Bring a dataset, or those of an ingest, to the schema that this version writes.
+    """Migrate a dataset, or those of an ingest, to the current schema.
 
     Raises SchemaError where a newer version wrote it, PlanError for a damaged record, EraseError where there is none.
     """
@@ -71,7 +71,7 @@ def _read(store: Store, name: str) -> Record:
             return dict(record)
     except (ValueError, KeyError, TypeError):  # not JSON, or no record
         pass
-    raise PlanError(f"{store.join(name)} is damaged. Look with: deca verify {store.uri}")
+    raise PlanError(f"{store.join(name)} is damaged. Run: deca verify {store.uri}")
 
 
 def _upgraded(record: Record) -> Record:
@@ -82,12 +82,12 @@ def _upgraded(record: Record) -> Record:
 
 
 def _to_2(record: Record) -> Record:
-    """Commit records learn of the part that their rows came in first: in schema 1 that is not known to differ."""
+    """Add `origin`, the part that the rows came in first: None, as schema 1 does not record it."""
     return {**record, "origin": None} if "stages" in record else record
 
 
 def _to_3(record: Record) -> Record:
-    """Commit records learn how often they were written anew, which is as good as never: each name was used again."""
+    """Add `revision`, how often a commit was rewritten: 0, as earlier schemas reuse each name."""
     return {**record, "revision": 0} if "stages" in record else record
 
 

@@ -55,7 +55,7 @@ def test_flame_knows_no_smile_but_a_jaw():
     assert np.isclose(preset("jaw-open", (), 25).jaw[:, 0].max(), WIDE)
 
 
-def test_a_motion_leaves_the_person_alone():
+def test_a_motion_leaves_the_subject_alone():
     rng = torch.Generator().manual_seed(0)
     source = Codes(**{name: torch.randn(value.shape, generator=rng) for name, value in Codes.zeros().items()})
     motion = Motion(np.arange(3) / 25, np.full((3, 50), 0.2, np.float32), np.full((3, 3), 0.1, np.float32))

@@ -13,7 +13,7 @@ SIZE = 320
 
 
 def dots(points: np.ndarray) -> np.ndarray:
-    """A black picture (320,320,3) with a white blob, 2 pixels wide, round every point (N,2)."""
+    """A black image (320,320,3) with a white blob, 2 pixels wide, round every point (N,2)."""
     y, x = np.mgrid[:SIZE, :SIZE]
     distance = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1]).min(-1)
     return np.repeat((255 * np.exp(-(distance**2) / 8))[..., None], 3, axis=2).astype(np.uint8)
@@ -27,7 +27,7 @@ def face_points(generator: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_landmarks_follow(seed):
-    """The centre of gravity of a blob, found in the augmented picture, is where its landmark went."""
+    """The centre of gravity of a blob, found in the augmented image, is where its landmark went."""
     generator = np.random.default_rng(seed)
     points = face_points(generator)
     settings = dataclasses.replace(Augmentation(), occlusion=0.0, brightness=0, contrast=0, saturation=0, tint=0)
@@ -42,7 +42,7 @@ def test_landmarks_follow(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mask_follows(seed):
-    """A mask of the red part of the picture is a mask of it afterwards, to a pixel of blur at its edge."""
+    """A mask of the red part of the image is a mask of it afterwards, to a pixel of blur at its edge."""
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[90:200, 120:230] = 255
     crop = np.dstack([mask, np.zeros_like(mask), np.zeros_like(mask)])
@@ -81,7 +81,7 @@ def test_plain_is_the_middle_crop():
     assert (views[0].mask > 1 - 1e-5).all()
 
 
-def test_occlusion_hides_picture_and_mask_alike():
+def test_occlusion_hides_image_and_mask_alike():
     settings = dataclasses.replace(PLAIN, occlusion=1.0)
     crop = np.full((SIZE, SIZE, 3), 128, np.uint8)
     hidden = []
@@ -117,7 +117,7 @@ def test_colours_change_and_nothing_else():
     assert changed.image.dtype == np.float32
 
 
-def test_same_generator_same_picture():
+def test_same_generator_same_image():
     crop = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     mask, points = np.full((SIZE, SIZE), 255, np.uint8), np.zeros((68, 2))
     first, second, other = (augment(crop, points, mask, np.random.default_rng(seed)).image for seed in (1, 1, 2))

@@ -21,7 +21,7 @@ def test_pixels_of_the_image_corners():
     assert from_pixels(torch.tensor([0.0, 112.0, 224.0])).tolist() == [-1, 0, 1]
 
 
-def test_the_fitted_camera_is_the_one_that_took_the_picture_and_the_best_one_else():
+def test_the_fitted_camera_is_the_one_that_took_the_image_and_the_best_one_else():
     generator = torch.Generator().manual_seed(1)
     points = 0.1 * torch.randn(3, 68, 3, dtype=torch.float64, generator=generator)
     cam = torch.tensor([[8.0, 0.01, -0.02], [5.0, 0.0, 0.03], [7.0, -0.05, 0.0]], dtype=torch.float64)

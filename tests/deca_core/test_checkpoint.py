@@ -96,6 +96,7 @@ def test_an_earlier_checkpoint_is_replaced_and_nothing_is_left_over(model, saved
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
 
 
+@pytest.mark.slow
 def test_a_failure_while_saving_leaves_the_earlier_checkpoint(model, saved, tmp_path, monkeypatch):
     folder = copy_of(saved, tmp_path / "ckpt")
     before = checkpoint_hash(folder)
@@ -167,6 +168,7 @@ def test_missing_and_damaged_files(saved, mini, tmp_path):
         load_checkpoint(folder, mini)
 
 
+@pytest.mark.slow
 def test_missing_and_unexpected_weights_are_listed(model, mini, tmp_path):
     wrong = DECA(mini)
     del wrong.D_detail.l1

@@ -47,9 +47,9 @@ def original(weights):
 
 @pytest.fixture(scope="module")
 def faces() -> list[tuple[NDArray[np.uint8], NDArray[np.float64]]]:
-    """Two pictures of each of three people of the world as training's crops (224,224,3), with their landmarks."""
+    """Two images of each of three subjects of the world as training's crops (224,224,3), with their landmarks."""
     world, found = World(procedural_head()), []
-    for someone in (world.person(1, index) for index in range(3)):
+    for someone in (world.subject(1, index) for index in range(3)):
         for image in range(2):
             taken = world.photograph(someone, world.shot(someone, image, FRONTAL), 432)
             transform = crop_transform(square_from_landmarks(taken.landmarks, 1.6 / LANDMARK_MARGIN))
@@ -63,12 +63,12 @@ def shape_of(landmarks: NDArray[np.float64]) -> dlib.full_object_detection:
     return dlib.full_object_detection(dlib.rectangle(0, 0, 223, 223), points)
 
 
-def tensor_of(*pictures: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+def tensor_of(*images: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def test_descriptors_are_dlibs(network, original, faces):
-    """On dlib's own chips of faces, on noise, and on black and white pictures."""
+    """On dlib's own chips of faces, on noise, and on black and white images."""
     noise = np.random.default_rng(0).integers(0, 256, (3, CHIP, CHIP, 3), np.uint8)
     chips = [dlib.get_face_chip(crop, shape_of(landmarks), CHIP, 0.25) for crop, landmarks in faces]
     chips += [*noise, np.zeros_like(noise[0]), np.full_like(noise[0], 255)]
@@ -80,7 +80,7 @@ def test_descriptors_are_dlibs(network, original, faces):
 
 
 def test_the_square_shows_what_dlib_would_cut(network, original, faces):
-    """The fixed square of an upright crop lies where dlib's own lies, and tells people apart as dlib does."""
+    """The fixed square of an upright crop lies where dlib's own lies, and tells subjects apart as dlib does."""
     places = []
     for _, landmarks in faces:
         rect = dlib.get_face_chip_details(shape_of(landmarks), CHIP, 0.25).rect
@@ -122,7 +122,7 @@ def test_slopes_are_those_of_differences(network, faces):
     assert (inside != 0).double().mean() > 0.9
     assert (slope != 0).sum() == (inside != 0).sum()  # what lies outside the square does not matter
     direction = torch.randn(image.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    step = 1e-9  # at 1e-7 the two pictures lie on either side of kinks of max-pooling and ReLU: quotients off by 1e-3
+    step = 1e-9  # at 1e-7 the two images lie on either side of kinks of max-pooling and ReLU: quotients off by 1e-3
     with torch.inference_mode():
         ahead, behind = (
             functional.cosine_similarity(double.features(image + sign * step * direction), target).sum()

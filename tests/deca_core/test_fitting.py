@@ -151,7 +151,7 @@ def test_what_has_no_weight_is_not_looked_at(flame, head):
     assert rotation_error(found.pose[:, :3], truth.pose[:, :3]).max() < 5
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(flame, head):
+def test_a_batch_gives_what_its_images_give_alone(flame, head):
     points = torch.cat([sampled(flame, yaw, count=2)[1] for yaw in (0, 30, 60)])
     together, again = fit_landmarks(head, points), fit_landmarks(head, points)
     alone = Codes.cat([fit_landmarks(head, points[[row]]) for row in range(len(points))])

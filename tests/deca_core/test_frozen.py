@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from deca_core.detail import DetailDecoder
 from deca_core.encoder import Encoder
 from deca_core.frozen import DoubledConv, FrozenDecoder, TapConv, compiled, fold_norms, traced
-from deca_core.inference import smooth_pictures
+from deca_core.inference import smooth_images
 
 SMALL = "mobilenet_v3_small"
 
@@ -35,7 +35,7 @@ def test_folding_changes_no_answer(backbone):
     stir(network.eval())
     folded = fold_norms(network)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == (backbone == "norm first")
-    images = smooth_pictures(1)
+    images = smooth_images(1)
     torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-4)
 
 
@@ -81,6 +81,7 @@ def test_taps_are_the_convolution():
     torch.testing.assert_close(TapConv(conv)(x), conv(x)[:, 0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("dtype", "metres"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-5)])
 def test_the_frozen_decoder_is_the_decoder(dtype, metres):

@@ -13,7 +13,7 @@ from deca_core import DECA
 from deca_core.assets import procedural_head
 from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import crop_transform, square_from_box, warp
-from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, smooth_pictures
+from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, smooth_images
 
 SMALL = "mobilenet_v3_small"
 
@@ -28,9 +28,9 @@ def faces() -> torch.Tensor:
     """Three crops of the public-domain photograph, differently wide and high."""
     from skimage import data
 
-    picture = data.astronaut()
+    image = data.astronaut()
     boxes = [(175, 70, 270, 180), (165, 60, 280, 190), (185, 80, 275, 170)]
-    crops = [warp(picture, crop_transform(square_from_box(np.array(box)))) for box in boxes]
+    crops = [warp(image, crop_transform(square_from_box(np.array(box)))) for box in boxes]
     return torch.from_numpy(np.stack(crops))
 
 
@@ -49,6 +49,7 @@ def test_float32_answers_as_the_model(shipped, faces):
     assert (maps - shipped.displacement(expected)[:, 0]).abs().max() < 1e-8  # metres
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_default_stays_within_the_limits(shipped, faces):
     """1 % of the codes, 0.1 mm, 5 um: of whatever `auto` takes here, on faces that it has not seen."""
@@ -58,6 +59,7 @@ def test_the_default_stays_within_the_limits(shipped, faces):
     assert found.within(LIMITS), found
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
     """The small weights come to 0.1 mm and more: the posed head turns with the last bits of its pose. mixed leaves E_c
@@ -72,18 +74,20 @@ def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, faces):
     assert found.displacement_um < LIMITS.displacement_um
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("backbone", [SMALL, "dlib"])
 def test_half_precision_knows_every_kind_of_backbone(backbone):
     """Convolutions alone, and a resize that bfloat16 has no kernel for."""
     torch.manual_seed(0)
     model = DECA(procedural_head(), backbone)
-    codes = [Inference(model, precision).codes(smooth_pictures(2)) for precision in ("fp32", "bf16")]
+    codes = [Inference(model, precision).codes(smooth_images(2)) for precision in ("fp32", "bf16")]
     for exact, half in ((getattr(codes[0], name), getattr(codes[1], name)) for name in ("shape", "detail")):
         assert half.dtype == torch.float32
         assert (half - exact).norm() < 0.03 * exact.norm()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize(("precision", "batch"), [("mixed", 2), ("fp32", 4)])  # F_d takes two of either
 def test_compiled_networks_answer_any_number_of_faces(shipped, faces, monkeypatch, precision, batch):
@@ -113,6 +117,7 @@ def test_without_a_compiler_the_networks_run_all_the_same(shipped, faces, monkey
     assert inference.codes(faces).shape.shape == (3, 100)
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_is(shipped):
     before = {name: value.clone() for name, value in shipped.state_dict().items()}
     Inference(shipped, "bf16")
@@ -147,12 +152,12 @@ def test_the_choice_weighs_speed_and_error(shipped, monkeypatch, speeds, off, ch
     monkeypatch.setattr(deca_core.inference, "Inference", Dry)
     monkeypatch.setattr(deca_core.inference, "milliseconds_of", lambda one, *_: speeds.get(one.precision, 10.0))
     monkeypatch.setattr(deca_core.inference, "deviation", far)
-    monkeypatch.setattr(deca_core.inference, "made_up", lambda *_: False)
+    monkeypatch.setattr(deca_core.inference, "emulated", lambda *_: False)
     assert choose_precision(shipped).precision == chosen
 
 
 def test_what_a_processor_makes_up_is_not_tried(shipped, monkeypatch):
-    monkeypatch.setattr(deca_core.inference, "made_up", lambda *_: True)
+    monkeypatch.setattr(deca_core.inference, "emulated", lambda *_: True)
     choice = choose_precision(shipped)
     assert choice.precision == "fp32"
     assert list(choice.milliseconds) == ["fp32"]
@@ -161,8 +166,8 @@ def test_what_a_processor_makes_up_is_not_tried(shipped, monkeypatch):
 def test_a_precision_without_units_shows_in_a_product(monkeypatch):
     times = {torch.bfloat16: 50e-3, torch.float16: 3e-3, torch.float32: 1e-3}
     monkeypatch.setattr(deca_core.inference, "_seconds", lambda work, _: times[work().dtype])
-    assert deca_core.inference.made_up(torch.bfloat16)
-    assert not deca_core.inference.made_up(torch.float16)
+    assert deca_core.inference.emulated(torch.bfloat16)
+    assert not deca_core.inference.emulated(torch.float16)
 
 
 def test_limits_hold_figure_by_figure():

@@ -45,6 +45,7 @@ def test_one_folder_holds_both_and_they_know_each_other(flame, model, tmp_path):
     assert import_licensed(flame, out).bundle.hash == bundle.hash
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_way_is_not_lost(flame, model, tmp_path):
     out = tmp_path / "licensed"
     import_licensed(write_released(flame, model), out)
@@ -60,6 +61,7 @@ def test_what_lies_in_the_way_is_not_lost(flame, model, tmp_path):
     assert sorted(path.name for path in flame.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_user_is_told_of_another_topology_and_of_the_texture_space(flame, model, tmp_path):
     (flame / "FLAME_texture.npz").write_bytes(b"")
     write_released(flame, model)

@@ -315,8 +315,8 @@ def test_maps_are_compared_inside_the_mask():
     assert strength_error(-0.25 * a + 100 * ~mask, a, mask) == pytest.approx(0.75)
     assert strength_error(1.5 * a, a, mask) == pytest.approx(0.5)
     assert np.isnan(strength_error(a, np.zeros_like(a), mask))
-    pictures = rng.uniform(size=(2, 3, 40, 40))
-    assert psnr(pictures[0], pictures[0] + 0.1 + 5 * ~mask, mask) == pytest.approx(20.0)
+    images = rng.uniform(size=(2, 3, 40, 40))
+    assert psnr(images[0], images[0] + 0.1 + 5 * ~mask, mask) == pytest.approx(20.0)
 
 
 def test_normal_error_is_an_angle():
@@ -332,15 +332,15 @@ def test_normal_error_is_an_angle():
 def test_spread_of_shapes_is_that_of_all_pairs():
     rng = np.random.default_rng(11)
     shapes, basis = rng.normal(size=(11, 5)), rng.normal(size=(30, 3, 5))
-    people = list("aaaabbbcccc")
+    subjects = list("aaaabbbcccc")
     heads = np.einsum("vck,nk->nvc", basis, shapes)
     pairs = {True: [], False: []}
     for i in range(11):
         for j in range(i):
             square = np.square(heads[i] - heads[j]).sum(axis=1).mean()
-            pairs[people[i] == people[j]].append(square)
+            pairs[subjects[i] == subjects[j]].append(square)
     expected = [np.sqrt(np.mean(pairs[same])) for same in (True, False)]
-    assert shape_spread(shapes, people, basis) == pytest.approx(expected)
+    assert shape_spread(shapes, subjects, basis) == pytest.approx(expected)
     same = np.repeat(shapes[:3], 3, axis=0)
     within, between = shape_spread(same, list("aaabbbccc"), basis)
     assert within == pytest.approx(0, abs=1e-6)

@@ -39,9 +39,9 @@ def test_shapes(model, codes):
     assert out.landmarks2d.shape == (2, 68, 2)
     assert out.landmarks3d.shape == (2, 68, 3)
     assert out.displacement.shape == (2, 1, 256, 256)
-    pictures = model.render(codes, out, size=64)
-    assert pictures.images.shape == pictures.shaded_detail.shape == (2, 3, 64, 64)
-    assert pictures.alpha.mean() > 0.2
+    rendering = model.render(codes, out, size=64)
+    assert rendering.images.shape == rendering.shaded_detail.shape == (2, 3, 64, 64)
+    assert rendering.alpha.mean() > 0.2
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def test_untrained_model_starts_at_the_mean_face_in_the_crop(model, codes):
 
 
 @torch.no_grad()
-def test_detail_pictures_equal_coarse_ones_without_displacement(model, codes):
+def test_detail_images_equal_coarse_ones_without_displacement(model, codes):
     out = model.decode(codes)
     flat = type(out)(**{**vars(out), "z": torch.zeros_like(out.z)})
     bumpy = model.render(codes, out, size=96)
@@ -63,7 +63,7 @@ def test_detail_pictures_equal_coarse_ones_without_displacement(model, codes):
 
 
 @torch.no_grad()
-def test_animate_keeps_the_person(model, codes):
+def test_animate_keeps_the_subject(model, codes):
     mixed = Codes.animate(codes[:1], codes[1:])
     for name in ("shape", "tex", "detail", "cam", "light"):
         assert torch.equal(getattr(mixed, name), getattr(codes, name)[:1])
@@ -78,11 +78,12 @@ def test_bundle_stays_out_of_the_state(model):
     assert {name.split(".")[0] for name in model.state_dict()} == {"E_flame", "E_detail", "D_detail"}
 
 
-def test_wrong_picture_size_is_named(model):
+def test_wrong_image_size_is_named(model):
     with pytest.raises(ValueError, match=r"\(1, 3, 100, 100\), expected \(B, 3, 224, 224\)"):
         model.encode(torch.zeros(1, 3, 100, 100))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encode_takes_what_has_one_meaning_and_no_more(model, codes):
     """uint8 used to move vertices by 21 mm, 0-255 floats by 338, and nothing said so."""
@@ -121,8 +122,8 @@ def test_gradient_reaches_every_network(mini):
     model.train()
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     codes = model.encode(images)
-    pictures = model.render(codes, model.decode(codes), size=32)
-    (pictures.detail_images.square().mean() + pictures.images.square().mean()).backward()
+    rendering = model.render(codes, model.decode(codes), size=32)
+    (rendering.detail_images.square().mean() + rendering.images.square().mean()).backward()
     for part in (model.E_flame, model.E_detail, model.D_detail):
         gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
         assert gradients
@@ -136,22 +137,22 @@ def test_autocast_reaches_the_networks_only(mini):
     with torch.autocast("cpu", torch.bfloat16):
         codes = model.encode(images)
         out = model.decode(codes)
-        pictures = model.render(codes, out, size=32)
+        rendering = model.render(codes, out, size=32)
     exact = model.decode(codes)
     assert torch.equal(out.vertices, exact.vertices)
     assert torch.equal(out.projected, exact.projected)
-    assert {value.dtype for value in (*vars(codes).values(), *vars(out).values(), *vars(pictures).values())} == {
+    assert {value.dtype for value in (*vars(codes).values(), *vars(out).values(), *vars(rendering).values())} == {
         torch.float32
     }
     assert (out.z - exact.z).abs().max() < 0.03 * exact.z.abs().max()
-    pictures.detail_images.square().mean().backward()
+    rendering.detail_images.square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.E_flame.parameters() if p.grad is not None)
 
 
 def test_a_head_out_of_sight(mini):
     model = DECA(mini, backbone="mobilenet_v3_small")
     codes = Codes.zeros(2).replace(cam=torch.tensor([[8.0, 9.0, 0.0]]).repeat(2, 1).requires_grad_())
-    pictures = model.render(codes, model.decode(codes), size=16)
-    assert not pictures.images.any()
-    pictures.images.sum().backward()
+    rendering = model.render(codes, model.decode(codes), size=16)
+    assert not rendering.images.any()
+    rendering.images.sum().backward()
     assert not codes.cam.grad.any()

@@ -28,7 +28,7 @@ def random_triangles(seed: int, count: int = 300) -> tuple[torch.Tensor, torch.T
 
 
 def grid_mesh(cells: int, depth: NDArray) -> tuple[torch.Tensor, torch.Tensor]:
-    """A square of 2 x cells^2 triangles that fills the picture; depth (cells + 1, cells + 1)."""
+    """A square of 2 x cells^2 triangles that fills the image; depth (cells + 1, cells + 1)."""
     line = np.linspace(-1, 1, cells + 1)
     vertices = np.stack([*np.meshgrid(line, line), depth], axis=-1).reshape(1, -1, 3).astype(np.float32)
     corner = (np.arange(cells)[:, None] * (cells + 1) + np.arange(cells)).ravel()
@@ -57,7 +57,7 @@ def cases() -> dict[str, tuple[torch.Tensor, torch.Tensor, int, int]]:
         broken[0, index::23, index % 3] = value
         broken[1, index::17, 2] = value
     found["not finite"] = (broken, faces, 11, 11)
-    found["off the picture"] = (vertices + torch.tensor([3.0, 0, 0]), faces, 12, 12)
+    found["off the image"] = (vertices + torch.tensor([3.0, 0, 0]), faces, 12, 12)
     found["one face over all"] = (
         torch.tensor([[[-9.0, -9, 1], [9, -9, 1], [0, 9, 1]]]),
         torch.tensor([[0, 1, 2]]),
@@ -106,7 +106,7 @@ def test_kernels_draw_what_the_reference_draws(backend, name, request):
 
 def test_the_cases_show_something():
     seen = {name: (rasterize(*case, "reference") >= 0).float().mean() for name, case in CASES.items()}
-    assert {name for name, share in seen.items() if share == 0} == {"off the picture", "no faces"}
+    assert {name for name, share in seen.items() if share == 0} == {"off the image", "no faces"}
     for name in ("shared edges", "shared edges, hilly", "one face over all", "equal depths"):
         assert seen[name] == 1
     assert set(rasterize(*CASES["equal depths"], "reference").unique().tolist()) <= set(range(24, 32))
@@ -154,6 +154,7 @@ def test_triton_asks_for_a_gpu():
         rasterize(torch.zeros(1, 3, 3), torch.tensor([[0, 1, 2]]), 8, 8, "triton")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [75, 90])
 def test_the_triton_kernel_compiles_for_gpus(capability, tmp_path, monkeypatch):

@@ -95,12 +95,12 @@ def test_random_network_is_named_and_repeats(untrained):
     assert not torch.equal(untrained.network.conv1.weight, other.network.conv1.weight)
 
 
-def test_gradient_reaches_the_picture(untrained):
-    picture = images(1).requires_grad_()
-    untrained.features(picture).sum().backward()
-    assert picture.grad is not None
-    assert picture.grad.isfinite().all()
-    assert (picture.grad != 0).any()
+def test_gradient_reaches_the_image(untrained):
+    image = images(1).requires_grad_()
+    untrained.features(image).sum().backward()
+    assert image.grad is not None
+    assert image.grad.isfinite().all()
+    assert (image.grad != 0).any()
 
 
 class Call:

@@ -46,9 +46,9 @@ def model() -> DECA:
 @pytest.fixture(scope="module")
 def photographs(model):
     world = World(model.bundle)
-    people = [world.person(2**20, number) for number in range(3)]
+    subjects = [world.subject(2**20, number) for number in range(3)]
     limits = Limits(yaw=(0, 35), occluders=False)
-    return [world.photograph(one, world.shot(one, 0, limits), SIZE) for one in people]
+    return [world.photograph(one, world.shot(one, 0, limits), SIZE) for one in subjects]
 
 
 def test_roll_is_that_of_the_image(photographs):
@@ -137,6 +137,7 @@ def test_what_cannot_be_said_in_another_crop(model):
     assert not torch.equal(found.pose[1], codes.pose[1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_turned_photograph_is_the_same_head_turned(model, photographs):
     """Vertices of the turned photograph, projected into it, against the upright one's, turned."""

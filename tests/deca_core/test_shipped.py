@@ -29,20 +29,20 @@ def test_they_are_small_and_say_where_they_come_from(model: DECA) -> None:
     assert model.info["run"][:12] in card
 
 
-def test_they_find_landmarks_of_people_they_never_saw(model: DECA) -> None:
+def test_they_find_landmarks_of_subjects_they_never_saw(model: DECA) -> None:
     """A head whose vertices or landmarks move leaves the weights behind: train them anew."""
     world = World(model.bundle)
     images, landmarks = [], []
     for index in range(8):
-        person = world.person(2718, index)
-        taken = world.photograph(person, world.shot(person, 0), 320)
+        subject = world.subject(2718, index)
+        taken = world.photograph(subject, world.shot(subject, 0), 320)
         transform = crop_transform(square_from_landmarks(taken.landmarks))
         images.append(warp(taken.image, transform))
         landmarks.append((taken.landmarks @ transform[:, :2].T + transform[:, 2]) * (2 / IMAGE_SIZE) - 1)
-    pictures, true = (torch.from_numpy(np.stack(values)).float() for values in (images, landmarks))
+    crops, true = (torch.from_numpy(np.stack(values)).float() for values in (images, landmarks))
     untrained = DECA(model.bundle, model.backbone)
     with torch.inference_mode():
         found, mean_face = (
-            normalized_mean_error(true, predicted_landmarks(own, pictures)).median() for own in (model, untrained)
+            normalized_mean_error(true, predicted_landmarks(own, crops)).median() for own in (model, untrained)
         )
     assert found < 0.5 * mean_face

@@ -1,4 +1,4 @@
-"""The steps of training: both halves, what is trained, what is computed, and pictures with nothing in them."""
+"""The steps of training: both halves, what is trained, what is computed, and images with nothing in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_CODES = CoarseWeights(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Table(nn.Module):
-    """An encoder that knows the codes of its pictures: one row each."""
+    """An encoder that knows the codes of its images: one row each."""
 
     def __init__(self, codes: Tensor) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def shots(bundle) -> tuple[FaceBatch, Codes]:
-    """Two people of the world in two pictures each, with the truth."""
+    """Two subjects of the world in two images each, with the truth."""
     world = World(bundle)
     photographs = []
-    for person in range(SUBJECTS):
-        someone = world.person(3, person)
+    for subject in range(SUBJECTS):
+        someone = world.subject(3, subject)
         photographs += [world.photograph(someone, world.shot(someone, image)) for image in range(K)]
     points = torch.from_numpy(np.stack([shot.landmarks for shot in photographs])) / 112 - 1
     batch = FaceBatch(
@@ -115,7 +115,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def test_truth_explains_the_picture(model, shots):
+def test_truth_explains_the_image(model, shots):
     """True codes: landmarks to rounding, and a photometric error far below that of any wrong code."""
     weights = dataclasses.replace(NO_CODES, landmark=1, eye_closure=1, photometric=1, lip_distance=1)
     batch, truth = shots
@@ -137,7 +137,7 @@ def masked(batch: FaceBatch, value: float) -> FaceBatch:
     return dataclasses.replace(batch, masks=torch.full_like(batch.masks, value))
 
 
-def test_without_the_skin_mask_the_picture_counts_wherever_the_head_is(model, shots):
+def test_without_the_skin_mask_the_image_counts_wherever_the_head_is(model, shots):
     """As if everything were skin, whatever the mask says; hair and hands before the face make it worse."""
     batch = shots[0]
     with_mask = dataclasses.replace(NO_CODES, photometric=1)
@@ -150,7 +150,7 @@ def test_without_the_skin_mask_the_picture_counts_wherever_the_head_is(model, sh
 
 def test_without_the_skin_mask_texels_need_only_face_the_camera(model, shots):
     batch, truth = shots
-    far = truth.replace(cam=truth.cam * torch.tensor([2.0, 1.0, 1.0]))  # so near that the picture cuts the face
+    far = truth.replace(cam=truth.cam * torch.tensor([2.0, 1.0, 1.0]))  # so near that the image cuts the face
     step = DetailStep(model, dataclasses.replace(DetailWeights(), mrf=0, skin_mask=False))
     surface = step._surface(masked(batch, 0), far)
     grid = project(surface.positions.flatten(2).transpose(1, 2), far.cam)[..., :2]
@@ -168,8 +168,9 @@ def test_facing_texels(golden):
     np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["vertex_normals"][..., 2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_can_be_fitted(model, shots):
-    """From the mean face in even light, a few steps on the codes of one person take much of the coarse loss away."""
+    """From the mean face in even light, a few steps on the codes of one subject take much of the coarse loss away."""
     batch = shots[0]
     one = dataclasses.replace(
         batch, **{name: getattr(batch, name)[:K] for name in ("images", "landmarks", "masks", "subjects")}
@@ -192,7 +193,7 @@ def test_unlit_leaves_out_the_light(model, shots):
 
 
 def test_second_half_has_exchanged_shapes(model, shots):
-    """One step with exchange is one step over the doubled batch whose second half has the other pictures' shapes."""
+    """One step with exchange is one step over the doubled batch whose second half has the other images' shapes."""
     batch, truth = shots
     weights = recipe("release").coarse
     both = CoarseStep(model, weights, Patches())(batch, seeded())
@@ -238,7 +239,7 @@ def test_pretraining_renders_nothing(model, shots, monkeypatch):
 
 
 def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
-    """Nothing is rasterised, E_c runs once, and both encoders see each picture once."""
+    """Nothing is rasterised, E_c runs once, and both encoders see each image once."""
     monkeypatch.setattr(training, "rasterize", None)
     model.D_detail = DetailDecoder()
     weights = dataclasses.replace(recipe("release").detail, mrf_layers=recipe("paper").detail.mrf_layers, mrf_size=32)
@@ -251,7 +252,8 @@ def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
     assert all(parameter.grad is not None for parameter in model.D_detail.parameters())
 
 
-def test_the_true_displacement_explains_the_picture_better_than_its_opposite():
+@pytest.mark.slow
+def test_the_true_displacement_explains_the_image_better_than_its_opposite():
     """In crops of the world's photographs under their true codes, which frame the landmarks as the crop does."""
     model = DECA(procedural_head(), "dlib")
     batch, codes, displacement = true_crops(World(model.bundle), 11, subjects=2)
@@ -282,19 +284,19 @@ def test_second_half_has_exchanged_details(model, shots, vgg):
     assert terms(both) == pytest.approx(terms(expected), rel=1e-3)
 
 
-def test_texture_is_warped_from_the_picture(model, shots):
-    """Texels of the landmarks hold the picture's colour at the landmark; what is hidden or turned away is not seen."""
+def test_texture_is_warped_from_the_image(model, shots):
+    """Texels of the landmarks hold the image's colour at the landmark; what is hidden or turned away is not seen."""
     batch, truth = shots
     step = DetailStep(model, dataclasses.replace(DetailWeights(), mrf=0))
     surface = step._surface(batch, truth)
     head = model.flame(truth.shape, truth.exp, truth.pose)
-    # Where the atlas puts each texel, projected by itself, is where the picture was read.
+    # Where the atlas puts each texel, projected by itself, is where the image was read.
     grid = project(surface.positions.flatten(2).transpose(1, 2), truth.cam)[..., :2]
     pixels = ((grid + 1) * 112 - 0.5).round().long().clamp(0, 223)
     seen = surface.visibility.flatten(2)[:, 0] > 0.99
     for index in range(len(batch)):
         x, y = pixels[index][seen[index]].unbind(-1)
-        colours = surface.picture.flatten(2)[index][:, seen[index]]
+        colours = surface.image.flatten(2)[index][:, seen[index]]
         assert (colours - batch.images[index][:, y, x]).abs().mean() < 0.02
         assert (batch.masks[index, 0, y, x] > 0).float().mean() > 0.99
     normals = surface.normals
@@ -321,7 +323,7 @@ def test_what_is_trained(bundle):
 
 @pytest.mark.parametrize("empty", ["everything", "one", "black"])
 def test_nothing_to_see(model, shots, vgg, empty):
-    """Blank pictures, masks without skin, landmarks without weight: finite losses and slopes."""
+    """Blank images, masks without skin, landmarks without weight: finite losses and slopes."""
     batch, _ = shots
     images, landmarks, masks = batch.images.clone(), batch.landmarks.clone(), batch.masks.clone()
     rows = slice(None) if empty == "everything" else slice(0, 1)
@@ -343,7 +345,7 @@ def test_nothing_to_see(model, shots, vgg, empty):
             assert not parameter.requires_grad or parameter.grad.isfinite().all()
 
 
-def test_face_outside_of_the_picture(model, shots):
+def test_face_outside_of_the_image(model, shots):
     """A head that the camera misses renders nothing, and the landmarks still pull it back."""
     model.E_flame = Table(coarse_vector(shots[1].replace(cam=shots[1].cam + torch.tensor([0.0, 5.0, 0.0]))))
     output = CoarseStep(model, recipe("paper").coarse, Patches())(shots[0], seeded())
@@ -386,7 +388,7 @@ def test_fits_pull_codes_and_exchanged_shapes_have_the_subjects(model, shots):
     )  # the truth has one shape a subject, so exchanging changes nothing
 
 
-def test_single_pictures_have_no_second_half(model, shots):
+def test_single_images_have_no_second_half(model, shots):
     single = dataclasses.replace(shots[0], images_per_subject=1)
     step = CoarseStep(model, dataclasses.replace(NO_CODES, shape=1))
     alone = float(step(single, seeded()).loss.detach())

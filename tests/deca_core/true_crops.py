@@ -66,7 +66,7 @@ def without_networks(weights: Recipe) -> Recipe:
 def true_crops(world: World, seed: int, subjects: int) -> tuple[FaceBatch, Codes, NDArray[np.float32]]:
     """Return one crop of each subject, the codes in the crop's frame, and the displacement (B,256,256) in metres."""
     pixels, codes, displacement = list[NDArray](), list[Codes](), list[NDArray]()
-    for subject in (world.person(seed, index) for index in range(subjects)):
+    for subject in (world.subject(seed, index) for index in range(subjects)):
         taken = world.photograph(subject, world.shot(subject, 0, LIMITS), SIZE)
         transform = crop_transform(square_from_landmarks(taken.landmarks, CROP / LANDMARK_MARGIN))
         pixels.append(warp(np.dstack([taken.image, taken.skin_mask]), transform))

@@ -1,4 +1,4 @@
-"""Looks and how they are painted: where paint goes, that it is the person's own, and that it stays off the eyes."""
+"""Looks and how they are painted: where paint goes, that it is the subject's own, and that it stays off the eyes."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_every_region_changes_a_place_of_its_own_on_both_sides(world, paint):
     assert len(places) == len(REGIONS)
 
 
-def test_people_look_different_and_stay_the_same(world):
-    people = [world.person(1, index) for index in range(300)]
-    assert world.person(1, 7).looks == people[7].looks
-    men, women = ([p.looks for p in people if (p.shape[0] > 0) == male] for male in (True, False))
+def test_subjects_look_different_and_stay_the_same(world):
+    subjects = [world.subject(1, index) for index in range(300)]
+    assert world.subject(1, 7).looks == subjects[7].looks
+    men, women = ([p.looks for p in subjects if (p.shape[0] > 0) == male] for male in (True, False))
     assert not any(looks.beard for looks in women)
     assert not any(looks.make_up for looks in men)
     bearded = np.mean([looks.beard is not None for looks in men])

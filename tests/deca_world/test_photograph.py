@@ -21,19 +21,19 @@ from deca_core.flame import FLAME
 from deca_core.raster import rasterize
 from deca_world import Limits, Photograph, World
 from deca_world.occluders import Occluder
-from deca_world.person import TRUNCATION
+from deca_world.subject import TRUNCATION
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 160
 
 
-def take(world: World, person: int = 3, image: int = 1, **limits: object) -> Photograph:
-    someone = world.person(11, person)
+def take(world: World, subject: int = 3, image: int = 1, **limits: object) -> Photograph:
+    someone = world.subject(11, subject)
     return world.photograph(someone, world.shot(someone, image, Limits(**limits)), SIZE)  # type: ignore[arg-type]
 
 
-def digest(picture: Photograph) -> str:
-    truth = (picture.image, picture.landmarks, picture.skin_mask, picture.displacement)
+def digest(taken: Photograph) -> str:
+    truth = (taken.image, taken.landmarks, taken.skin_mask, taken.displacement)
     return hashlib.sha256(b"".join(array.tobytes() for array in truth)).hexdigest()
 
 
@@ -45,8 +45,9 @@ print(digest(take(World(procedural_head()))))
 """
 
 
+@pytest.mark.slow
 def test_another_process_and_another_order_give_the_same_bytes(world):
-    take(world, person=9)
+    take(world, subject=9)
     here = digest(take(world))
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", OTHER_PROCESS]
@@ -55,42 +56,42 @@ def test_another_process_and_another_order_give_the_same_bytes(world):
     assert digest(take(world, image=2)) != here
 
 
-@pytest.mark.parametrize("person", range(4))
-def test_landmarks_and_vertices_follow_from_the_codes(world, person):
-    picture = take(world, person)
-    codes = picture.codes
+@pytest.mark.parametrize("subject", range(4))
+def test_landmarks_and_vertices_follow_from_the_codes(world, subject):
+    taken = take(world, subject)
+    codes = taken.codes
     head = FLAME(world.bundle)(codes.shape, codes.exp, codes.pose)
     expected = to_pixels(project(head.landmarks2d, codes.cam)[0, :, :2], SIZE).numpy()
     # The eyes of the photograph are turned, the codes have no gaze; lids follow the eyes by a millimetre or so.
-    assert np.abs(expected - picture.landmarks).max() < 0.5
+    assert np.abs(expected - taken.landmarks).max() < 0.5
     still = world.bundle.skin_weights[:, 3:].max(axis=1) == 0
-    moved = np.linalg.norm(head.vertices[0].numpy() - picture.vertices, axis=1)[still]
+    moved = np.linalg.norm(head.vertices[0].numpy() - taken.vertices, axis=1)[still]
     assert moved.max() < 2e-3
     assert np.median(moved) < 1e-6
 
 
 def test_the_skin_mask_is_face_skin_and_nothing_else(world):
-    for person in range(4):
-        picture = take(world, person, occluders=False)
-        projected = project(FLAME(world.bundle)(*_geometry(picture)).vertices, picture.codes.cam)
+    for subject in range(4):
+        taken = take(world, subject, occluders=False)
+        projected = project(FLAME(world.bundle)(*_geometry(taken)).vertices, taken.codes.cam)
         faces = world._flame.static_triangles.new_tensor(world.bundle.faces)
         shown = rasterize(projected, faces, SIZE, SIZE)[0].numpy()
         uv = world.bundle.uv[world.bundle.uv_faces].mean(1)
         column, row = (uv[:, 0] * 255.9).astype(int), ((1 - uv[:, 1]) * 255.9).astype(int)
         skin = (shown >= 0) & (world.bundle.face_mask[row, column] > 0)[shown]
-        mask = picture.skin_mask > 0
-        assert set(np.unique(picture.skin_mask)) == {0, 255}
+        mask = taken.skin_mask > 0
+        assert set(np.unique(taken.skin_mask)) == {0, 255}
         # Half a face at the least, unless hair falls over it; a pixel at the edge may go either way.
         assert 0.3 * skin.sum() < mask.sum()
         assert not (mask & ~binary_dilation(skin, iterations=2)).any()
 
 
-def _geometry(picture: Photograph) -> tuple:
-    return picture.codes.shape, picture.codes.exp, picture.codes.pose
+def _geometry(taken: Photograph) -> tuple:
+    return taken.codes.shape, taken.codes.exp, taken.codes.pose
 
 
 def test_what_hides_the_face_is_cut_out_of_the_mask(world):
-    someone = world.person(11, 5)
+    someone = world.subject(11, 5)
     shot = world.shot(someone, 0, Limits(yaw=(0, 5), occluders=False))
     free = world.photograph(someone, shot, SIZE)
     hand = world.photograph(someone, dataclasses.replace(shot, occluders=(Occluder("hand", "", 4),)), SIZE)
@@ -102,30 +103,30 @@ def test_what_hides_the_face_is_cut_out_of_the_mask(world):
 
 
 def test_the_face_stands_where_the_shot_says(world):
-    someone = world.person(11, 6)
+    someone = world.subject(11, 6)
     shot = dataclasses.replace(world.shot(someone, 0), offset=(0.25, -0.1))
-    picture = world.photograph(someone, shot, SIZE)
-    static = FLAME(world.bundle)(*_geometry(picture)).landmarks3d[:, 17:]
-    middle = project(static, picture.codes.cam)[0, :, :2].mean(0).numpy()
+    taken = world.photograph(someone, shot, SIZE)
+    static = FLAME(world.bundle)(*_geometry(taken)).landmarks3d[:, 17:]
+    middle = project(static, taken.codes.cam)[0, :, :2].mean(0).numpy()
     np.testing.assert_allclose(middle, shot.offset, atol=1e-3)
 
 
-def test_people_are_standard_normal_and_differ(world):
-    people = [world.person(1, index) for index in range(200)]
-    shapes, textures = np.stack([p.shape for p in people]), np.stack([p.tex for p in people])
+def test_subjects_are_standard_normal_and_differ(world):
+    subjects = [world.subject(1, index) for index in range(200)]
+    shapes, textures = np.stack([p.shape for p in subjects]), np.stack([p.tex for p in subjects])
     assert abs(shapes.mean()) < 0.02
     assert abs(textures.mean()) < 0.02
     # Truncated at 2.2 a standard normal has a deviation of 0.92.
     assert shapes[:, 1:].std() == pytest.approx(0.92, abs=0.03)
     assert np.abs(shapes[:, 1:]).max() <= TRUNCATION
-    assert len({p.hair.family for p in people}) > 8
-    again = world.person(1, 7)
-    np.testing.assert_array_equal(again.shape, people[7].shape)
-    assert (again.hair, again.clothing) == (people[7].hair, people[7].clothing)
+    assert len({p.hair.family for p in subjects}) > 8
+    again = world.subject(1, 7)
+    np.testing.assert_array_equal(again.shape, subjects[7].shape)
+    assert (again.hair, again.clothing) == (subjects[7].hair, subjects[7].clothing)
 
 
 def test_limits_hold_over_many_shots(world):
-    someone = world.person(2, 0)
+    someone = world.subject(2, 0)
     limits = Limits(yaw=(15, 30), pitch=5, roll=3, occluders=False, expressions=False)
     for image in range(50):
         shot = world.shot(someone, image, limits)
@@ -143,11 +144,11 @@ def _matrix(axis_angle: np.ndarray) -> np.ndarray:
     return Rotation.from_rotvec(axis_angle).as_matrix()
 
 
-def test_jpeg_is_the_picture(world):
-    picture = take(world)
-    decoded = np.asarray(Image.open(io.BytesIO(picture.jpeg())))
+def test_jpeg_is_the_image(world):
+    taken = take(world)
+    decoded = np.asarray(Image.open(io.BytesIO(taken.jpeg())))
     assert decoded.shape == (SIZE, SIZE, 3)
-    assert np.abs(decoded.astype(int) - picture.image).mean() < 8
+    assert np.abs(decoded.astype(int) - taken.image).mean() < 8
 
 
 def test_a_bundle_without_albedo_is_refused(world):

@@ -16,7 +16,7 @@ from deca_world.occluders import GLASSES, PERCENT, Occluder, build_occluders, sa
 from deca_world.props import COLUMNS, ROWS, Prop, grid_faces, grid_uv, head_frame, landmarks, to_texels, tube
 
 HEADS = 4  # the mean and three N(0, I) heads
-VIEW, VIEW_SCALE = 160, 6.0  # pixels, and image units per metre, of the frontal coverage picture
+VIEW, VIEW_SCALE = 160, 6.0  # pixels, and image units per metre, of the frontal coverage image
 KINDS = [Occluder("glasses", style, 5) for style in GLASSES] + [Occluder(k, "", 5) for k in PERCENT if k != "glasses"]
 
 
@@ -167,7 +167,7 @@ def test_clothes_close_the_neck(bundle: AssetBundle, heads: list[np.ndarray], ne
         torso = props[0].vertices
         lowest_of_head = head[:, 1].min()
         assert torso[:, 1].max() > lowest_of_head + 0.01  # overlaps the end of the neck ...
-        assert torso[:, 1].min() < lowest_of_head - 0.15  # ... and leaves the picture below
+        assert torso[:, 1].min() < lowest_of_head - 0.15  # ... and leaves the image below
         assert torso[:, 1].max() < landmarks(bundle, head)[33, 1]  # but does not reach the face
         assert 0.34 < np.ptp(torso[:, 0]) < 0.56  # shoulders, metres (biacromial breadth plus arms)
 
@@ -237,9 +237,9 @@ def test_grid_faces_look_outwards_and_share_the_texture() -> None:
     a, b, c = points[grid_faces(rows, columns)].transpose(1, 0, 2)
     assert (np.cross(b - a, c - a)[:, 2] == 1).all()
     u, v = grid_uv(rows, columns).T.reshape(2, rows, columns)
-    picture = to_texels(2 * u + 3 * v, 60, 80)
+    image = to_texels(2 * u + 3 * v, 60, 80)
     at = (np.arange(80) + 0.5) / 80, 1 - (np.arange(60) + 0.5) / 60
-    np.testing.assert_allclose(picture, 2 * at[0][None] + 3 * at[1][:, None], atol=1e-5)
+    np.testing.assert_allclose(image, 2 * at[0][None] + 3 * at[1][:, None], atol=1e-5)
 
 
 def test_tube_has_its_radius() -> None:

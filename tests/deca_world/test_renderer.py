@@ -24,14 +24,14 @@ def model(world) -> DECA:
 
 @pytest.fixture(scope="module")
 def codes(world) -> Codes:
-    someone = world.person(4, 0)
+    someone = world.subject(4, 0)
     return world.photograph(someone, world.shot(someone, 0), SIZE).codes
 
 
 def test_detail_normals_are_those_of_the_method(world, model, codes):
     with torch.inference_mode():
         vertices = model.flame(codes.shape, codes.exp, codes.pose).vertices
-        someone = world.person(4, 0)
+        someone = world.subject(4, 0)
         displacement = world.wrinkles.displacement(someone, codes.exp[0].numpy(), codes.jaw[0].numpy())
         out = model.decode(codes)
         expected = model.detail_normals(
@@ -46,7 +46,7 @@ def test_detail_normals_are_those_of_the_method(world, model, codes):
 
 
 def test_without_shadow_and_props_a_photograph_is_a_rendering_of_the_method(world, model, codes):
-    """Only light from all around, no occlusion: the model's own detail picture at twice the size, averaged."""
+    """Only light from all around, no occlusion: the model's own detail image at twice the size, averaged."""
     light = codes.light[0].numpy()
     nothing = np.zeros(3, np.float32)
     around = Light(light, np.zeros_like(light), np.array([0, 0, 1], np.float32), nothing, 1.0)
@@ -87,8 +87,8 @@ def test_directional_light_is_the_cosine_lobe():
     assert np.sqrt(((actual[:, 0] - expected) ** 2).mean()) < 0.05
     np.testing.assert_allclose(actual[:, 1], 0.5 * actual[:, 0], atol=1e-6)
     np.testing.assert_allclose(actual[:, 2], 0, atol=1e-6)
-    pictures = torch.from_numpy(normals.T.reshape(1, 3, 1, -1))
-    method = shading(pictures, torch.from_numpy(light)[None])[0, :, 0].T.numpy()
+    images = torch.from_numpy(normals.T.reshape(1, 3, 1, -1))
+    method = shading(images, torch.from_numpy(light)[None])[0, :, 0].T.numpy()
     np.testing.assert_allclose(actual, method, atol=1e-9)
 
 
@@ -127,9 +127,9 @@ def test_a_plate_before_the_face_casts_a_shadow_and_takes_light_from_around(worl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_backgrounds_are_pictures(kind):
-    picture = paint(Background(kind, 3, 0.5), 64)
-    assert picture.shape == (64, 64, 3)
-    assert picture.dtype == np.float32
-    assert 0 <= picture.min() < picture.max() <= 1
-    assert not np.array_equal(picture, paint(Background(kind, 4, 0.5), 64))
+def test_backgrounds_are_images(kind):
+    image = paint(Background(kind, 3, 0.5), 64)
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == np.float32
+    assert 0 <= image.min() < image.max() <= 1
+    assert not np.array_equal(image, paint(Background(kind, 4, 0.5), 64))

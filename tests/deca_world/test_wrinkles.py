@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deca_world import Person, World
+from deca_world import Subject, World
 from deca_world.wrinkles import DRIVERS, GROUPS
 
-PEOPLE = range(5)
+SUBJECTS = range(5)
 STILL = np.zeros(3, np.float32)
 
 
@@ -19,10 +19,10 @@ def code(world: World, **components: float) -> np.ndarray:
     return exp
 
 
-def change(world: World, person: Person, **components: float) -> np.ndarray:
+def change(world: World, subject: Subject, **components: float) -> np.ndarray:
     """Displacement of an expression minus that of the relaxed face, (256,256) metres."""
-    rest = world.wrinkles.displacement(person, code(world), STILL)
-    return world.wrinkles.displacement(person, code(world, **components), STILL) - rest
+    rest = world.wrinkles.displacement(subject, code(world), STILL)
+    return world.wrinkles.displacement(subject, code(world, **components), STILL) - rest
 
 
 def place(world: World, landmark: int, reach: float) -> np.ndarray:
@@ -36,9 +36,9 @@ def place(world: World, landmark: int, reach: float) -> np.ndarray:
 
 
 def test_bounds_and_mask(world):
-    wild = np.random.default_rng(0).uniform(-1, 2, (5, 50)).astype(np.float32)
-    for index in PEOPLE:
-        height = world.wrinkles.displacement(world.person(0, index), wild[index], np.float32([0.3, 0, 0]))
+    drawn = np.random.default_rng(0).uniform(-1, 2, (5, 50)).astype(np.float32)
+    for index in SUBJECTS:
+        height = world.wrinkles.displacement(world.subject(0, index), drawn[index], np.float32([0.3, 0, 0]))
         assert height.dtype == np.float32
         assert 1e-4 < np.abs(height).max() < 4e-3
         assert not height[world.bundle.face_mask == 0].any()
@@ -59,8 +59,8 @@ FOLDS = [
 @pytest.mark.parametrize(("components", "landmark", "reach"), FOLDS)
 def test_expressions_deepen_their_folds_and_leave_the_rest_alone(world, components, landmark, reach):
     near = place(world, landmark, reach)
-    for index in PEOPLE:
-        folded = change(world, world.person(0, index), **components)
+    for index in SUBJECTS:
+        folded = change(world, world.subject(0, index), **components)
         assert folded[near].min() < -1e-4, index
     far = place(world, 8 if landmark != 8 else 27, 0.015)
     if "smile" not in components:
@@ -68,31 +68,31 @@ def test_expressions_deepen_their_folds_and_leave_the_rest_alone(world, componen
 
 
 def test_one_sided_expressions_fold_one_side(world):
-    person = world.person(0, 1)
-    folded = change(world, person, smile_left=1.0)
+    subject = world.subject(0, 1)
+    folded = change(world, subject, smile_left=1.0)
     left, right = place(world, 54, 0.025), place(world, 48, 0.025)
     assert folded[left].min() < 4 * folded[right].min() < 1e-9 or np.abs(folded[right]).max() < 2e-5
     assert folded[left].min() < -1e-4
 
 
 def test_jaw_changes_folds_and_statics_stay(world):
-    person = world.person(0, 2)
-    pattern = world.wrinkles.pattern(person)
-    closed = world.wrinkles.displacement(person, code(world), STILL)
-    opened = world.wrinkles.displacement(person, code(world), np.float32([0.35, 0, 0]))
+    subject = world.subject(0, 2)
+    pattern = world.wrinkles.pattern(subject)
+    closed = world.wrinkles.displacement(subject, code(world), STILL)
+    opened = world.wrinkles.displacement(subject, code(world), np.float32([0.35, 0, 0]))
     assert np.abs(opened - closed).max() > 1e-5
-    # Where no crease of this person lies, nothing moves whatever the face does.
+    # Where no crease of this subject lies, nothing moves whatever the face does.
     calm = np.zeros(256 * 256, bool)
     calm[world.wrinkles.texels[np.abs(pattern.creases).max(axis=0) < 1e-7]] = True
     calm = calm.reshape(256, 256)
-    smiling = world.wrinkles.displacement(person, code(world, smile=1.0, brow_raise=1.0), STILL)
+    smiling = world.wrinkles.displacement(subject, code(world, smile=1.0, brow_raise=1.0), STILL)
     assert calm.sum() > 5000
     np.testing.assert_allclose(smiling[calm], closed[calm], atol=2e-7)
     assert np.abs(closed[calm]).max() > 1e-5  # pores, moles
 
 
-def test_two_people_wrinkle_differently(world):
-    first, second = (change(world, world.person(0, index), smile=1.0, brow_raise=1.0) for index in (1, 2))
+def test_two_subjects_wrinkle_differently(world):
+    first, second = (change(world, world.subject(0, index), smile=1.0, brow_raise=1.0) for index in (1, 2))
     folds = (first < -1e-4) | (second < -1e-4)
     shared = (first < -1e-4) & (second < -1e-4)
     assert shared.sum() < 0.6 * folds.sum()
@@ -107,9 +107,9 @@ def test_every_driver_is_a_component_of_the_head(world):
 def test_a_pattern_is_fast_once_drawn(world):
     import time
 
-    person = world.person(0, 3)
-    world.wrinkles.displacement(person, code(world), STILL)
+    subject = world.subject(0, 3)
+    world.wrinkles.displacement(subject, code(world), STILL)
     started = time.process_time()
     for _ in range(20):
-        world.wrinkles.displacement(person, code(world, smile=0.7), STILL)
+        world.wrinkles.displacement(subject, code(world, smile=0.7), STILL)
     assert (time.process_time() - started) / 20 < 0.02  # 1 ms on a quiet machine

@@ -19,14 +19,14 @@ from deca_core.dlib_recognition import load_dlib
 from deca_core.export import Animation, coarse_mesh, dense_mesh, head_glb
 from deca_core.export.maps import png_of_displacement, tangent_normals, texture
 from deca_core.fitting import LandmarkHead, fit_landmarks
-from deca_core.inference import DTYPES, Inference, choose_precision, deviation, made_up, smooth_pictures
+from deca_core.inference import DTYPES, Inference, choose_precision, deviation, emulated, smooth_images
 from deca_core.losses import CoarseWeights, DetailWeights, fitted_vector
 from deca_core.metrics import light_error, normalized_mean_error, rotation_error
 from deca_core.perceptual import random_vgg19
 from deca_core.recognition import random_recognition
 from deca_core.smoothing import Eyelids, smooth_codes
 from deca_core.training import CoarseStep, DetailStep, FaceBatch, StepOutput, predicted_landmarks
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 
 EVERY_LOSS = CoarseWeights(lip_distance=0.5, fit=0.2)
 RELEASE = DetailWeights(shading_smoothness=0.005, mrf_size=32)
@@ -45,7 +45,7 @@ def codes_of(model: DECA, images: Tensor) -> Codes:
 
 def batch_of() -> FaceBatch:
     """Two pictures of one person."""
-    images = smooth_pictures(2 * SUBJECTS)
+    images = smooth_images(2 * SUBJECTS)
     landmarks = torch.cat([1.2 * seeded(2 * SUBJECTS, 68, 2) - 0.6, torch.ones(2 * SUBJECTS, 68, 1)], dim=2)
     return FaceBatch(
         images=images,
@@ -67,7 +67,7 @@ def close(there: Tensor, here: Tensor, tolerance: float = 1e-4) -> None:
 
 
 def test_encode_decode_render(model, device):
-    images = smooth_pictures(2)
+    images = smooth_images(2)
     there = copy.deepcopy(model).to(device)
     with torch.inference_mode():
         codes, moved = model.encode(images), there.encode(images.to(device))
@@ -81,8 +81,8 @@ def test_encode_decode_render(model, device):
         close(there.detail_normals(far), model.detail_normals(out), 1e-3)
         close(there.displacement(moved), model.displacement(codes))
         close(
-            picture_on_uv(there.atlas, far.projected, images.to(device)),
-            picture_on_uv(model.atlas, out.projected, images),
+            image_on_uv(there.atlas, far.projected, images.to(device)),
+            image_on_uv(model.atlas, out.projected, images),
         )
     assert len(Codes.cat([moved, moved])[[0, 2]]) == 2
     close(Codes.animate(moved[:1], moved).exp, codes.exp)
@@ -93,14 +93,14 @@ def test_a_model_is_built_on_the_device(model, device):
     with torch.device(device):
         built = DECA(model.bundle, backbone="mobilenet_v3_small")
     assert next(built.parameters()).device.type == "cuda"
-    images = smooth_pictures(1).to(device)
+    images = smooth_images(1).to(device)
     assert built.to(device).encode(images).cam.device.type == "cuda"
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_inference_from_a_model_on_the_device(model, device, precision):
     """As a worker has it: the model moves first, and the frozen networks are made of it there."""
-    images = smooth_pictures(1)
+    images = smooth_images(1)
     exact = Inference(model)
     frozen = Inference(copy.deepcopy(model).to(device), precision, device)
     codes = frozen.codes(images)
@@ -115,7 +115,7 @@ def test_inference_from_a_model_on_the_device(model, device, precision):
 def test_the_precision_is_measured_there(model, device):
     choice = choose_precision(copy.deepcopy(model).to(device), device, batch=1)
     assert "fp32" in choice.milliseconds
-    assert isinstance(made_up(torch.bfloat16, device), bool)
+    assert isinstance(emulated(torch.bfloat16, device), bool)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_step(model, device, stage):
 
 @pytest.mark.parametrize("network", [random_recognition, load_dlib], ids=["vggface2", "dlib"])
 def test_recognition(device, network):
-    images = smooth_pictures(1)
+    images = smooth_images(1)
     judge = network()
     with torch.no_grad():
         expected = judge.features(images)
@@ -226,16 +226,16 @@ def test_motions_and_tracks(model, device):
 
 def test_files_of_a_head(model, device):
     """GLB, meshes and maps of a model and codes that lie on the GPU."""
-    images = smooth_pictures(1)
+    images = smooth_images(1)
     codes = codes_of(model, images)
     there, moved = copy.deepcopy(model).to(device), codes.to(device)
     clip = Animation(np.array([0, 0.5], np.float32), np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
-    made = head_glb(there, moved, picture=images.to(device), animation=clip)
+    made = head_glb(there, moved, image=images.to(device), animation=clip)
     assert made[:4] == b"glTF"
-    assert len(made) == pytest.approx(len(head_glb(model, codes, picture=images, animation=clip)), rel=0.01)
+    assert len(made) == pytest.approx(len(head_glb(model, codes, image=images, animation=clip)), rel=0.01)
     with torch.inference_mode():
         out, far = model.decode(codes), there.decode(moved)
-        on_uv = picture_on_uv(model.atlas, out.projected, images)
+        on_uv = image_on_uv(model.atlas, out.projected, images)
         close(texture(there, moved, far, on_uv.to(device)), texture(model, codes, out, on_uv), 1e-2)
         close(tangent_normals(there, far), tangent_normals(model, out), 1e-2)
         for make in (coarse_mesh, dense_mesh):

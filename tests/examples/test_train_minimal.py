@@ -42,7 +42,7 @@ def crops(tmp_path_factory) -> Path:
     """Two subjects in two images each; one mask is missing and one landmark is unknown."""
     folder, world = tmp_path_factory.mktemp("crops"), World(procedural_head())
     for index in range(SUBJECTS):
-        subject = world.person(3, index)
+        subject = world.subject(3, index)
         (folder / str(index)).mkdir()
         for image in range(IMAGES):
             taken = world.photograph(subject, world.shot(subject, image))

@@ -200,7 +200,7 @@ def label(name: str, ending: Ending, file: str, make: Callable[[], bytes], limit
 
 label("landmarks that are not numbers", quarantined("detect", "not a number"), "x.npy", lambda: npy(points() * np.nan))
 label("landmarks without end", quarantined("detect", "not a number"), "x.npy", lambda: npy(points() * np.inf))
-label("landmarks far away", quarantined("detect", "outside the picture"), "x.npy", lambda: npy(points() + 1e5))
+label("landmarks far away", quarantined("detect", "outside the image"), "x.npy", lambda: npy(points() + 1e5))
 label("landmarks in one place", quarantined("detect", "in one line"), "x.npy", lambda: npy(points() * 0))
 label("67 landmarks", quarantined("detect", "expected 68"), "x.npy", lambda: npy(points()[1:]))
 label("landmarks as a pickle", quarantined("detect", "not opened"), "x.npy", lambda: npy(np.array(_Touch(), object)))

@@ -36,6 +36,7 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
     assert groups == {"image", "name", "archive", "table", "label", "list", "settings", "record", "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", TOGETHER)
 def test_what_lies_in_a_source(trials: Trials, tmp_path: Path, run: str) -> None:
     results = trials.run_together(TOGETHER[run], tmp_path / "run")
@@ -47,6 +48,7 @@ def test_what_lies_in_a_source(trials: Trials, tmp_path: Path, run: str) -> None
     assert not escapes(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["list", "settings", "record", "model"])
 def test_what_commands_are_given(trials: Trials, tmp_path: Path, group: str) -> None:
     kinds = [kind for kind in ALONE if kind.group == group]

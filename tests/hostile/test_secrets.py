@@ -128,6 +128,7 @@ def test_a_refusal_by_the_store_names_no_credential(planted: str, deca: Any) -> 
     assert not leaks({"printed": printed.encode()}, KEY, SECRET, TOKEN)
 
 
+@pytest.mark.slow
 def test_prefect_holds_nothing_planted(planted: str, prefect_harness: None, tmp_path: Path) -> None:
     """Parameters, logs, states and artifacts of a flow run, as the API tells them."""
     from prefect.client.orchestration import get_client

@@ -76,6 +76,7 @@ def model_of(dest: Path, name: str) -> bytes:
     return (dest / MODELS / "seed-0" / name / MODEL / WEIGHTS_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
     dest, summary = done
     assert (summary.outcome, summary.people, summary.pictures) == ("complete", 2, 4)
@@ -108,6 +109,7 @@ def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
     assert len(lines) == len(rows)
 
 
+@pytest.mark.slow
 def test_the_full_recipe_is_one_training(done: tuple[Path, AblateSummary], tmp_path: Path) -> None:
     """Its stages, each a run from the model of the one before, give what one run of `deca train` gives."""
     world = settings(Path("unused"), tmp_path).training(0).world
@@ -115,6 +117,7 @@ def test_the_full_recipe_is_one_training(done: tuple[Path, AblateSummary], tmp_p
     assert (tmp_path / MODEL / WEIGHTS_FILE).read_bytes() == model_of(done[0], "detail")
 
 
+@pytest.mark.slow
 def test_a_variant_parts_from_the_full_recipe_where_its_loss_begins(archive: Path, tmp_path: Path) -> None:
     config = settings(archive, tmp_path, seeds=[0, 4])
     runs = plan_runs(config)
@@ -143,6 +146,7 @@ def test_every_variant_takes_something_away() -> None:
             assert changed_stages(config.training(0), variant.without) == list(variant.without), name
 
 
+@pytest.mark.slow
 def test_a_repeated_run_trains_nothing_and_rewrites_the_report(
     done: tuple[Path, AblateSummary], archive: Path, prefect_harness: None
 ) -> None:
@@ -166,6 +170,7 @@ def test_a_repeated_run_trains_nothing_and_rewrites_the_report(
     assert artifacts["ablations-models"] == models_table(summary)
 
 
+@pytest.mark.slow
 def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, AblateSummary], archive: Path) -> None:
     dest, summary = done
     name = "without-skin-mask"
@@ -180,6 +185,7 @@ def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, Abla
     assert again.models == summary.models
 
 
+@pytest.mark.slow
 def test_another_variant_uses_what_is_there_and_is_evaluated_with_the_rest(
     done: tuple[Path, AblateSummary], archive: Path
 ) -> None:
@@ -196,6 +202,7 @@ def test_another_variant_uses_what_is_there_and_is_evaluated_with_the_rest(
     assert (resumed.trained, resumed.seeds, resumed.comparisons) == ({}, [0], other.comparisons)
 
 
+@pytest.mark.slow
 def test_new_starts_over(archive: Path, tmp_path: Path) -> None:
     """With the pretrain stage alone, which then is the full recipe, and nothing taken away."""
     off = {name: {**STEPS[name], "steps": 0} for name in ("coarse", "detail")}
@@ -213,6 +220,7 @@ def test_new_starts_over(archive: Path, tmp_path: Path) -> None:
     assert again.comparisons == []
 
 
+@pytest.mark.slow
 def test_other_training_is_refused_and_named(done: tuple[Path, AblateSummary], archive: Path) -> None:
     other = settings(archive, done[0])
     other = other.model_copy(update={"train": {**other.train, "mrf_size": 64, "weights": {}}})
@@ -222,6 +230,7 @@ def test_other_training_is_refused_and_named(done: tuple[Path, AblateSummary], a
         ablate(settings(archive, done[0] / "nothing", existing="resume"))
 
 
+@pytest.mark.slow
 def test_subjects_of_the_training_set_are_refused(archive: Path, tmp_path: Path) -> None:
     config = settings(archive, tmp_path)
     same = {**config.train, "world": {**config.train["world"], "seed": 8}}

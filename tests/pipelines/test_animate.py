@@ -112,6 +112,7 @@ def glb_json(path: Path) -> dict:
     return json.loads(data[20 : 20 + length])
 
 
+@pytest.mark.slow
 def test_a_video_drives_an_image_at_its_own_times(place):
     animate(config(place, "driven", identity=[str(place / "photo.jpg")], expression=[str(place / "heads")]))
     rows, track = table(place, "driven"), read_tracks(str(place / "heads"))
@@ -124,6 +125,7 @@ def test_a_video_drives_an_image_at_its_own_times(place):
     assert np.allclose(fixed_values(table(place, "direct"), "exp"), fixed_values(rows, "exp"), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_heads_of_a_dataset_with_presets_resume(place):
     pairs = config(
         place,
@@ -154,6 +156,7 @@ def test_all_heads_of_a_dataset_with_presets_resume(place):
         animate(pairs.model_copy(update={"fps": 6.0}))
 
 
+@pytest.mark.slow
 def test_the_tracks_of_a_dataset_are_its_heads(place):
     assert animate(config(place, "tracks", identities=str(place / "heads"), expression=["jaw-open"])).identities == 1
     track = read_tracks(str(place / "heads"))

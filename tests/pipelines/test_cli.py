@@ -234,6 +234,7 @@ def test_annotations_that_wait_to_be_grouped_are_said(deca, photos, tmp_path):
         assert "holds no faces" in printed
 
 
+@pytest.mark.slow
 def test_photographs_of_which_nothing_came_end_as_failed_until_they_are_mended(deca, tmp_path):
     out, listing, options = tmp_path / "out", tmp_path / "list.txt", ("--workers", 0, "--precision", "fp32")
     listing.write_text("late.jpg\n")
@@ -283,6 +284,7 @@ def test_plan_knows_which_settings_belong_to_which_flow(deca, photos, tmp_path):
     assert "checkpoint" in printed
 
 
+@pytest.mark.slow
 def test_another_plan_in_the_same_place_is_refused(deca, photos, tmp_path):
     out = tmp_path / "out"
     deca("plan", photos, out, "--calibrate", 0)
@@ -336,6 +338,7 @@ def other_bundle(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "ckpt", folder / "bundle"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_used_and_named(deca, photos, tmp_path, other_bundle):
     checkpoint, _ = other_bundle
     code, printed = deca("reconstruct", photos, tmp_path / "out", "--checkpoint", checkpoint, "--workers", 0)
@@ -343,6 +346,7 @@ def test_a_checkpoint_is_used_and_named(deca, photos, tmp_path, other_bundle):
     assert "untrained-0" not in printed
 
 
+@pytest.mark.slow
 def test_a_source_that_grows(deca, photos, tmp_path):
     out, options = tmp_path / "out", ("--workers", 0)
     assert deca("reconstruct", photos, out, *options)[0] == 0
@@ -413,6 +417,7 @@ def test_yaml_settings(deca, photos, tmp_path):
     assert "in 2 units" in printed
 
 
+@pytest.mark.slow
 def test_a_plan_with_its_price_then_the_run_with_its(deca, photos, tmp_path):
     settings = ("--set", "units.items_per_unit=1", "--workers", 0, "--price-per-hour", 3600)
     code, printed = deca("plan", photos, tmp_path / "out", "--calibrate", 2, *settings)

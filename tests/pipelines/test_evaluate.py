@@ -97,6 +97,7 @@ def test_a_benchmark_without_one_readable_image_fails(archive, checkpoint, tmp_p
     assert not (tmp_path / "out/_report").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_picture_is_named_and_comes_back_with_a_retry(archive, checkpoint, done, tmp_path):
     world = tmp_path / "world"
     shutil.copytree(archive, world)

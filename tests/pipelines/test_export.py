@@ -68,6 +68,7 @@ def test_one_clear_line_before_any_work(deca, heads, tmp_path, options, words):
     assert not (tmp_path / "out" / "files").exists()
 
 
+@pytest.mark.slow
 def test_heads_that_are_all_gone_end_as_failed(deca, heads, tmp_path):
     source, out = tmp_path / "heads", tmp_path / "out"
     shutil.copytree(heads, source)
@@ -85,6 +86,7 @@ def sparse_targets(folder: Path) -> set[bool]:
     return {any(one.sparse is not None for one in gltf.accessors) for gltf in files}
 
 
+@pytest.mark.slow
 def test_targets_are_whole_in_new_plans_and_sparse_in_those_of_before(deca, heads, tmp_path):
     def said(*options: object) -> str:
         code, words = deca("export", heads, tmp_path / "out", "--workers", 0, *options)
@@ -111,6 +113,7 @@ def test_a_place_without_heads_is_named(deca, tmp_path):
     assert (code, "no plan at" in said) == (1, True)
 
 
+@pytest.mark.slow
 def test_prefect_flow_gives_the_summary(heads, tmp_path, prefect_harness):
     from pipelines import flows
 
@@ -122,6 +125,7 @@ def test_prefect_flow_gives_the_summary(heads, tmp_path, prefect_harness):
     assert (summary.outcome, summary.heads, summary.files) == ("complete", 1, 1)
 
 
+@pytest.mark.slow
 def test_exports_on_ray_are_those_of_one_process(heads, tmp_path, ray_cluster):
     from pipelines.export import export
 

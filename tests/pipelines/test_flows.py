@@ -53,6 +53,7 @@ def test_a_server_that_is_away_costs_no_run(monkeypatch):
     assert all("the run goes on" in record.getMessage() for record in said)
 
 
+@pytest.mark.slow
 def test_a_report_waits_for_a_server_that_comes_back(prefect_harness, monkeypatch):
     from prefect.artifacts import create_markdown_artifact
     from prefect.client.orchestration import get_client

@@ -164,6 +164,7 @@ def test_growth_touches_only_what_it_must(tmp_path):
     assert faces_table(out)["identity_id"].to_pylist() == sorted(faces_table(out)["identity_id"].to_pylist(), key=place)
 
 
+@pytest.mark.slow
 def test_changed_filters_only_group_anew(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
     write_picture(photos / PEOPLE[0] / "2.jpg", 5)
@@ -195,6 +196,7 @@ def test_a_run_that_keeps_no_face_fails_and_publishes_nothing(tmp_path):
     assert written(out / "faces") == before
 
 
+@pytest.mark.slow
 def test_faces_that_were_all_erased_are_not_lost(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
     ingest(config(photos, out))
@@ -217,6 +219,7 @@ def test_photographs_without_a_face_fail(tmp_path):
     assert ingest(config(photos, out, identity={})).faces == 1
 
 
+@pytest.mark.slow
 def test_changed_annotators_are_refused_with_the_next_command(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
     ingest(config(photos, out))
@@ -237,6 +240,7 @@ def test_to_refuse_growth_can_be_asked_for(tmp_path):
         ingest(config(photos, out, existing="refuse"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", ["a/o[u]t", ""])
 def test_a_dest_inside_the_source_is_no_source(tmp_path, below):
     photos = write_people(tmp_path / "photos", PEOPLE[:1])
@@ -249,6 +253,7 @@ def test_a_dest_inside_the_source_is_no_source(tmp_path, below):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pattern_that_matches_nothing_ends_the_run_before_any_work(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
     with pytest.raises(IdentityError, match=rf"nobody_.*{PEOPLE[0]}/0\.jpg"):
@@ -257,6 +262,7 @@ def test_a_pattern_that_matches_nothing_ends_the_run_before_any_work(tmp_path):
     assert ingest(config(photos, out)).faces == 2  # the plan is good, and the right pattern goes on with it
 
 
+@pytest.mark.slow
 def test_a_pattern_may_match_late_pictures_only(tmp_path):
     photos = write_people(tmp_path / "photos", PEOPLE[:1])
     for picture in range(4):
@@ -265,6 +271,7 @@ def test_a_pattern_may_match_late_pictures_only(tmp_path):
     assert (summary.annotated, summary.faces, summary.left_out) == (6, 2, {"no label": 4})
 
 
+@pytest.mark.slow
 def test_a_table_that_names_nobody_ends_the_run_before_any_work(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
     table = tmp_path / "people.csv"
@@ -276,6 +283,7 @@ def test_a_table_that_names_nobody_ends_the_run_before_any_work(tmp_path):
     assert ingest(config(photos, out, identity={"table": str(table)})).left_out == {"no label": 1}
 
 
+@pytest.mark.slow
 def test_clusters_stay_when_photographs_arrive(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
     clustered = {"identity": {}}
@@ -289,6 +297,7 @@ def test_clusters_stay_when_photographs_arrive(tmp_path):
     assert ingest(config(photos, out, **clustered)).new_version is False
 
 
+@pytest.mark.slow
 def test_to_group_anew_is_asked_of_one_run(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
     ingest(config(photos, out, identity={}))
@@ -296,6 +305,7 @@ def test_to_group_anew_is_asked_of_one_run(tmp_path):
     assert stored_config(f"{out}/annotations", IngestConfig).identity.regroup is False
 
 
+@pytest.mark.slow
 def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
     names = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.jpg"))
@@ -314,6 +324,7 @@ def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
     assert "Nothing is in quarantine" in (out / "faces" / "card.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_picture_that_changes_after_the_plan(tmp_path):
     photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
     from pipelines.ingest import check_annotators, freeze_plan, settle
@@ -331,6 +342,7 @@ def test_a_picture_that_changes_after_the_plan(tmp_path):
     assert verify(f"{out}/annotations").ok
 
 
+@pytest.mark.slow
 def test_trouble_with_sidecars(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
@@ -373,12 +385,14 @@ def test_trouble_with_sidecars(tmp_path):
 # --- other machines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_bytes(done, tmp_path, ray_cluster):
     summary = ingest(config(done.parent / "photos", tmp_path / "out", ray={"workers": 2}))
     assert (summary.outcome, summary.faces) == ("complete", 8)
     assert contents(str(tmp_path / "out")) == contents(str(done))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["s3", "azure"])
 def test_from_and_to_buckets(done, storage, request):
     endpoint = request.getfixturevalue(storage)
@@ -415,6 +429,7 @@ def test_prefect_flow_leaves_artifacts(done, tmp_path, prefect_harness):
     assert summary["faces"] == "4"
 
 
+@pytest.mark.slow
 def test_a_prefect_flow_that_keeps_nothing_fails(tmp_path, prefect_harness):
     from pipelines import flows
 

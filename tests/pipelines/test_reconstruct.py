@@ -113,6 +113,7 @@ def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
     assert not (folder.parent / "escape.jpg").exists()
 
 
+@pytest.mark.slow
 def test_endings_and_what_is_left_out(tmp_path):
     """One image as seven kinds of file: six are read, the seventh is told, and the outcome says that it is missing."""
     folder, dest = tmp_path / "photos", tmp_path / "out"
@@ -150,6 +151,7 @@ def test_pictures_of_nobody_known_cannot_share_a_skull(done):
     assert not (done / "consensus").exists()
 
 
+@pytest.mark.slow
 def test_upright_and_rotated_pictures_give_the_same_landmarks(trouble, tmp_path):
     folder, _ = trouble
     for path in folder.rglob("*"):
@@ -243,6 +245,7 @@ def worker_pids() -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_unreadable_object_is_quarantined_and_retried(s3, tmp_path):
     """An archived object: the store answers 403 to reading it, until it is restored."""
     import boto3

@@ -25,7 +25,7 @@ from schemas.train import STAGES, TrainConfig
 from tasks.people.versions import FacesError, read_version
 from tasks.store.storage import Store
 from tasks.training.records import FOLDER, MODEL, list_checkpoints, stored_plan
-from tasks.training.report import CURVES, PICTURES, read_metrics
+from tasks.training.report import CURVES, SHEETS, read_metrics
 from tasks.units.plan import CONFIG, PlanError
 from tasks.units.progress import TerminalProgress
 from tests.tasks.stored_faces import publish
@@ -89,7 +89,7 @@ def test_all_stages_leave_checkpoints_curves_pictures_and_a_model(done: Path) ->
         assert [row["step"] for row in steps] == list(range(1, ONE[stage]["steps"] + 1))
         assert [row["step"] for row in validations] == [0, ONE[stage]["steps"]]
         assert all(0 < row["nme"] < 1 for row in validations)
-        sheet = np.asarray(Image.open(io.BytesIO(store.read(PICTURES.format(stage=stage)))))
+        sheet = np.asarray(Image.open(io.BytesIO(store.read(SHEETS.format(stage=stage)))))
         assert sheet[30:].std() > 10
     assert Image.open(io.BytesIO(store.read(CURVES))).width > 1000
     # E_c is frozen in the detail stage, so its landmarks stay; before, it learns.
@@ -106,6 +106,7 @@ def test_the_same_run_again_does_nothing(done: Path) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_what_a_pruning_left_goes_with_the_next_run(tmp_path: Path) -> None:
     """As after a listing that was older than the last checkpoints; how many are kept may change from run to run."""
     settings = {**QUICK, "pretrain": OFF, "detail": OFF, "checkpoint_every": 1}
@@ -158,6 +159,7 @@ def test_a_driver_that_is_killed_between_stages_goes_on(done: Path, tmp_path: Pa
     assert status_report(str(tmp_path)).complete
 
 
+@pytest.mark.slow
 def test_faces_of_an_ingest_at_the_version_the_run_began_with(tmp_path: Path) -> None:
     faces, dest = tmp_path / "people" / "faces", tmp_path / "trained"
     publish(str(faces), [3] * 4)
@@ -179,6 +181,7 @@ def test_a_source_without_faces_is_refused_before_any_work(tmp_path: Path) -> No
     assert not (tmp_path / "trained" / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_reconstruct_uses_the_trained_model(done: Path, photos: Path, tmp_path: Path) -> None:
     config = ReconstructConfig.model_validate(
         {"source": str(photos), "dest": str(tmp_path), "checkpoint": str(done / MODEL), "ray": {"workers": 0}}

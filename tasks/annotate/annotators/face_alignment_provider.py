@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.annotate import AnnotateConfig, Provider, Step
-from tasks.annotate.annotators.base import AnnotatorError, Detection, check_picture
+from tasks.annotate.annotators.base import AnnotatorError, Detection, check_image
 from tasks.annotate.annotators.geometry import apply, box_transform, cut, invert
 from tasks.annotate.annotators.weights import WeightFile, load_state, pick_device, versions
 
@@ -45,7 +45,7 @@ class FaceAlignmentAnnotator:
 
     @staticmethod
     def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
-        """What the steps need, under the library's own names."""
+        """Return the weight files of the steps, under the library's own names."""
         return [WeightFile(FAN, folder=_weights_folder, package=PACKAGE, url=weight_url)] if steps else []
 
     @cached_property
@@ -59,11 +59,11 @@ class FaceAlignmentAnnotator:
     def landmarks_batch(
         self, images: Sequence[NDArray[np.uint8]], detections: Sequence[Detection]
     ) -> list[NDArray[np.float32]]:
-        """As `landmarks`, for several faces; images[i] is the picture of face i."""
+        """As `landmarks`, for several faces; images[i] is the image of face i."""
         from face_alignment.utils import flip
 
         for image in images:
-            check_picture(image)
+            check_image(image)
         frames = [self._frame(detection) for detection in detections]
         crops = [cut(image, frame, INPUT) for image, frame in zip(images, frames, strict=True)]
         batch = torch.from_numpy(np.stack(crops)).to(self._device).permute(0, 3, 1, 2).float() / 255
@@ -97,7 +97,7 @@ class FaceAlignmentAnnotator:
 
 
 def peaks(maps: torch.Tensor) -> torch.Tensor:
-    """Heat maps (B, 68, 64, 64) to points (B, 68, 2) in pixels of the network's input.
+    """Return heat maps (B, 68, 64, 64) as points (B, 68, 2) in pixels of the network's input.
 
     The largest value, moved a quarter of a cell towards its larger neighbour in x and in y, as its authors do.
     """
@@ -117,12 +117,12 @@ def peaks(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _weights_folder() -> Path:
-    """Where the library keeps what it has fetched."""
+    """Return the library's download folder."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def weight_url() -> str:
-    """The library's own address of the network's weights."""
+    """Return the library's URL of the network's weights."""
     from face_alignment.api import models_urls
 
     return str(models_urls[FAN_KEY])

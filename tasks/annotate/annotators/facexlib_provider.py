@@ -1,7 +1,7 @@
 """Faces by facexlib: RetinaFace detection, BiSeNet or ParseNet face parsing, ArcFace identity descriptors.
 
 Only the library's network classes are used: its loading functions would fetch and unpickle by themselves, its detector
-builds anchors in Python loops, and its parsers and ArcFace come without a way from the picture to their crop and back.
+builds anchors in Python loops, and its parsers and ArcFace come without a way from the image to their crop and back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from schemas.annotate import SKIN_CLASSES, AnnotateConfig, Step
-from tasks.annotate.annotators.base import AnnotatorError, Detection, check_picture, largest_first
+from tasks.annotate.annotators.base import AnnotatorError, Detection, check_image, largest_first
 from tasks.annotate.annotators.geometry import cut, five_points, paste, portrait_transform, similarity
 from tasks.annotate.annotators.weights import WeightFile, load_state, pick_device, versions
 
@@ -35,7 +35,7 @@ MIN_SCORE = 0.8
 # Two boxes whose intersection over union is larger show the same face; the library's value.
 SAME_FACE = 0.4
 
-# RetinaFace: (stride, anchor sides) of each level in pixels, variances of the regression, mean of the BGR pictures.
+# RetinaFace: (stride, anchor sides) of each level in pixels, variances of the regression, mean of the BGR images.
 LEVELS = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))
 VARIANCES = (0.1, 0.2)
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -61,7 +61,7 @@ class FacexlibAnnotator:
 
     @staticmethod
     def weight_files(config: AnnotateConfig, steps: Sequence[Step]) -> list[WeightFile]:
-        """What the steps need, under the library's own names."""
+        """Return the weight files of the steps, under the library's own names."""
         options = config.facexlib
         names = {"detect": DETECTORS[options.detector], "segment": PARSERS[options.parser], "embed": ARCFACE}
         return [_weight_file(name) for step, name in names.items() if step in steps]
@@ -75,11 +75,11 @@ class FacexlibAnnotator:
 
     @torch.inference_mode()
     def detect_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Detection]]:
-        """As `detect`, for several pictures; those that have the same size after reduction go through together."""
+        """As `detect`, for several images; those that have the same size after reduction go through together."""
         groups: dict[tuple[int, ...], list[int]] = {}
         resized = [self._resize(image) for image in images]
-        for index, picture in enumerate(resized):
-            groups.setdefault(picture.shape, []).append(index)
+        for index, image in enumerate(resized):
+            groups.setdefault(image.shape, []).append(index)
         found: list[list[Detection]] = [[] for _ in images]
         for shape, members in groups.items():
             batch = _to_tensor([resized[index][..., ::-1] for index in members], self._device)
@@ -99,7 +99,7 @@ class FacexlibAnnotator:
     def segment_batch(
         self, images: Sequence[NDArray[np.uint8]], landmarks: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.uint8]]:
-        """As `segment`, for several faces; images[i] is the picture of face i."""
+        """As `segment`, for several faces; images[i] is the image of face i."""
         parser = self._config.facexlib.parser
         frames = [portrait_transform(points, PARSE_SIZE) for points in landmarks]
         batch = _to_tensor(_crops(images, frames, PARSE_SIZE), self._device) / 255
@@ -117,15 +117,15 @@ class FacexlibAnnotator:
     def embed_batch(
         self, images: Sequence[NDArray[np.uint8]], landmarks: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
-        """As `embed`, for several faces; images[i] is the picture of face i."""
+        """As `embed`, for several faces; images[i] is the image of face i."""
         network, template = self._arcface
         frames = [similarity(five_points(points), template) for points in landmarks]
-        crops = [crop[..., ::-1] for crop in _crops(images, frames, EMBED_SIZE)]  # it was trained on BGR pictures
+        crops = [crop[..., ::-1] for crop in _crops(images, frames, EMBED_SIZE)]  # it was trained on BGR images
         codes = network(_to_tensor(crops, self._device) / 127.5 - 1)
         return list(codes.cpu().numpy())
 
     def _resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        check_picture(image)
+        check_image(image)
         height, width = image.shape[:2]
         scale = self._config.facexlib.max_side / max(height, width)
         if scale >= 1:
@@ -196,7 +196,7 @@ class FacexlibAnnotator:
 
 
 def anchors(height: int, width: int) -> torch.Tensor:
-    """RetinaFace's anchors for a picture: (N, 4) centre x, y and sides in pixels, in the order of the network's heads.
+    """RetinaFace's anchors for an image: (N, 4) centre x, y and sides in pixels, in the order of the network's heads.
 
     Level by level, row by row, the smaller anchor of a cell first.
     """
@@ -221,13 +221,13 @@ def _decode(regression: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
 
 def _crops(images: Sequence[Any], frames: Sequence[Any], size: int) -> list[NDArray[np.uint8]]:
     for image in images:
-        check_picture(image)
+        check_image(image)
     return [cut(image, frame, size) for image, frame in zip(images, frames, strict=True)]
 
 
-def _to_tensor(pictures: Sequence[NDArray[np.uint8]], device: str) -> torch.Tensor:
-    """Pictures (H, W, 3) of one size to (B, 3, H, W) float32, 0 to 255; contiguous, because ArcFace makes views."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float().contiguous()
+def _to_tensor(images: Sequence[NDArray[np.uint8]], device: str) -> torch.Tensor:
+    """Images (H, W, 3) of one size to (B, 3, H, W) float32, 0 to 255; contiguous, because ArcFace makes views."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float().contiguous()
 
 
 def _weight_file(name: str) -> WeightFile:
@@ -235,7 +235,7 @@ def _weight_file(name: str) -> WeightFile:
 
 
 def _weights_folder() -> Path:
-    """Where the library keeps what it has fetched."""
+    """Return the library's download folder."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise AnnotatorError(f"the package {PACKAGE} is not installed. Run: pip install {PACKAGE}")
@@ -243,7 +243,7 @@ def _weights_folder() -> Path:
 
 
 def weight_url(name: str) -> str:
-    """The library's own address of a weight file, read from the constants of its loading functions.
+    """Return the library's URL of a weight file, read from the constants of its loading functions.
 
     The library has no table of them, and a copy of ours would go out of date.
     """

@@ -1,4 +1,4 @@
-"""Between a picture and the square a network sees. Pixel centres lie at whole coordinates on both sides."""
+"""Transforms between an image and the crop of a network. Pixel centres are at whole coordinates in both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIGHT_EYE, LEFT_EYE, NOSE_TIP, RIGHT_MOUTH, LEFT_MOUTH = slice(36, 42), slice(42
 
 
 def similarity(source: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    """The rotation, scale and shift (2, 3) that takes points (N, 2) nearest to others, in the least-squares sense.
+    """Return the rotation, scale and shift (2, 3) that maps points (N, 2) to others with least squares.
 
     With points as complex numbers z, w about their means, w = a z has the solution a = sum(conj(z) w) / sum |z|^2.
     Raises CropError when the points lie in one place.
@@ -38,7 +38,7 @@ def box_transform(centre: NDArray[Any], side: float, size: int) -> NDArray[np.fl
 
 
 def five_points(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Middle of each eye, tip of the nose, corners of the mouth, left in the picture first: (5, 2)."""
+    """Return eye centres, nose tip and mouth corners, left in the image first: (5, 2)."""
     points = landmarks.astype(np.float64)
     eyes = [points[RIGHT_EYE].mean(axis=0), points[LEFT_EYE].mean(axis=0)]
     return np.stack([*eyes, points[NOSE_TIP], points[RIGHT_MOUTH], points[LEFT_MOUTH]])
@@ -74,9 +74,9 @@ def invert(transform: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def cut(image: NDArray[np.uint8], transform: NDArray[Any], size: int) -> NDArray[np.uint8]:
-    """The crop (size, size, 3) under a similarity from source to crop pixels; black outside the picture.
+    """Return the crop (size, size, 3) under a similarity from source to crop pixels; black outside the image.
 
-    A large face is reduced with a low-pass filter first, so that networks never see the picture's sampling.
+    A large face is reduced with a low-pass filter first, so that networks never see the image's sampling.
     """
     window = _window(transform, size, image.shape[:2])
     if window is None:
@@ -95,7 +95,7 @@ def cut(image: NDArray[np.uint8], transform: NDArray[Any], size: int) -> NDArray
 
 
 def paste(soft: NDArray[np.float32], transform: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """A crop's mask (size, size) in [0, 1] back in the picture (H, W): 255 from one half on, 0 below and outside."""
+    """A crop's mask (size, size) in [0, 1] back in the image (H, W): 255 from one half on, 0 below and outside."""
     mask = np.zeros(shape, np.uint8)
     window = _window(transform, soft.shape[0], shape)
     if window is None:
@@ -111,7 +111,7 @@ def paste(soft: NDArray[np.float32], transform: NDArray[Any], shape: tuple[int, 
 
 
 def _window(transform: NDArray[Any], size: int, shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
-    """The part of a picture (x0, y0, x1, y1) under a crop, with a small margin; None if there is none."""
+    """The part of an image (x0, y0, x1, y1) under a crop, with a small margin; None if there is none."""
     low, high = -0.5, size - 0.5
     corners = apply(invert(transform), np.array([[low, low], [high, low], [high, high], [low, high]]))
     x0, y0 = (int(v) for v in np.maximum(np.floor(corners.min(axis=0)) - 2, 0))

@@ -1,4 +1,4 @@
-"""Labels that lie beside the pictures: landmarks, skin masks, identities; in folders, buckets, tar and zip archives."""
+"""Sidecar labels beside the images: landmarks, skin masks, identities; in folders, buckets, tar and zip archives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.annotate import AnnotateConfig
 from schemas.ledger import Item
-from tasks.annotate.annotators.base import AnnotatorError, Detection, check_picture, largest_first
+from tasks.annotate.annotators.base import AnnotatorError, Detection, check_image, largest_first
 from tasks.sources.archives import GZIP_TAR_SUFFIXES, archive_members, listed_name, read_member
 from tasks.sources.labels import LabelError, read_identity, read_landmarks, read_mask
 from tasks.sources.read import read_item
@@ -27,14 +27,14 @@ Label = TypeVar("Label")
 
 
 class SidecarAnnotator:
-    """Steps detect, landmarks and segment of the `Annotator` protocol, for the picture of one item."""
+    """Steps detect, landmarks and segment of the `Annotator` protocol, for the image of one item."""
 
     def __init__(self, config: AnnotateConfig, item: Item | None = None) -> None:
         self._config = config
         self._item = item
 
     def for_item(self, item: Item) -> SidecarAnnotator:
-        """The labels of another picture."""
+        """Return the labels of another image."""
         return SidecarAnnotator(self._config, item)
 
     @property
@@ -42,21 +42,21 @@ class SidecarAnnotator:
         return {"sidecar": FORMAT}
 
     def detect(self, image: NDArray[np.uint8]) -> list[Detection]:
-        """One face for each set of landmarks: their extent, with the score 1."""
-        check_picture(image)
+        """Return a face per set of landmarks: their extent, with score 1."""
+        check_image(image)
         faces = [_detection(points) for points in self._landmarks]
         height, width = image.shape[:2]
         for face in faces:
             x0, y0, x1, y1 = face.bbox
             if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
                 raise LabelError(
-                    f"the labelled face at {x0:.0f}..{x1:.0f}, {y0:.0f}..{y1:.0f} lies outside the picture of "
-                    f"{width} x {height} pixels: labels of another size, or made before the picture was turned upright"
+                    f"the labelled face at {x0:.0f}..{x1:.0f}, {y0:.0f}..{y1:.0f} lies outside the image of "
+                    f"{width} x {height} pixels: labels of another size, or made before the image was turned upright"
                 )
         return largest_first(faces, self._config.max_faces)
 
     def landmarks(self, image: NDArray[np.uint8], detection: Detection) -> NDArray[np.float32]:
-        """The labels whose extent has most in common with a detected face."""
+        """Return the labels whose extent overlaps most with a detected face."""
         overlaps = [_overlap(_detection(points), detection) for points in self._landmarks]
         if not overlaps or max(overlaps) < SAME_FACE:
             raise LabelError(
@@ -66,17 +66,17 @@ class SidecarAnnotator:
         return self._landmarks[int(np.argmax(overlaps))]
 
     def segment(self, image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The mask of the whole picture."""
+        """Return the mask of the whole image."""
         height, width = image.shape[:2]
         name, mask = self._mask
         if mask.shape != (height, width):
             raise LabelError(
-                f"{name}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the picture {width} x {height}"
+                f"{name}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {width} x {height}"
             )
         return mask.copy()
 
     def identity(self) -> str | None:
-        """Who the labels say is in the picture; None where no pattern of `sidecar.identity` exists."""
+        """Return the identity label of the image, or None where no file of `sidecar.identity` exists."""
         found = self._search(self._config.sidecar.identity, read_identity)
         return found[1] if found else None
 
@@ -115,14 +115,14 @@ def _place(item: Item) -> str:
 
 
 def _names(patterns: Sequence[str], item: Item) -> list[str]:
-    """The patterns filled in for a picture."""
+    """Return the label file names of an image."""
     name = _place(item).rpartition("/")[2]
     stem = name.rpartition(".")[0] or name
     return [pattern.replace("{stem}", stem).replace("{name}", name) for pattern in patterns]
 
 
 def _read(item: Item, folder: str, label: str) -> bytes | None:
-    """The bytes of a file relative to the picture's folder; None if it does not exist."""
+    """Return the bytes of a file relative to the image's folder, or None if it does not exist."""
     if item.member is None:
         protocol, found, path = folder.rpartition("://")
         joined = posixpath.normpath(f"{path}/{label}")
@@ -133,7 +133,7 @@ def _read(item: Item, folder: str, label: str) -> bytes | None:
     if item.uri.lower().endswith(GZIP_TAR_SUFFIXES):
         raise LabelError(
             f"{item.uri}: labels inside a packed tar are not supported, because finding them means unpacking all of it "
-            "for every picture. Unpack it, or pack it as .tar or .zip"
+            "for every image. Unpack it, or pack it as .tar or .zip"
         )
     place = _labels(item.uri, item.etag).get(posixpath.normpath(f"{folder}/{label}" if folder else label))
     if place is None:
@@ -146,13 +146,13 @@ def _read(item: Item, folder: str, label: str) -> bytes | None:
 
 @lru_cache(maxsize=4)
 def _labels(uri: str, etag: str | None) -> dict[str, tuple[int, int]]:
-    """Place (offset, size) of every possible label in an archive, listed once in a process."""
+    """Return (offset, size) of every possible label in an archive, listed once per process."""
     members = ((posixpath.normpath(name), offset, size) for name, offset, size in archive_members(uri))
     return {name: (offset, size) for name, offset, size in members if name.lower().endswith(LABEL_SUFFIXES)}
 
 
 def _detection(points: NDArray[np.float32]) -> Detection:
-    """The extent of landmarks (68, 2) as a box: a pixel's centre lies half a pixel from its edges."""
+    """Return the extent of landmarks (68, 2) as a box: a pixel's centre is half a pixel from its edges."""
     (x0, y0), (x1, y1) = points.min(axis=0) + 0.5, points.max(axis=0) + 0.5
     return Detection((float(x0), float(y0), float(x1), float(y1)), 1.0)
 

@@ -1,7 +1,7 @@
 """The skin mask of a face from its 68 landmarks and the colour of its cheeks; no network, no weights.
 
 1. Outline: the jaw line (points 0..16) closed by half an ellipse over the brows. Hair, hairline and bald head cannot be
-   told apart without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
+   distinguished without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
 2. Colour: pixels of the outline far from the robust colour distribution of cheeks and nose are dropped (hair, dark
    glasses, background); lips and brows, which differ in colour but belong to the face, are kept. On the forehead,
    where hair is expected, less distance is allowed than between jaw and brows, where shadow and beard are.
@@ -45,9 +45,9 @@ SMALL_REGION = 0.03  # of the outline's area: left of skin behind glasses and st
 
 
 def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Visible facial skin: (H, W) uint8, 255 skin, 0 else.
+    """Return visible facial skin: (H, W) uint8, 255 skin, 0 else.
 
-    image (H, W, 3) uint8 RGB; landmarks (68, 2) in its pixels. A face outside the picture gives an empty mask.
+    image (H, W, 3) uint8 RGB; landmarks (68, 2) in its pixels. A face outside the image gives an empty mask.
     """
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
@@ -67,16 +67,16 @@ def skin_mask(image: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArr
 
 
 def bare_region(size: tuple[int, int], points: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where the skin of an unhidden face must be seen: inside jaw line and brows, without eyes and inner mouth.
+    """Return the skin region of an unoccluded face: inside jaw line and brows, without eyes and inner mouth.
 
-    size: (width, height) of the picture; points (68, 2) in its pixels -> (height, width).
+    size: (width, height) of the image; points (68, 2) in its pixels -> (height, width).
     """
     lids = _fill(size, *(_lids(points[eye]) for eye in EYES))
     return _fill(size, np.concatenate([points[JAW], points[26:16:-1]])) & ~lids & ~_fill(size, points[INNER_LIPS])
 
 
 def _outline(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The polygon that face skin lies in: jaw line from left to right in the picture, then back over the forehead."""
+    """The polygon that face skin lies in: jaw line from left to right in the image, then back over the forehead."""
     bridge, chin = landmarks[27], landmarks[8]
     axis = (chin - bridge) / max(float(np.hypot(*(chin - bridge))), 1e-6)
     offset = landmarks[JAW] - bridge
@@ -118,7 +118,7 @@ def _patch_mask(patch: Image.Image, points: NDArray[Any], outline: NDArray[Any])
 def _colour_distance(patch: Image.Image, cheeks: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Distance of each pixel to the median colour of the cheeks, in robust standard deviations of (Y, Cb, Cr)."""
     colour = np.asarray(patch.convert("YCbCr"), np.float64)
-    if not cheeks.any():  # the cheeks lie outside the picture: nothing to learn the colour from
+    if not cheeks.any():  # the cheeks are outside the image: no colour reference
         return np.zeros(cheeks.shape)
     sample = colour[cheeks]
     median = np.median(sample, axis=0)

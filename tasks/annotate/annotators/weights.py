@@ -1,4 +1,4 @@
-"""Where weight files are: in a mirror, where their library keeps them, or at the library's own URL.
+"""Weight files: located in a mirror, in their library's folder, or at the library's URL.
 
 All files that a config needs are located at once and before any work; whatever is missing is one error.
 """
@@ -45,7 +45,7 @@ class DownloadError(DecaError):
 
 
 def locate(files: Sequence[WeightFile], weights_uri: str | None) -> dict[str, Path]:
-    """The local path of each file, by name; what lies in a bucket or at a URL is fetched once into the user's cache.
+    """Return the local path of each file, by name; files in a bucket or at a URL are fetched once into the cache.
 
     Order: `weights_uri`; where the library keeps the file; the cache; without `weights_uri`, the library's URL.
     Raises AnnotatorError naming every missing file, where it comes from and the option; and where `weights_uri` holds
@@ -74,7 +74,7 @@ def locate(files: Sequence[WeightFile], weights_uri: str | None) -> dict[str, Pa
 
 
 def versions(paths: dict[str, Path]) -> dict[str, str]:
-    """First 12 hex digits of SHA-256 of each file."""
+    """Return the first 12 hex digits of SHA-256 of each file."""
     hashes = {}
     for name, path in paths.items():
         with path.open("rb") as file:
@@ -83,7 +83,7 @@ def versions(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def load_state(path: Path, network: Any) -> Any:
-    """`network` with the weights of a file, in evaluation mode. Tensors only: a pickled object is refused, not run.
+    """Load weights into `network`, in evaluation mode. Tensors only: pickled objects are refused.
 
     Raises AnnotatorError when the file holds something else, or the weights of another network.
     """
@@ -100,7 +100,7 @@ def load_state(path: Path, network: Any) -> Any:
 
 
 def pick_device(device: str) -> str:
-    """torch's name of annotate.device: `auto` is the GPU where there is one."""
+    """Return torch's name of annotate.device: `auto` is the GPU where there is one."""
     import torch
 
     return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
@@ -190,7 +190,7 @@ def _origin(file: WeightFile) -> str:
 
 
 def _check_kind(file: WeightFile, path: Path) -> None:
-    """Error pages, pointers and the like in the place of a weight file, before anything reads it."""
+    """Raise for error pages, Git LFS pointers and the like in place of a weight file."""
     try:
         check_download(path, AnnotatorError, "no PyTorch file" if file.torch else "no weight file of dlib")
     except AnnotatorError as error:

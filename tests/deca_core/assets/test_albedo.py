@@ -38,6 +38,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]] = 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f8"])

@@ -204,7 +204,7 @@ def test_damaged_masks_maps_and_albedo(files, tmp_path):
     refused(files, "damaged")
     (files / ALBEDO).unlink()
     (files / "uv_face_mask.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    refused(files, "uv_face_mask.png: not a readable picture")
+    refused(files, "uv_face_mask.png: not a readable image")
 
 
 @pytest.mark.parametrize("name", [*REQUIRED, ALBEDO])

@@ -251,7 +251,7 @@ def test_several_heads_in_one_file_are_refused(model, codes, heads):
     for several in (
         lambda: head_glb(model, codes),
         lambda: head_glb(model, codes[:0]),
-        lambda: head_glb(model, codes[:1], picture=torch.rand(2, 3, 224, 224)),
+        lambda: head_glb(model, codes[:1], image=torch.rand(2, 3, 224, 224)),
         lambda: rigged_head(model, codes, out),
     ):
         with pytest.raises(ExportError, match=r"[0-9] heads, a file holds one"):
@@ -263,10 +263,10 @@ def test_codes_straight_from_the_networks_and_images_of_any_kind(model):
     crop = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
     codes = model.encode(crop)
     assert codes.exp.requires_grad
-    made = head_glb(model, codes, picture=crop)
-    assert made == head_glb(model, codes, picture=crop.float() / 255)
+    made = head_glb(model, codes, image=crop)
+    assert made == head_glb(model, codes, image=crop.float() / 255)
     with pytest.raises(ImageError, match="divide by 255"):
-        head_glb(model, codes, picture=crop.float())
+        head_glb(model, codes, image=crop.float())
 
 
 def test_what_is_not_finite_is_refused(model, codes):
@@ -326,6 +326,7 @@ def in_blender(path: Path, folder: Path, **request: Any) -> dict[str, Any]:
     return json.loads((folder / "answer.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [0, 4], ids=["dense", "sparse"])
 def test_blender_poses_it_as_our_layer_does(model, codes, files, file, tmp_path):
     keys = {"smile": 1.0, "pose_jaw_x": float(np.sin(ANGLE))}
@@ -342,6 +343,7 @@ def test_blender_poses_it_as_our_layer_does(model, codes, files, file, tmp_path)
     assert error < 0.1
 
 
+@pytest.mark.slow
 def test_blender_drivers_set_the_correctives(model, codes, files, tmp_path):
     """docs/export/drivers.py, run in Blender: turning the bone about any axis is enough."""
     turn = [ANGLE, 0.1, -0.05]
@@ -352,6 +354,7 @@ def test_blender_drivers_set_the_correctives(model, codes, files, tmp_path):
     assert error < 0.1
 
 
+@pytest.mark.slow
 def test_blender_plays_the_clip(model, codes, files, tmp_path):
     found = in_blender(files[3], tmp_path)
     assert len(found["actions"]) == 2  # bones and shape keys

@@ -23,7 +23,7 @@ from deca_core.export.maps import (
 )
 from deca_core.export.mesh import surface_at
 from deca_core.render import vertex_normals
-from deca_core.uv import picture_on_uv
+from deca_core.uv import image_on_uv
 
 
 def test_the_gradient_of_a_linear_field_is_its_slope_along_the_surface():
@@ -102,9 +102,9 @@ def test_bytes_read_back(model, heads):
     normals = tangent_normals(model, heads, 0)
     read = np.asarray(Image.open(io.BytesIO(png_of_normals(normals)))).transpose(2, 0, 1) / 255 * 2 - 1
     assert np.abs(read - normals.numpy()).max() <= 1 / 255 + 1e-6
-    picture = functional.interpolate(torch.rand(1, 3, 8, 8), (64, 64), mode="bilinear")[0]
-    read = np.asarray(Image.open(io.BytesIO(jpeg(picture)))).transpose(2, 0, 1) / 255
-    assert np.abs(read - picture.numpy()).mean() < 0.02
+    image = functional.interpolate(torch.rand(1, 3, 8, 8), (64, 64), mode="bilinear")[0]
+    read = np.asarray(Image.open(io.BytesIO(jpeg(image)))).transpose(2, 0, 1) / 255
+    assert np.abs(read - image.numpy()).mean() < 0.02
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,10 @@ def turned(model, codes):
     with torch.inference_mode():
         out = model.decode(own)
     green = torch.tensor([0.1, 0.9, 0.1])[None, :, None, None].expand(1, 3, 224, 224)
-    return own, out, picture_on_uv(model.atlas, out.projected, green)
+    return own, out, image_on_uv(model.atlas, out.projected, green)
 
 
-def test_a_picture_is_trusted_where_skin_faces_the_camera(model, turned):
+def test_a_image_is_trusted_where_skin_faces_the_camera(model, turned):
     own, out, _ = turned
     weight = shown(model, own, out)[0, 0]
     facing = functional.normalize(model.atlas(vertex_normals(out.vertices, model.faces)), dim=1)[0, 2]
@@ -162,18 +162,18 @@ def _twice_area(point: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.
     return (b[:, 0] - point[0]) * (c[:, 1] - point[1]) - (b[:, 1] - point[1]) * (c[:, 0] - point[0])
 
 
-def test_colours_are_the_pictures_and_meet_the_albedo_without_a_step(model, turned):
-    own, out, picture = turned
-    found, weight = texture(model, own, out, picture)[0], shown(model, own, out)[0]
-    assert torch.allclose(found[:, weight[0] == 1], picture[0][:, weight[0] == 1])
+def test_colours_are_the_images_and_meet_the_albedo_without_a_step(model, turned):
+    own, out, image = turned
+    found, weight = texture(model, own, out, image)[0], shown(model, own, out)[0]
+    assert torch.allclose(found[:, weight[0] == 1], image[0][:, weight[0] == 1])
     covered = model.atlas(torch.ones_like(out.vertices))[0, 0] > 0
     assert (found[:, covered].amax(0) > 0.02).float().mean() > 0.99  # nothing is left black
-    # Where the picture begins to fade, the colour beyond is near it: the albedo is brought to it.
+    # Where the image begins to fade, the colour beyond is near it: the albedo is brought to it.
     rim = (weight[0] == 0) & (functional.max_pool2d(weight, 15, 1, 7)[0] > 0.5) & (model.mask > 0.5)
     assert (found[:, rim].mean(1) - torch.tensor([0.1, 0.9, 0.1])).abs().max() < 0.35
 
 
-def test_without_a_picture_it_is_the_albedo(model, codes, heads):
+def test_without_a_image_it_is_the_albedo(model, codes, heads):
     found = texture(model, codes, heads)
     covered = (model.atlas(torch.ones_like(heads.vertices)) > 0).expand_as(found)
     assert torch.equal(found[covered], model.albedo(codes).clamp(0, 1)[covered])

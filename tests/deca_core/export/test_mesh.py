@@ -106,9 +106,9 @@ def test_obj_is_as_closed_as_the_head(model, heads, dense, tmp_path):
 
 def test_ply_holds_normals_and_colours(model, heads, tmp_path):
     mesh = coarse_mesh(model, heads, HEAD)
-    picture = np.zeros((256, 256, 3), np.uint8)
-    picture[..., 0], picture[..., 1] = np.arange(256)[None], np.arange(256)[:, None]
-    colours = vertex_colours(mesh, picture)
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(256)[None], np.arange(256)[:, None]
+    colours = vertex_colours(mesh, image)
     (tmp_path / "head.ply").write_bytes(ply(mesh, colours))
     read = trimesh.load(tmp_path / "head.ply", process=False)
     assert np.array_equal(read.vertices.astype(np.float32), mesh.vertices)

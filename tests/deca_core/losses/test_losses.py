@@ -189,7 +189,7 @@ def test_swap_repeats_and_refuses():
     orders = [losses.swap_order(6, 3, torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*orders)
     assert losses.swap_order(3, 1, torch.Generator()).tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="7 pictures are not whole subjects of 2"):
+    with pytest.raises(ValueError, match="7 images are not whole subjects of 2"):
         losses.swap_order(7, 2, torch.Generator())
 
 

@@ -26,7 +26,7 @@ from schemas.parquet import fixed_values, write_table
 from tasks.annotate.annotate import AnnotateWorker, CroppedFace, crop_face
 from tasks.annotate.annotators import CompositeAnnotator, Detection
 from tasks.annotate.annotators.geometry import apply, invert
-from tasks.annotate.find_faces import Face, Picture
+from tasks.annotate.find_faces import DecodedImage, Face
 from tasks.sources.discover import discover
 from tasks.units.engine import UnitOutput
 from tests.tasks.annotate.annotators.test_skin import drawn_face
@@ -54,7 +54,7 @@ def transforms(output: UnitOutput) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Archive:
-    """Four photographs, one picture of two people, one damaged file; and what the worker makes of them."""
+    """Four photographs, one image of two subjects, one damaged file; and what the worker makes of them."""
 
     folder: Path
     truth: dict[str, Photograph]
@@ -72,7 +72,7 @@ def archive(tmp_path_factory) -> Archive:
     folder = tmp_path_factory.mktemp("world")
     world, truth, turns = World(procedural_head()), {}, {}
     for index in range(4):
-        someone = world.person(seed=5, index=index)
+        someone = world.subject(seed=5, index=index)
         shot = world.shot(someone, 0, Limits(yaw=(0, 30)))
         photograph = world.photograph(someone, shot, SIZE)
         name = f"{index}.jpg"
@@ -87,7 +87,7 @@ def archive(tmp_path_factory) -> Archive:
     return Archive(folder, truth, turns, worker().process(items_in(folder)))
 
 
-def test_every_face_is_a_row_and_a_damaged_picture_costs_itself(archive):
+def test_every_face_is_a_row_and_a_damaged_image_costs_itself(archive):
     assert archive.output.table.schema.equals(annotations_schema(128), check_metadata=True)
     names = [(Path(row["source_uri"]).name, row["face_index"]) for row in archive.output.table.to_pylist()]
     assert names == [*((f"{index}.jpg", 0) for index in range(4)), ("both.png", 0), ("both.png", 1)]
@@ -154,7 +154,7 @@ def test_skin_masks_against_the_truth(archive):
     assert min(shares) > 0.6
 
 
-def test_quality_is_that_of_the_picture(archive):
+def test_quality_is_that_of_the_image(archive):
     for row in archive.rows:
         name = Path(row["source_uri"]).name
         turn, truth = archive.turns[name], archive.truth[name].landmarks
@@ -165,7 +165,7 @@ def test_quality_is_that_of_the_picture(archive):
         assert all(np.isfinite(row[figure]) for figure in QUALITY)
 
 
-def test_two_people_in_one_picture_are_themselves(archive):
+def test_two_subjects_in_one_image_are_themselves(archive):
     """The larger face first; each with the landmarks and the descriptor that it has alone."""
     points = fixed_values(archive.output.table, "landmarks")[-2:]
     codes = fixed_values(archive.output.table, "embedding")
@@ -176,7 +176,7 @@ def test_two_people_in_one_picture_are_themselves(archive):
     assert np.linalg.norm(codes[-2] - codes[1]) < 0.3 < np.linalg.norm(codes[-2] - codes[-1])
 
 
-def test_the_same_pictures_give_the_same_bytes(archive, tmp_path):
+def test_the_same_images_give_the_same_bytes(archive, tmp_path):
     again = worker().process(items_in(archive.folder))
     write_table(archive.output.table, tmp_path / "first.parquet")
     write_table(again.table, tmp_path / "second.parquet")
@@ -191,7 +191,7 @@ def test_a_unit_without_faces_has_the_schema(tmp_path):
     assert worker().process([]).table.num_rows == 0
 
 
-# --- labels beside the pictures ---
+# --- labels beside the images ---
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_each_wrong_label_costs_one_face(labelled):
         "e.png": ("segment", "LabelError", 0),
     }
     said = {Path(row.uri).name: row.message for row in output.quarantine}
-    assert "b_mask.png: the mask has 120 x 60 pixels, the picture 120 x 120" in said["b.png"]
+    assert "b_mask.png: the mask has 120 x 60 pixels, the image 120 x 120" in said["b.png"]
     assert "c.who.txt: the first line is empty" in said["c.png"]
 
 
@@ -247,7 +247,7 @@ def test_each_wrong_label_costs_one_face(labelled):
 
 
 class Provider:
-    """One face in the middle of each picture; what goes wrong hangs on the red of the picture's first pixel."""
+    """One face in the middle of each image; what goes wrong hangs on the red of the image's first pixel."""
 
     embedding_size = 4
 
@@ -296,7 +296,7 @@ def test_a_failing_row_does_not_cost_its_batch(tmp_path, monkeypatch):
     assert provider.batches == [5, 1, 1, 1, 1, 1]  # together first, then one by one
 
 
-def test_segment_sees_a_window_of_the_face_and_not_the_picture(tmp_path, monkeypatch):
+def test_segment_sees_a_window_of_the_face_and_not_the_image(tmp_path, monkeypatch):
     Image.new("RGB", (2000, 1500)).save(tmp_path / "large.png")
     provider = Provider()
     output = provided(provider, monkeypatch).process(items_in(tmp_path))
@@ -305,11 +305,11 @@ def test_segment_sees_a_window_of_the_face_and_not_the_picture(tmp_path, monkeyp
     assert np.asarray(opened(output.table["skin_mask"][0].as_py())).min() == 255  # the window holds the whole crop
 
 
-def test_landmarks_outside_the_picture_are_no_crop():
+def test_landmarks_outside_the_image_are_no_crop():
     image, points = drawn_face(120)
     for shift in ([500, 0], [0, -500]):
         face = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points + np.float32(shift))
-        with pytest.raises(tasks.annotate.annotate.CropError, match="outside the picture of 120 x 120"):
-            crop_face(Picture(face.item, image, CompositeAnnotator({})), face)
+        with pytest.raises(tasks.annotate.annotate.CropError, match="outside the image of 120 x 120"):
+            crop_face(DecodedImage(face.item, image, CompositeAnnotator({})), face)
     inside = Face(Item(0, "x.png"), 0, (120, 120), Detection((0, 0, 1, 1), 1.0), points - np.float32([60, 0]))
-    assert isinstance(crop_face(Picture(inside.item, image, CompositeAnnotator({})), inside), CroppedFace)
+    assert isinstance(crop_face(DecodedImage(inside.item, image, CompositeAnnotator({})), inside), CroppedFace)

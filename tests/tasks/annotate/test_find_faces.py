@@ -1,4 +1,4 @@
-"""Pictures to faces: numbering, quarantine by stage, groups and batches. dlib finds the faces; faults are injected."""
+"""Images to faces: numbering, quarantine by stage, groups and batches. dlib finds the faces; faults are injected."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_face_is_tried_again_under_its_own_number(crowd):
     assert (row.stage, row.error, row.face_index) == ("detect", "NoFaceError", 7)
 
 
-def test_each_trouble_costs_one_picture_and_says_where(tmp_path):
+def test_each_trouble_costs_one_image_and_says_where(tmp_path):
     good = save(portrait(), tmp_path / "good.jpg")
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(good.read_bytes()[:3000])
@@ -91,7 +91,7 @@ class Faulty:
     """Every step of a provider: three faces at known places; a step fails, or answers NaN, as it is told to."""
 
     def __init__(self, bad: dict[str, set[float]]) -> None:
-        self.bad = bad  # step: brightness of pictures (detect) or left edges of boxes (landmarks)
+        self.bad = bad  # step: brightness of images (detect) or left edges of boxes (landmarks)
         self.batches: list[int] = []
 
     def detect_batch(self, images: list[np.ndarray]) -> list[list[Detection]]:
@@ -130,7 +130,7 @@ def outcome(finder: FaceFinder, items: list[Item]) -> tuple[list[tuple[int, int]
     return [(f.item.index, f.index) for _, f in found], [(q.index, q.stage, q.face_index) for q in quarantine]
 
 
-def test_one_bad_picture_in_a_batch_of_detections(greys):
+def test_one_bad_image_in_a_batch_of_detections(greys):
     found, lost = outcome(faulty_finder({"detect": {2.0}})[0], greys)
     assert found == [(picture, face) for picture in (0, 1, 3, 4) for face in range(3)]
     assert lost == [(2, "detect", None)]
@@ -144,12 +144,12 @@ def test_one_bad_face_in_a_batch_of_landmarks(greys, fault):
     assert lost == [(picture, "landmark", 1) for picture in range(5)]
     assert (
         max(provider.batches) == tasks.annotate.find_faces.ROWS_AT_ONCE
-    )  # faces of several pictures went through together
+    )  # faces of several images went through together
 
 
-def test_groups_are_bounded_by_pictures_and_by_pixels(greys, monkeypatch):
+def test_groups_are_bounded_by_images_and_by_pixels(greys, monkeypatch):
     everything = outcome(faulty_finder({})[0], greys)
-    for limits in ({"PICTURES_AT_ONCE": 2}, {"PIXELS_AT_ONCE": 2 * 60 * 60}, {"PIXELS_AT_ONCE": 1}):
+    for limits in ({"IMAGES_AT_ONCE": 2}, {"PIXELS_AT_ONCE": 2 * 60 * 60}, {"PIXELS_AT_ONCE": 1}):
         with monkeypatch.context() as patch:
             for name, value in limits.items():
                 patch.setattr(tasks.annotate.find_faces, name, value)

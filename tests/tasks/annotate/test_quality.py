@@ -1,4 +1,4 @@
-"""Quality figures against the embedded world's truth and against what is done to a picture."""
+"""Quality figures against the embedded world's truth and against what is done to an image."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from deca_core.assets import procedural_head
 from deca_core.flame import FLAME, rotation_matrix
 from deca_world import Limits
-from deca_world.person import person
 from deca_world.scene import shot as sample_shot
+from deca_world.subject import subject
 from tasks.annotate.quality import head_turn, measure, sharpness
 from tests.tasks.annotate.annotators.test_skin import drawn_face
 
@@ -21,12 +21,12 @@ SAME = np.array([[1.0, 0, 0], [0, 1, 0]])
 
 @pytest.fixture(scope="module")
 def turned() -> tuple[np.ndarray, np.ndarray]:
-    """Landmarks of 30 people and the (yaw, pitch) of their heads in degrees, yaw spread evenly from -60 to 60."""
+    """Landmarks of 30 subjects and the (yaw, pitch) of their heads in degrees, yaw spread evenly from -60 to 60."""
     bundle = procedural_head()
     flame, points, truth = FLAME(bundle), [], []
     for index in range(30):
         yaw = -60 + 120 * index / 29
-        someone = person(seed=3, index=index)
+        someone = subject(seed=3, index=index)
         limits = Limits(yaw=(abs(yaw), abs(yaw)), occluders=False)
         shots = (sample_shot(someone, image, bundle.expression_names, limits) for image in range(20))
         shot = next(shot for shot in shots if np.sign(shot.head[1]) == np.sign(yaw))
@@ -34,7 +34,7 @@ def turned() -> tuple[np.ndarray, np.ndarray]:
         head = flame(torch.from_numpy(someone.shape)[None], torch.from_numpy(shot.exp)[None], pose)
         points.append(head.landmarks2d[0, :, :2].numpy() * [1000, -1000] + [200, 150])
         rotation = rotation_matrix(torch.from_numpy(shot.head)).numpy()  # Rz(roll) Rx(pitch, downwards) Ry(yaw)
-        assert np.sign((rotation @ [0, 0, 1])[0]) == np.sign(yaw)  # to the subject's left: to the picture's right
+        assert np.sign((rotation @ [0, 0, 1])[0]) == np.sign(yaw)  # to the subject's left: to the image's right
         truth.append((yaw, -np.degrees(np.arcsin(rotation[2, 1]))))
     return np.array(points, np.float32), np.array(truth)
 
@@ -70,7 +70,7 @@ def test_points_in_one_line_give_finite_angles():
     assert np.isfinite(head_turn(line)).all()
 
 
-def test_the_variance_of_the_laplacian_of_a_known_picture():
+def test_the_variance_of_the_laplacian_of_a_known_image():
     """A checkerboard of 100 and 200: the Laplacian is 4 x 100 on either colour, with both signs, so 400 squared."""
     y, x = np.mgrid[:320, :320]
     board = np.where((x + y) % 2, 200, 100).astype(np.uint8)[..., None].repeat(3, axis=2)
@@ -104,8 +104,8 @@ def test_coverage_counts_skin_and_only_inside_the_face():
     assert whole.eye_distance == pytest.approx(np.hypot(*eyes), rel=1e-6)
 
 
-def test_the_edge_of_the_picture_is_not_sharpness():
-    """The crop is black outside the picture: only what lies inside counts, and a face outside has no sharpness."""
+def test_the_edge_of_the_image_is_not_sharpness():
+    """The crop is black outside the image: only what lies inside counts, and a face outside has no sharpness."""
     points = drawn_face(320)[1]
     grey = np.full((320, 320, 3), 128, np.uint8)
     grey[:, 160:] = 0

@@ -48,7 +48,7 @@ def test_a_lost_orientation_is_named_and_right(tmp_path):
             f"; turned by {degrees} degrees clockwise it shows one: is its EXIF orientation ({orientation}) lost? "
             "Turn the file"
         )
-    assert found["coffee.png"] == "no face found in the picture of 600 x 400 pixels"
+    assert found["coffee.png"] == "no face found in the image of 600 x 400 pixels"
     assert "upright.png" not in found
     # What the hint says is what helps: with that orientation in its EXIF the image decodes upright.
     exif = Image.Exif()
@@ -59,7 +59,7 @@ def test_a_lost_orientation_is_named_and_right(tmp_path):
 
 def test_no_hint_for_one_face_that_is_tried_again_nor_for_frames(tmp_path):
     found = reasons(tmp_path, {"a.png": lying(3)}, AnnotateConfig(), face_index=0)
-    assert found["a.png"] == "no face found in the picture of 320 x 240 pixels"
+    assert found["a.png"] == "no face found in the image of 320 x 240 pixels"
 
 
 def test_the_surest_turn_wins_and_the_look_is_small():

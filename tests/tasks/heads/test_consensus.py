@@ -1,4 +1,4 @@
-"""One skull a person: the median against scipy's, outliers, datasets written by the engine, crashes, what is stale."""
+"""Consensus: the median against scipy's, outliers, datasets written by the engine, crashes, stale records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tasks.units.commits import committed_parts
 from tasks.units.engine import UnitOutput, run_units
 from tasks.units.rounds import open_or_build, plan_retry
 
-PEOPLE = ["ada", "bob", "cyd", None]  # the last: nobody knows who it is
+PEOPLE = ["ada", "bob", "cyd", None]  # the last: no identity
 PICTURES = 9  # of each
 SCHEMA = pa.schema(
     [
@@ -46,7 +46,7 @@ BUNDLE = SimpleNamespace(hash="head", shape_basis=procedural_head().shape_basis)
 
 
 def codes_of(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of picture `number`: its person's and noise; two of bob's nine pictures show a stranger."""
+    """Codes of image `number`: its identity's and noise; two of bob's nine images show another subject."""
     person, picture = number % len(PEOPLE), number // len(PEOPLE)
     own, noise = np.random.default_rng(100 + person), np.random.default_rng(1000 + number)
     shape, detail = own.standard_normal(100), own.standard_normal(128)
@@ -56,7 +56,7 @@ def codes_of(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CodesWorker:
-    """One row a picture; picture 7 fails the first time."""
+    """One row an image; image 7 fails the first time."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
         good = [item for item in items if item.index != 7 or item.attempts]
@@ -95,7 +95,7 @@ def test_it_is_the_point_with_the_least_sum_of_distances():
 
 
 @pytest.mark.parametrize("strangers", [0, 1, 5, 9])
-def test_less_than_half_of_the_pictures_may_show_anybody(strangers):
+def test_less_than_half_of_the_images_may_show_other_subjects(strangers):
     generator = np.random.default_rng(strangers)
     truth = generator.standard_normal(100)
     points = truth + 0.3 * generator.standard_normal((20, 100))
@@ -107,17 +107,17 @@ def test_less_than_half_of_the_pictures_may_show_anybody(strangers):
 
 def test_one_stranger_among_three_is_found():
     points = np.random.default_rng(0).standard_normal((1, 3, 100))
-    points[0, 1] += 3  # as far as another person is
+    points[0, 1] += 3  # as far as another subject is
     assert robust_weights(points)[0].tolist() == [0.5, 0, 0.5]
 
 
-def test_equal_pictures_two_pictures_and_one():
+def test_equal_images_two_images_and_one():
     assert robust_weights(np.ones((1, 5, 3))) == pytest.approx(np.full((1, 5), 0.2))
     assert robust_weights(np.random.default_rng(0).standard_normal((2, 2, 3))) == pytest.approx(np.full((2, 2), 0.5))
     assert robust_weights(np.zeros((1, 1, 3))) == pytest.approx(1)
 
 
-def test_nobodys_result_depends_on_who_else_is_there():
+def test_a_result_does_not_depend_on_other_identities():
     points = np.random.default_rng(0).standard_normal((6, 5, 100))
     together = median_weights(points)
     assert all(np.array_equal(median_weights(points[[one]])[0], together[one]) for one in range(6))
@@ -142,10 +142,10 @@ def test_distances_are_millimetres_of_vertices():
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
-def test_people_get_their_codes_whatever_their_units(tmp_path, place):
+def test_identities_get_their_codes_whatever_their_units(tmp_path, place):
     dest = written(tmp_path / "out" if place == "folder" else f"memory://{tmp_path.name}")
     record = make_consensus(dest, BUNDLE, detail=True)
-    assert (record.identities, record.faces, record.unknown) == (3, 27, 8)  # picture 7 is of nobody
+    assert (record.identities, record.faces, record.unknown) == (3, 27, 8)  # image 7 has no identity
     found = rows(dest)
     assert [(row["count"], row["used"]) for row in found.values()] == [(9, 9), (9, 7), (9, 9)]
     assert list(found) == ["ada", "bob", "cyd"]
@@ -178,8 +178,8 @@ def test_rows_read_through_it_share_one_skull(tmp_path):
     for name in PEOPLE[:3]:
         assert len(np.unique(shapes[names == name], axis=0)) == 1
         assert len(np.unique(own[names == name], axis=0)) == PICTURES
-    nobody = names == None  # noqa: E711 elementwise
-    assert np.array_equal(shapes[nobody], own[nobody])
+    unknown = names == None  # noqa: E711 elementwise
+    assert np.array_equal(shapes[unknown], own[unknown])
     assert np.array_equal(fixed_values(shared, "detail"), fixed_values(table, "detail"))
 
 
@@ -232,7 +232,7 @@ def test_damage_is_found(tmp_path):
     assert verify_consensus(dest).ok
 
 
-def test_rows_of_nobody_cannot_agree(tmp_path):
+def test_rows_without_identity_have_no_consensus(tmp_path):
     plan = open_or_build(str(tmp_path / "out"), "people", items=[Item(index=3, uri="3.jpg")])
     run_units(plan, partial(CodesWorker), RayConfig(workers=0))
     with pytest.raises(ConsensusError, match=r"identity_id.*deca ingest"):

@@ -142,7 +142,7 @@ def test_a_bad_row_stays_alone_and_a_retry_heals_it(stored_heads, tmp_path):
     assert "not finite" in lost.message
 
 
-def test_a_part_that_was_made_anew_is_refused_until_it_is_planned_again(stored_heads, tmp_path):
+def test_a_recomputed_part_is_refused_until_it_is_planned_again(stored_heads, tmp_path):
     heads = copied(stored_heads, tmp_path, lambda table: table)
     run(heads, tmp_path / "out", formats=["npz"])
     plan = load_plan(str(tmp_path / "out"))
@@ -249,4 +249,4 @@ def test_a_face_id_that_leads_elsewhere_is_no_folder(stored_heads, tmp_path):
     heads = copied(stored_heads, tmp_path, rename)
     summary = run(heads, tmp_path / "out", formats=["npz"])
     assert (summary.heads, summary.quarantined) == (6, {"decode": 1})
-    assert "no folder can be called" in standing_quarantine(str(tmp_path / "out"))[0].message
+    assert "cannot name a folder" in standing_quarantine(str(tmp_path / "out"))[0].message

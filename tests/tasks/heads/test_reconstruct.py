@@ -57,7 +57,7 @@ def rows(dest: object) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven faces of three people; the fourth crop is no picture."""
+    """Seven faces of three subjects; the fourth crop is no image."""
     folder = tmp_path_factory.mktemp("ingested")
     publish(str(folder / "faces"), PEOPLE, shards=2, crops={(1, 1): b"not a picture"})
     return folder
@@ -111,7 +111,7 @@ def test_columns_are_what_the_model_decodes(faces, done):
     assert np.abs(source @ to_crop[:, :, :2].transpose(0, 2, 1) + to_crop[:, None, :, 2] - in_crop).max() < 0.01
 
 
-def test_textures_have_the_colour_of_the_picture(done):
+def test_textures_have_the_colour_of_the_image(done):
     """The stored crops are plain: what the texture shows inside the face is the crop's colour."""
     table = rows(done)
     for row in range(table.num_rows):
@@ -207,6 +207,7 @@ def test_outputs_that_make_no_sense_are_refused(changes, message):
         config("a", "b", **changes)
 
 
+@pytest.mark.slow
 def test_the_batch_size_of_a_plan_stays(faces, tmp_path):
     """Without one in the config it is a CPU's when the plan is made, and the plan's from then on."""
     assert prepare(config(faces, tmp_path / "out", batch_size=None)).batch_size == 8
@@ -216,6 +217,7 @@ def test_the_batch_size_of_a_plan_stays(faces, tmp_path):
     assert (again.units_run, again.batch_size, again.workers) == (0, 3, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_precision_is_measured_on_a_worker(faces, tmp_path, monkeypatch):
     """Not on the machine that plans, which may have another device."""
@@ -227,8 +229,9 @@ def test_the_precision_is_measured_on_a_worker(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
-    """A second run, on a machine that would choose otherwise, goes on with what the plan holds."""
+    """A second run, on a machine that would choose otherwise, resumes with the plan's choice."""
     import pipelines.reconstruct as flow
 
     first = prepare(config(faces, tmp_path / "out", precision="auto"))
@@ -236,7 +239,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "_report" / "precision.json").is_file()
     summary = reconstruct(config(faces, tmp_path / "out", precision="bf16"))
     assert summary.precision == "bf16"
-    monkeypatch.setattr(flow, "what_suits", lambda *_: pytest.fail("the plan has chosen"))
+    monkeypatch.setattr(flow, "worker_settings", lambda *_: pytest.fail("the plan has chosen"))
     again = reconstruct(config(faces, tmp_path / "out", precision="auto"))
     assert (again.units_run, again.precision) == (0, "bf16")
     with pytest.raises(PlanConflict, match='precision "bf16" -> "fp32"'):
@@ -251,7 +254,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photograph as it was taken, turned by 45 degrees and upside down, with its landmarks beside each."""
     folder = tmp_path_factory.mktemp("rolled")
     world = World(procedural_head())
-    someone = world.person(2**20, 1)
+    someone = world.subject(2**20, 1)
     taken = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0, 20), occluders=False)), 384)
     (folder / "photos").mkdir()
     for degrees in TURNS:
@@ -270,6 +273,7 @@ def of_photographs(folder: Path, dest: str, **changes: Any) -> ReconstructConfig
     return config(folder / "photos", folder / dest, outputs=outputs, annotate={"provider": "sidecar"}, **changes)
 
 
+@pytest.mark.slow
 def test_a_rolled_photograph_keeps_its_roll(rolled):
     """Recorded pose, landmarks in source pixels, vertices and texture are those of the photograph as it lies."""
     reconstruct(of_photographs(rolled, "out"))
@@ -292,7 +296,7 @@ def test_a_rolled_photograph_keeps_its_roll(rolled):
         assert np.abs(skin[0] - skin[1])[96:160, 96:160].mean() < 0.05  # about the nose
 
 
-def test_faces_that_nobody_turned_are_the_same_bytes(rolled):
+def test_upright_faces_are_the_same_bytes(rolled):
     """The setting off is the release; where a face does not roll, on and off are the same."""
     reconstruct(of_photographs(rolled, "release", upright_from=180))
     assert load_plan(str(rolled / "release")).record.config["upright_from"] == NEVER
@@ -302,8 +306,9 @@ def test_faces_that_nobody_turned_are_the_same_bytes(rolled):
     assert np.linalg.norm(lost, axis=1).mean() > 8
 
 
+@pytest.mark.slow
 def test_a_plan_older_than_the_setting_turns_nothing(rolled, tmp_path):
-    """It goes on as it began: run again, extended by a rolled photograph, and resumed."""
+    """It keeps its setting: run again, extended by a rolled photograph, and resumed."""
     (tmp_path / "photos").mkdir()
 
     def add(degrees: int) -> None:

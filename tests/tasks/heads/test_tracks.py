@@ -1,4 +1,4 @@
-"""Who is who from frame to frame, what a track shares, and the dataset beside the rows."""
+"""Identity assignment over frames, shared codes of a track, and the tracks/ dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.tracks import VideoConfig
 from tasks.annotate.find_faces import record_batch
 from tasks.heads.consensus import shape_metric
 from tasks.heads.track_records import TracksError, read_track, read_tracks, verify_tracks
-from tasks.heads.tracks import follow, has_frames, make_tracks, share
+from tasks.heads.tracks import follow, has_frames, make_tracks, share_track
 from tasks.sources.videos import frame_of
 from tasks.units.commit import commit_unit
 from tasks.units.draft import code_version
@@ -39,13 +39,13 @@ def numbers(frames: list[int], places: list[tuple[float, float]], **known: objec
     return follow(np.array(frames) / 25, at(*places), shapes, identities, 0.5).tolist()
 
 
-def test_two_people_who_walk_past_one_another():
+def test_two_subjects_who_walk_past_one_another():
     frames = [frame for frame in range(20) for _ in range(2)]
     places = [place for frame in range(20) for place in ((100 + 12 * frame, 100), (330 - 12 * frame, 190))]
     assert numbers(frames, places) == [0, 1] * 20
 
 
-def test_the_order_of_faces_in_a_frame_says_nothing():
+def test_the_order_of_faces_in_a_frame_is_irrelevant():
     places = [(100, 100), (300, 100), (302, 100), (101, 100), (99, 100), (305, 100)]
     assert numbers([0, 0, 1, 1, 2, 2], places) == [0, 1, 1, 0, 0, 1]
 
@@ -55,20 +55,20 @@ def test_a_short_absence_is_bridged_and_a_long_one_is_not():
     assert numbers([0, 1, 2, 16, 17], [(100, 100)] * 5) == [0, 0, 0, 1, 1]
 
 
-def test_a_cut_to_somebody_else_at_the_same_place():
+def test_a_cut_to_another_subject_at_the_same_place():
     shapes = np.zeros((6, 100))
     shapes[3:, 0] = 9.0  # millimetres
     assert numbers([0, 1, 2, 3, 4, 5], [(100, 100)] * 6, shapes=shapes) == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_jump_is_somebody_else():
+def test_a_jump_is_another_subject():
     assert numbers([0, 1], [(100, 100), (190, 100)]) == [0, 1]
 
 
-def test_known_people_are_joined_across_gaps_and_never_mixed():
+def test_known_identities_are_joined_across_gaps_and_never_mixed():
     assert numbers([0, 1, 100, 101], [(100, 100)] * 4, identities=["ann", "ann", "ann", "bob"]) == [0, 0, 0, 1]
     twice = numbers([0, 50, 50], [(100, 100), (100, 100), (300, 100)], identities=["ann"] * 3)
-    assert twice[1] != twice[2]  # nobody is in a picture twice, whatever the labels say
+    assert twice[1] != twice[2]  # an identity occurs once a frame, whatever the labels say
 
 
 def test_a_track_shares_what_most_frames_say():
@@ -80,8 +80,8 @@ def test_a_track_shares_what_most_frames_say():
             for name, value in true.items()
         }
     )
-    codes.shape[7] += 3.0  # a frame of somebody else
-    found = share(codes, shape_metric(procedural_head()))
+    codes.shape[7] += 3.0  # a frame of another subject
+    found = share_track(codes, shape_metric(procedural_head()))
     for name in ("shape", "tex", "detail"):
         values = getattr(found, name)
         assert torch.equal(values, values[:1].expand_as(values))
@@ -144,7 +144,7 @@ def clip(name: str, frames: list[int]) -> list[str]:
     return [f"/clips/{name}#t={frame / 25:.6f}&frame={frame}" for frame in frames]
 
 
-def test_tracks_of_two_videos_and_no_picture(tmp_path, bundle):
+def test_tracks_of_two_videos_and_no_image(tmp_path, bundle):
     uris = [*clip("a.mp4", [0, 1, 2, 3, 5, 6]), "/clips/photo.jpg", *clip("b.mp4", [0, 1, 40, 41])]
     write_rows(tmp_path, uris, bundle)
     assert has_frames(str(tmp_path), VideoConfig())
@@ -159,7 +159,7 @@ def test_tracks_of_two_videos_and_no_picture(tmp_path, bundle):
     assert len(longest) == 6
     shapes = fixed_values(longest, "shape")
     assert np.array_equal(shapes, np.broadcast_to(shapes[:1], shapes.shape))
-    assert make_tracks(str(tmp_path), bundle, VideoConfig()) == record  # what is there is taken
+    assert make_tracks(str(tmp_path), bundle, VideoConfig()) == record  # the stored one is returned
     assert verify_tracks(str(tmp_path)).ok
 
 

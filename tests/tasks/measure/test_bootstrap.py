@@ -61,7 +61,7 @@ def test_spread_of_a_draw(rows):
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law():
-    """People without spread among their pictures, as many pictures each: 1.96 standard errors over subjects."""
+    """Subjects without spread among their images, as many images each: 1.96 standard errors over subjects."""
     rng = np.random.default_rng(2)
     subjects = np.repeat(np.arange(200), 3)
     first = rng.normal(size=600)
@@ -72,7 +72,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law():
     error = 1.96 * own.std() / np.sqrt(200)
     assert (low, high) == pytest.approx((own.mean() - error, own.mean() + error), abs=0.15 * error)
     assert difference_interval([pair], 200, 4000) == (low, high)
-    # Paired: what both methods share, here a spread of the pictures as large, is in no difference.
+    # Paired: what both methods share, here a spread of the images as large, is in no difference.
     same = (pair[0], mean_over_images(first + 0.01, subjects, 200))
     assert difference_interval([same], 200) == pytest.approx((0.01, 0.01))
 

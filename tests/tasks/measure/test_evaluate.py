@@ -53,7 +53,7 @@ def checkpoint(model, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> str:
-    """Three people, two pictures of each; tests only read it."""
+    """Three subjects, two images of each; tests only read it."""
     dest = str(tmp_path_factory.mktemp("evaluate") / "world")
     world = {"identities": 3, "images_per_identity": 2, "size": PICTURE_SIZE, "seed": 5, "max_yaw": 30.0}
     assert synth(SynthConfig.model_validate({**world, "dest": dest, "ray": {"workers": 0}})).outcome == "complete"
@@ -90,13 +90,13 @@ class Truthful:
         scale, tx, ty = face.codes.cam[0].double().numpy()
         plane = np.array([[0.0, 0.0], [0.1, 0.1]])
         picture = (np.stack([scale * (plane[:, 0] + tx), -scale * (plane[:, 1] + ty)], 1) + 1) * face.size / 2
-        seen = crop.from_picture(picture) / 112 - 1
+        seen = crop.from_image(picture) / 112 - 1
         own = (seen[1, 0] - seen[0, 0]) / 0.1
         return face.codes.replace(cam=torch.tensor([[own, seen[0, 0] / own, -seen[0, 1] / own]]).float())
 
     def detail(self, codes: Codes) -> Tensor:
         """What the world gives whoever has this shape."""
-        people = [self.truth.person(identity) for identity in sorted(set(self.truth.identities))]
+        people = [self.truth.subject(identity) for identity in sorted(set(self.truth.identities))]
         out = []
         for row in range(len(codes)):
             own = min(people, key=lambda person: float(np.abs(person.shape - codes.shape[row].numpy()).sum()))
@@ -221,6 +221,7 @@ def test_an_error_where_nothing_is_seen_is_hidden(judged):
     assert row["displacement_mm"] == pytest.approx(np.sqrt(share), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, compare={"other": checkpoint}))
     output = worker.process(units[0])
@@ -237,6 +238,7 @@ def test_networks_and_baselines_give_every_figure(judged, checkpoint, archive, t
     assert (fixed_values(table, "shape")[2] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_fit_to_the_true_landmarks_beats_the_mean_face(judged, archive, checkpoint, bundle, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint))
     worker.methods = worker.methods[1:]
@@ -264,7 +266,8 @@ def test_baselines_are_chosen(archive, checkpoint, tmp_path):
         config(archive, tmp_path, checkpoint, compare={FIT_METHOD: checkpoint})
 
 
-def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
+@pytest.mark.slow
+def test_figures_pool_vertices_and_tell_subjects_apart(judged, bundle):
     worker, units = judged
     worker.methods = [Truthful(worker)]
     table = worker.process([item for unit in units for item in unit]).table
@@ -281,7 +284,7 @@ def test_figures_pool_vertices_and_tell_people_apart(judged, bundle):
     assert figures(None, basis) == []
 
 
-def test_a_driver_is_the_next_person_whatever_the_units(archive):
+def test_a_driver_is_the_next_subject_whatever_the_units(archive):
     truth = WorldTruth(archive)
     assert truth.identities == ["000000"] * 2 + ["000001"] * 2 + ["000002"] * 2
     assert [truth.driver(index) for index in range(6)] == [2, 3, 4, 5, 0, 1]
@@ -295,7 +298,7 @@ def test_units_do_not_change_the_figures(judged):
     assert together.slice(1, 1).to_pydict() == apart[1].to_pydict()
 
 
-def test_a_bad_picture_costs_itself_alone(judged, tmp_path):
+def test_a_bad_image_costs_itself_alone(judged, tmp_path):
     worker, units = judged
     worker.methods = [Truthful(worker)]
     broken = tmp_path / "broken.jpg"
@@ -306,7 +309,7 @@ def test_a_bad_picture_costs_itself_alone(judged, tmp_path):
     assert output.table["face_id"].to_pylist() == ["000000-001"]
 
 
-def test_codes_that_are_not_finite_cost_the_picture_with_all_methods(judged):
+def test_codes_that_are_not_finite_cost_the_image_with_all_methods(judged):
     worker, units = judged
 
     def spoil(codes: Codes) -> Codes:
@@ -323,6 +326,7 @@ def test_codes_that_are_not_finite_cost_the_picture_with_all_methods(judged):
     assert output.table["face_id"].to_pylist() == ["000000-001"] * 2
 
 
+@pytest.mark.slow
 def test_an_annotators_landmarks_choose_the_crop_and_are_fitted(archive, checkpoint, tmp_path):
     worker, units = planned(config(archive, tmp_path, checkpoint, landmarks="annotator"))
     quarantine: list = []
@@ -338,10 +342,10 @@ def test_an_annotators_landmarks_choose_the_crop_and_are_fitted(archive, checkpo
         # What is fitted is what the annotator found, not the truth.
         points = to_pixels(worker.geometry.decode(fits[row : row + 1]).landmarks2d)[0].numpy()
         off, beside = (
-            np.linalg.norm(points - crop.from_picture(to), axis=1).mean() for to in (crop.found, face.landmarks)
+            np.linalg.norm(points - crop.from_image(to), axis=1).mean() for to in (crop.found, face.landmarks)
         )
         assert off < 0.5 * beside
-        inside = crop.from_picture(face.landmarks)
+        inside = crop.from_image(face.landmarks)
         assert ((inside > -30) & (inside < 254)).all()
 
 
@@ -356,7 +360,7 @@ def test_what_is_no_world_is_refused_with_the_next_command(archive, checkpoint, 
     data = photo.read_bytes()
     photo.unlink()
     try:
-        with pytest.raises(EvaluateError, match="1 of 6 pictures"):
+        with pytest.raises(EvaluateError, match="1 of 6 images"):
             WorldTruth(archive).items()
     finally:
         photo.write_bytes(data)
@@ -428,7 +432,7 @@ def test_now(model, bundle, checkpoint, tmp_path):
     shapes = torch.randn(2, 100, generator=torch.Generator().manual_seed(1)) * 0.8
     write_now(tmp_path / "now", model, shapes)
     worker, [items] = planned(config(str(tmp_path / "now"), tmp_path / "out", checkpoint, benchmark="now"))
-    [square, _] = [worker.benchmark.dataset.square(picture) for picture in worker.benchmark.dataset.pictures]
+    [square, _] = [worker.benchmark.dataset.square(picture) for picture in worker.benchmark.dataset.images]
     assert (square.center, square.size) == ((130.0, 160.0), 240.0)
     worker.methods = [Told(shapes), worker.methods[-1]]
     output = worker.process(items)
@@ -443,12 +447,12 @@ def test_now(model, bundle, checkpoint, tmp_path):
     assert challenge_table([told])[0]["selfie"] == f"{told.scan.median:.3f}"
 
 
-def test_now_with_pictures_in_the_release_folder(model, tmp_path):
+def test_now_with_images_in_the_release_folder(model, tmp_path):
     write_now(tmp_path, model, torch.zeros(1, 100), "final_release_version")
     dataset = NowDataset(str(tmp_path))
     [item] = dataset.items()
     assert Path(item.uri).is_file()
-    assert dataset.square(dataset.pictures[0]).size == 240.0
+    assert dataset.square(dataset.images[0]).size == 240.0
 
 
 def test_an_incomplete_now_is_refused_before_any_work(model, tmp_path):

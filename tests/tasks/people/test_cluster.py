@@ -1,4 +1,4 @@
-"""Clustering against people drawn with known distances, an exhaustive graph, and rules that must hold."""
+"""Clustering against subjects drawn with known distances, an exhaustive graph, and rules that must hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHIN, BETWEEN = 0.33, 0.8  # Euclidean distances, as dlib's are
 
 
 def people(sizes: list[int], seed: int = 0, between: float = BETWEEN) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(descriptors, person) in random order."""
+    """(descriptors, subject) in random order."""
     rng = np.random.default_rng(seed)
     person = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     centres = rng.normal(size=(len(sizes), 128)) * between / np.sqrt(256)
@@ -31,7 +31,7 @@ def run(vectors: NDArray[np.float32], **options: NDArray[np.int64]) -> NDArray[n
     return cluster(vectors, max_distance=0.5, neighbours=64, **options)
 
 
-def test_people_of_any_number_of_pictures() -> None:
+def test_subjects_of_any_number_of_images() -> None:
     vectors, person = people([1] * 30 + [2, 3, 5, 8, 13, 21, 34, 55, 5, 5, 5])
     labels = run(vectors)
     assert partition(labels) == partition(person)
@@ -39,13 +39,13 @@ def test_people_of_any_number_of_pictures() -> None:
         assert label == np.flatnonzero(labels == label).min(), "a person is named by the first face"
 
 
-def test_one_person_and_nobody_else_stay_together() -> None:
+def test_one_subject_and_nobody_else_stay_together() -> None:
     vectors, _ = people([50])
     assert len(np.unique(run(vectors))) == 1
 
 
-def test_a_chain_of_look_alikes_is_not_one_person() -> None:
-    """Ten people in a row, each close enough to the next for a plain threshold, which makes one of all."""
+def test_a_chain_of_look_alikes_is_not_one_subject() -> None:
+    """Ten subjects in a row, each close enough to the next for a plain threshold, which makes one of all."""
     rng = np.random.default_rng(3)
     steps = np.zeros((10, 128))
     steps[np.arange(10), np.arange(10)] = 1
@@ -57,12 +57,12 @@ def test_a_chain_of_look_alikes_is_not_one_person() -> None:
     assert partition(run(vectors)) == partition(person)
 
 
-def test_equal_pictures_are_one_person_whatever_their_distance_of_zero() -> None:
+def test_equal_images_are_one_subject_whatever_their_distance_of_zero() -> None:
     vectors, _ = people([1] * 20)
     assert partition(run(np.concatenate([vectors, vectors[:1]]))) >= {frozenset({0, 20})}
 
 
-def test_two_faces_of_one_picture_are_two_people() -> None:
+def test_two_faces_of_one_image_are_two_subjects() -> None:
     vectors, person = people([6, 6])
     twin = np.flatnonzero(person == 0)[:2]
     images = np.arange(12)
@@ -85,7 +85,7 @@ def test_a_broken_descriptor_is_refused_by_its_row() -> None:
         run(vectors)
 
 
-def test_known_people_stay_and_new_faces_join_them_or_found_others() -> None:
+def test_known_subjects_stay_and_new_faces_join_them_or_found_others() -> None:
     vectors, person = people([5] * 20, seed=1)
     old = (person < 15) & (np.random.default_rng(0).random(100) < 0.7)
     known = np.where(old, person, -1)
@@ -97,8 +97,8 @@ def test_known_people_stay_and_new_faces_join_them_or_found_others() -> None:
     assert partition(labels) == partition(person)
 
 
-def test_two_known_people_are_never_joined() -> None:
-    """One person whose pictures were given to two: new ones go to the nearer, and nobody moves."""
+def test_two_known_subjects_are_never_joined() -> None:
+    """One subject whose images were given to two: new ones go to the nearer, and nobody moves."""
     vectors, _ = people([12])
     known = np.array([0] * 4 + [1] * 4 + [-1] * 4)
     labels = run(vectors, known=known)
@@ -124,6 +124,7 @@ def test_order_of_the_faces_does_not_matter() -> None:
     assert partition(labels) == partition(run(vectors))
 
 
+@pytest.mark.slow
 def test_the_graph_of_large_archives_finds_what_the_exhaustive_search_does(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = people([5] * 400, seed=4, between=0.6)
     exact = run(vectors)
@@ -133,6 +134,7 @@ def test_the_graph_of_large_archives_finds_what_the_exhaustive_search_does(monke
     assert (graph == run(vectors)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [100, 100_000])
 def test_threads_do_not_matter(exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT", exact)

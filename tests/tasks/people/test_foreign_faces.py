@@ -54,7 +54,7 @@ def close(values: Sequence[float], expected: Sequence[float]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["annotations", "faces"])
-def test_datasets_shows_pictures_and_keeps_lengths(
+def test_datasets_shows_images_and_keeps_lengths(
     world: Path, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
@@ -103,6 +103,7 @@ def test_duckdb(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     assert sum(count for _, count in counts) == len(truth)
 
 
+@pytest.mark.slow
 def test_pandas(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     import pandas
 
@@ -115,6 +116,7 @@ def test_pandas(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
         assert np.float32(row.sharpness) == np.float32(expected["sharpness"])
 
 
+@pytest.mark.slow
 def test_pyarrow_datasets(shards: list[str], truth: dict[str, dict[str, Any]]) -> None:
     data = pyarrow.dataset.dataset(shards, format="parquet")
     assert data.schema.equals(faces_schema(EMBEDDING))
@@ -123,6 +125,7 @@ def test_pyarrow_datasets(shards: list[str], truth: dict[str, dict[str, Any]]) -
     assert found == [row]
 
 
+@pytest.mark.slow
 def test_ray_data(shards: list[str], truth: dict[str, dict[str, Any]], ray_cluster: None) -> None:
     import ray
 
@@ -134,7 +137,7 @@ def test_ray_data(shards: list[str], truth: dict[str, dict[str, Any]], ray_clust
         assert close(row["landmarks"], expected["landmarks"])
 
 
-def test_reconstruct_asks_which_of_the_pictures() -> None:
+def test_reconstruct_asks_which_of_the_images() -> None:
     schema = faces_schema(EMBEDDING)
     found = image_column(schema, "crop", "train.parquet")
     assert found is not None

@@ -27,7 +27,7 @@ GOOD = {"sharpness": 50.0, "yaw": 0.0, "pitch": 0.0, "eye_distance": 60.0, "mask
 
 
 class TextWorker:
-    """Faces as a picture's text tells them, a line a face: `person`, then what differs from GOOD as name=value."""
+    """Faces as an image's text tells them, a line a face: `subject`, then what differs from GOOD as name=value."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
         schema = annotations_schema(128)
@@ -66,7 +66,7 @@ class TextWorker:
 
 
 class Archive:
-    """A source of text pictures and its annotations."""
+    """A source of text images and its annotations."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.dest = folder / "photos", folder / "annotations"
@@ -85,7 +85,7 @@ class Archive:
         return group(str(self.dest), IngestConfig.model_validate(config), previous)
 
     def found(self, grouping: Grouping) -> dict[str, tuple[str | None, str | None]]:
-        """ "picture:face" -> (identity, reason)."""
+        """ "image:face" -> (identity, reason)."""
         uris = read_annotations(str(self.dest), ["source_uri", "face_index"]).to_pylist()
         names = [f"{os.path.relpath(row['source_uri'], self.source)}:{row['face_index']}" for row in uris]
         rows = grouping.assignments.to_pylist()
@@ -107,14 +107,14 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
 
 
 def people_of(archive: Archive, grouping: Grouping) -> dict[str, set[str | None]]:
-    """Identities given to each person of a `crowd`."""
+    """Identities given to each subject of a `crowd`."""
     result: dict[str, set[str | None]] = {}
     for name, (identity, _) in archive.found(grouping).items():
         result.setdefault(name[:2], set()).add(identity)
     return result
 
 
-def test_paths_name_people_and_the_largest_face_carries_the_name(archive: Archive) -> None:
+def test_paths_name_subjects_and_the_largest_face_carries_the_name(archive: Archive) -> None:
     archive.add({"ada/1.jpg": "1\n2", "ada/2.jpg": "1", "é b/x.jpg": "3", "loose.jpg": "4"})
     pattern = {"pattern": "{identity}/{image}"}
     grouping = archive.group(identity=pattern)
@@ -161,14 +161,14 @@ def test_nobody_is_like_another_without_a_method(archive: Archive) -> None:
     assert set(assignments["identity_source"].to_pylist()) == {"none"}
 
 
-def test_a_table_names_people(archive: Archive, tmp_path: Path) -> None:
+def test_a_table_names_subjects(archive: Archive, tmp_path: Path) -> None:
     archive.add(crowd(range(2), 2))
     (tmp_path / "who.csv").write_text("path,identity\nphotos/00-0.jpg,ada\n00-1.jpg,ada\n01-0.jpg,bob\n")
     found = archive.found(archive.group(identity={"table": str(tmp_path / "who.csv")}))
     assert [found[f"{name}.jpg:0"][0] for name in ("00-0", "00-1", "01-0", "01-1")] == ["ada", "ada", "bob", None]
 
 
-def test_labels_beside_the_pictures(archive: Archive) -> None:
+def test_labels_beside_the_images(archive: Archive) -> None:
     archive.add({"1.jpg": "1 label=ada", "2.jpg": "2"})
     sidecar = {"sidecar": {"identity": ["{stem}.id.txt"]}}
     found = archive.found(archive.group(annotate=sidecar))
@@ -179,11 +179,11 @@ def test_labels_that_name_nothing_are_errors(archive: Archive, tmp_path: Path) -
     archive.add(crowd(range(1), 2))
     with pytest.raises(IdentityError, match=r"matches none of the 2 .* '00-\d\.jpg'"):
         archive.group(identity={"pattern": "{identity}/{image}"})
-    with pytest.raises(IdentityError, match="no picture has a label beside it"):
+    with pytest.raises(IdentityError, match="no image has a label beside it"):
         archive.group(identity={"method": "sidecar"})
 
 
-def test_clusters_are_the_people_and_are_scored_where_paths_tell(archive: Archive) -> None:
+def test_clusters_are_the_subjects_and_are_scored_where_paths_tell(archive: Archive) -> None:
     archive.add(crowd(range(8), 4))
     grouping = archive.group(identity={"method": "cluster", "pattern": "{identity}-{image}"})
     found = people_of(archive, grouping)
@@ -198,13 +198,13 @@ def test_clusters_are_the_people_and_are_scored_where_paths_tell(archive: Archiv
     assert archive.group().report.scores is None
 
 
-def test_two_faces_of_a_picture_are_never_one_person(archive: Archive) -> None:
+def test_two_faces_of_an_image_are_never_one_subject(archive: Archive) -> None:
     archive.add({**crowd(range(1), 4), "twins.jpg": "0\n0"})
     found = archive.found(archive.group())
     assert found["twins.jpg:0"][0] != found["twins.jpg:1"][0]
 
 
-def test_new_pictures_change_only_what_they_must(archive: Archive, tmp_path: Path) -> None:
+def test_new_images_change_only_what_they_must(archive: Archive, tmp_path: Path) -> None:
     archive.add(crowd(range(8), 4))
     before = archive.group()
     assert as_bytes(archive.group(before.assignments).assignments, tmp_path / "a") == as_bytes(
@@ -223,7 +223,7 @@ def test_new_pictures_change_only_what_they_must(archive: Archive, tmp_path: Pat
     assert as_bytes(after.assignments, tmp_path / "a") == as_bytes(again.assignments, tmp_path / "b")
 
 
-def test_who_is_known_stays_when_filters_change_and_goes_when_the_picture_does(archive: Archive) -> None:
+def test_who_is_known_stays_when_filters_change_and_goes_when_the_image_does(archive: Archive) -> None:
     archive.add({f"{number}.jpg": f"1 eye_distance={20 + number}" for number in range(5)})
     before = archive.group()
     name = before.assignments["identity_id"][0].as_py()
@@ -239,13 +239,13 @@ def test_who_is_known_stays_when_filters_change_and_goes_when_the_picture_does(a
     assert later.assignments == before.assignments
 
 
-def test_the_founder_of_a_person_comes_back_as_another(archive: Archive) -> None:
+def test_the_founder_of_a_subject_comes_back_as_another(archive: Archive) -> None:
     archive.add(crowd(range(2), 3))
     before = archive.group().assignments
     rows = before.to_pylist()
     founder, *others = [row for row in rows if row["identity_id"] == rows[0]["identity_id"]]
     stranger = next(row for row in rows if row["identity_id"] != founder["identity_id"])
-    # The founder's own picture shows the other person now: what was known of it is gone.
+    # The founder's own image shows the other subject now: what was known of it is gone.
     ids = read_annotations(str(archive.dest), ["source_uri"]).to_pylist()
     path = Path(ids[0]["source_uri"])
     path.write_text("77")
@@ -258,7 +258,7 @@ def test_the_founder_of_a_person_comes_back_as_another(archive: Archive) -> None
     assert {now[row["face_id"]] for row in others} == {founder["identity_id"]}
 
 
-def test_pictures_swapped_under_one_name_change_who_they_show(archive: Archive) -> None:
+def test_images_swapped_under_one_name_change_who_they_show(archive: Archive) -> None:
     archive.add(crowd(range(2), 3))
     before = archive.group()
     names = {name: identity for name, (identity, _) in archive.found(before).items()}
@@ -269,7 +269,7 @@ def test_pictures_swapped_under_one_name_change_who_they_show(archive: Archive) 
     assert {name: identity for name, (identity, _) in after.items()} == names | swapped
 
 
-def test_a_name_never_passes_to_another_person(archive: Archive) -> None:
+def test_a_name_never_passes_to_another_subject(archive: Archive) -> None:
     archive.add({**crowd(range(3), 1), **crowd(range(5, 6), 3)})
     grouping = archive.group()
     friends = archive.found(grouping)["05-0.jpg:0"][0]
@@ -297,7 +297,7 @@ def test_descriptors_are_kept_of_the_faces_that_were_clustered(archive: Archive)
     assert archive.group(identity={"method": "none"}).assignments["descriptor"].null_count == 3
 
 
-def test_people_with_few_pictures_wait_and_grow(archive: Archive) -> None:
+def test_subjects_with_few_images_wait_and_grow(archive: Archive) -> None:
     archive.add({**crowd(range(1), 4), **crowd(range(1, 2), 2)})
     before = archive.group(shards={"min_images": 3})
     found = archive.found(before)

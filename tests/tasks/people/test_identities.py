@@ -57,7 +57,7 @@ def labels(table: Path, uris: list[str]) -> list[str | None]:
     return table_labels(column, places_below(column, uris[0].rpartition("/")[0]), str(table)).to_pylist()
 
 
-def test_a_table_may_name_pictures_in_three_ways(tmp_path: Path) -> None:
+def test_a_table_may_name_images_in_three_ways(tmp_path: Path) -> None:
     uris = [f"{tmp_path}/photos/{name}" for name in ("1.jpg", "2.jpg", "3.jpg", "x.tar#4.jpg", "5.jpg")]
     table = tmp_path / "who.csv"
     table.write_text(f"path,age,identity\n{uris[0]},3,007\nphotos/2.jpg,,ada\n3.jpg,1,ada\nx.tar#4.jpg,1,é\n5.jpg,2,\n")
@@ -74,9 +74,9 @@ def test_tsv_and_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,identity\nz.jpg,ada\n", "names none of the 4 faces' pictures.*'z.jpg'.*'1.jpg'"),
-        ("path,name\n1.jpg,ada\n", "no column of people.*path, name"),
-        ("name,identity\n1.jpg,ada\n", "no column of pictures"),
+        ("path,identity\nz.jpg,ada\n", "names none of the 4 faces' images.*'z.jpg'.*'1.jpg'"),
+        ("path,name\n1.jpg,ada\n", "no column of identities.*path, name"),
+        ("name,identity\n1.jpg,ada\n", "no column of images"),
         ("path,identity\n1.jpg,ada\n1.jpg,bob\n", "'1.jpg' is said to be 'ada' and 'bob'"),
         ("path,identity\n", "no row names"),
         ("path,identity\n1.jpg,ada,x\n", "who.csv"),

@@ -326,6 +326,7 @@ def kill_one_task(name: str, killed: list[str], done: threading.Event) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(world: Path, all_by_ray: RayConfig) -> None:
     assignments = assign(world / "annotations", 30)
     here, _ = publish_at(world, assignments)
@@ -349,6 +350,7 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(world: Path, all_by_
     assert killed
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_ray_task_is_told_as_without_ray(world: Path, all_by_ray: RayConfig) -> None:
     part = committed_parts(str(world / "annotations"))[3]
     pq.write_table(pq.read_table(part, columns=["face_id", "embedding"]), part)
@@ -378,6 +380,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_old_version_holds_and_the_next_run_gives_the_same(world: Path) -> None:
     faces, draw, killed = world / "faces", random.Random(4), 0
     shutil.copytree(faces, world / "backup")
@@ -418,6 +421,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_can_go_on(small_disk: Path, tmp_path: Path) -> None:
     add_photos(tmp_path / "photos", range(20))
     annotate(tmp_path / "photos", tmp_path / "annotations", padding=8000)

@@ -1,4 +1,4 @@
-"""The dataset card: what a person reads on it, what `datasets` reads from it, and that no file name can break out."""
+"""The dataset card: what a subject reads on it, what `datasets` reads from it, and that no file name can break out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def picture(array: np.ndarray, kind: str) -> dict[str, object]:
 
 
 def rows(people: dict[str, int]) -> pa.Table:
-    """Faces of made-up people: a disc of skin on grey, landmarks on its rim."""
+    """Faces of made-up subjects: a disc of skin on grey, landmarks on its rim."""
     generator = np.random.default_rng(0)
     y, x = np.mgrid[:320, :320]
     skin = (x - 160) ** 2 + (y - 160) ** 2 < 80**2
@@ -115,7 +115,7 @@ def put_version(store: Store, people: dict[str, int], version: int = 1) -> Faces
 
 @pytest.fixture
 def faces(tmp_path: Path) -> Store:
-    """faces/ of four people, and annotations/ whose one picture of a hostile name is in quarantine."""
+    """faces/ of four subjects, and annotations/ whose one image of a hostile name is in quarantine."""
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / HOSTILE.replace("/", "_")).write_bytes(b"nothing")

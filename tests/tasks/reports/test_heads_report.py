@@ -45,7 +45,7 @@ def report(plan: Plan, faces: int = 4) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Photographs of two people, the truth about them as reconstructions, and a picture of nobody."""
+    """Photographs of two subjects, the truth about them as reconstructions, and an image of nobody."""
     folder = tmp_path_factory.mktemp("report") / "archive"
     make_dataset(folder, people=2, images=1, unit=1, suffix=HOSTILE, walls=1)
     return folder
@@ -109,11 +109,11 @@ def test_sources_that_are_gone_leave_their_panels_out(plan, tmp_path):
         text = report(plan)
     finally:
         hidden.rename(names[0].parent)
-    assert "2 of the 2 pictures cannot be read" in text
+    assert "2 of the 2 images cannot be read" in text
     assert Elements(text).found.count(("img", {})) == 0
     titles = re.findall(r"<th>([^<]+)</th>", text)[:3]
     assert titles == ["shape", "detail", "displacement"]
-    assert 'id="canvas"' in text  # heads need no picture
+    assert 'id="canvas"' in text  # heads need no image
 
 
 def test_another_head_is_not_drawn(plan, tmp_path):
@@ -200,12 +200,14 @@ def positions(browser: Browser) -> np.ndarray:
     return np.array(browser.evaluate("deca.positions()")).reshape(-1, 3)
 
 
+@pytest.mark.slow
 def test_page_opens_without_a_complaint_and_loads_nothing(browser):
     assert browser.evaluate("deca.failed") is None
     assert browser.errors == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
 
 
+@pytest.mark.slow
 def test_heads_are_flames_as_reconstructed(browser, archive):
     for row in (1, 0):
         browser.evaluate(f"document.querySelectorAll('#heads button')[{row}].click()")
@@ -213,6 +215,7 @@ def test_heads_are_flames_as_reconstructed(browser, archive):
         assert away.max() < STEP
 
 
+@pytest.mark.slow
 def test_slider_moves_the_vertices_as_flame_does(browser, archive):
     browser.evaluate(
         "document.querySelectorAll('#heads button')[0].click(), document.getElementById('slider1').focus()"
@@ -229,6 +232,7 @@ def test_slider_moves_the_vertices_as_flame_does(browser, archive):
     assert browser.errors == []
 
 
+@pytest.mark.slow
 def test_jaw_opens_as_flame_does(browser, archive):
     browser.evaluate("document.getElementById('neutral').click(), document.getElementById('slider0').focus()")
     assert np.abs(positions(browser) - flame(archive, 0, None, 0.0, own=False)).max() < STEP
@@ -242,6 +246,7 @@ def test_jaw_opens_as_flame_does(browser, archive):
     assert np.abs(positions(browser) - flame(archive, 0, {0: 1.0}, 0.3, own=False)).max() < STEP
 
 
+@pytest.mark.slow
 def test_the_head_is_seen_and_turns(browser):
     browser.evaluate("document.getElementById('own').click(), scrollTo(0, 0)")
     picture = browser.picture("#canvas").astype(int)
@@ -256,6 +261,7 @@ def test_the_head_is_seen_and_turns(browser):
     assert (np.abs(turned - picture).max(axis=2) > 30).mean() > 0.02
 
 
+@pytest.mark.slow
 def test_surfaces(browser):
     clay = browser.picture("#canvas").astype(int)
     browser.evaluate("document.getElementById('relief').click()")
@@ -270,6 +276,7 @@ def test_surfaces(browser):
     assert browser.errors == []
 
 
+@pytest.mark.slow
 def test_play_moves_and_stops(browser):
     browser.evaluate("document.getElementById('play').click()")
     browser.wait("deca.state().jaw > 0.05")
@@ -280,7 +287,7 @@ def test_play_moves_and_stops(browser):
 
 # --- what rows may hold -----------------------------------------------------------------------------------------------
 
-PANELS = ["picture", "68 landmarks", "overlay", "shape", "detail", "displacement"]
+PANELS = ["image", "68 landmarks", "overlay", "shape", "detail", "displacement"]
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +298,9 @@ def kinds(tmp_path_factory) -> dict[str, Plan]:
     return {name: load_plan(make_heads(folder, dest=str(folder / name), **own)) for name, own in changes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["picture", "68 landmarks", "detail"])]
+    ("kind", "titles"), [("codes", PANELS), ("files", PANELS), ("pictures", ["image", "68 landmarks", "detail"])]
 )
 def test_whatever_rows_hold_is_shown(kinds, kind, titles):
     plan = kinds[kind]
@@ -303,6 +311,7 @@ def test_whatever_rows_hold_is_shown(kinds, kind, titles):
     assert [note[:26] for note in written.notes] == (["The dataset holds no codes"] if kind == "pictures" else [])
 
 
+@pytest.mark.slow
 def test_maps_of_files_are_those_that_the_checkpoint_makes(kinds):
     maps = []
     for plan in (kinds["codes"], kinds["files"]):

@@ -96,7 +96,7 @@ def numbers(name: str) -> tuple[int, int]:
 
 def photograph_of(world: World, subject: int, image: int) -> Any:
     """Return a photograph of a subject with its truth, the same on each call."""
-    person = world.person(SEED, subject)
+    person = world.subject(SEED, subject)
     return world.photograph(person, world.shot(person, image, LIMITS), SIZE)
 
 

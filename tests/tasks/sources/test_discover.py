@@ -1,4 +1,4 @@
-"""Discovery: what counts as a picture, in which order, from which kinds of source, and what damage does."""
+"""Discovery: what counts as an image, in which order, from which kinds of source, and what damage does."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_bucket_gives_the_order_of_the_folder_over_many_pages(
     assert all(item.etag and item.size == len(read_item(item)) for item in items)
 
 
-def test_single_picture_and_other_file_systems(tmp_path: Path, s3: Any) -> None:
+def test_single_image_and_other_file_systems(tmp_path: Path, s3: Any) -> None:
     fill(tmp_path, ["one.jpg"])
     Store(s3.uri("single")).write("one.jpg", b"one.jpg")
     memory = Store(f"memory://{tmp_path.name}")
@@ -83,7 +83,7 @@ def test_single_picture_and_other_file_systems(tmp_path: Path, s3: Any) -> None:
         (item,) = discover(source)
         assert read_item(item) == b"one.jpg"
         ids.add(item.image_id)
-    assert len(ids) == 1  # the folder of a single picture is its root
+    assert len(ids) == 1  # the folder of a single image is its root
     assert places(memory.uri) == ["one.jpg", "sub/two.jpg"]
 
 
@@ -94,8 +94,8 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     assert places(tmp_path, extensions=["PNG"], exclude=["c.tar"]) == ["a/2.png"]
 
 
-def test_webdataset_tars_give_their_pictures(tmp_path: Path) -> None:
-    """Samples are keys with several files; the picture is found by its extension, its neighbours are no items."""
+def test_webdataset_tars_give_their_images(tmp_path: Path) -> None:
+    """Samples are keys with several files; the image is found by its extension, its neighbours are no items."""
     names = ["a/0001.jpg", "a/0001.json", "a/0001.cls", "a/0002.json", "a/0002.png", "a/0002.txt", "a/0003.seg.png"]
     make_tar(tmp_path / "shard-000000.tar", names)
     make_tar(tmp_path / "shard-000001.tar", ["b/0004.jpg.json", "b/0004.JPG", "b/0005.npy"])
@@ -253,8 +253,8 @@ def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path, s3: Any) -> No
     (tmp_path / "notes.txt").write_text("")
     cases = {
         f"{tmp_path}/gone": rf"{tmp_path}/gone does not exist. Check with: ls -ld '{tmp_path}'",
-        f"{tmp_path}": r"no pictures in .*jpg.*Check with",
-        s3.uri("nothing/here"): r"no pictures in s3://photos/nothing/here .*aws s3 ls s3://photos/",
+        f"{tmp_path}": r"no images in .*jpg.*Check with",
+        s3.uri("nothing/here"): r"no images in s3://photos/nothing/here .*aws s3 ls s3://photos/",
         "s3://no-such-bucket/photos": r"s3://no-such-bucket/photos does not exist.*aws s3 ls",
         "nope://photos": r"no file system for nope://",
     }
@@ -287,7 +287,7 @@ def test_deduplication_keeps_the_first_of_each_content(
     expected = ["a.jpg", "d.jpg", "e.jpg", "g.jpg", "z.tar#2.jpg", "z2.tar"]
     with caplog.at_level("INFO", "deca"):
         assert places(source, deduplicate=True) == expected
-    assert "4 pictures have the content of an earlier one" in caplog.text
+    assert "4 images have the content of an earlier one" in caplog.text
     assert len(places(source)) == 10
 
 
@@ -333,7 +333,7 @@ def test_what_looks_like_an_image_and_is_not_read_is_counted(tmp_path: Path) -> 
 def test_a_source_of_nothing_that_can_be_read_says_why(tmp_path: Path) -> None:
     fill(tmp_path, ["a.heic", "b.heic"])
     with pytest.raises(
-        SourceError, match=r"no pictures in .*\(left out: 2 \.heic \(pip install pillow-heif\); looked for"
+        SourceError, match=r"no images in .*\(left out: 2 \.heic \(pip install pillow-heif\); looked for"
     ):
         list(discover(str(tmp_path)))
 

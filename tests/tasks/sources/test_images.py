@@ -1,4 +1,4 @@
-"""Pictures of every kind that photo collections hold, good and hostile, made here byte by byte."""
+"""Images of every kind that photo collections hold, good and hostile, made here byte by byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def encode(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def picture(height: int = 48, width: int = 40) -> np.ndarray:
-    """A smooth picture without any symmetry."""
+    """A smooth image without any symmetry."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     return (np.stack([x, y, (x + 2 * y) / 3], axis=-1) * 200 + 20).astype(np.uint8)
 
@@ -108,7 +108,7 @@ def test_values_of_one_channel_are_those_stored(dtype, orientation):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
 )
-def test_a_damaged_exif_block_does_not_cost_the_picture(exif):
+def test_a_damaged_exif_block_does_not_cost_the_image(exif):
     assert decode_image(encode(Image.fromarray(picture()), "JPEG", exif=exif)).shape == picture().shape
 
 
@@ -179,7 +179,7 @@ def test_animations_give_their_first_frame(format):
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
-def test_pictures_without_a_defined_white_are_refused(mode):
+def test_images_without_a_defined_white_are_refused(mode):
     image = Image.new(mode, (4, 4)) if mode != "LAB" else Image.fromarray(picture(), "LAB")
     error = refused(encode(image, "TIFF"))
     assert error.kind == "unsupported"
@@ -198,7 +198,7 @@ def test_pictures_without_a_defined_white_are_refused(mode):
         ("фото".encode() * 30, "not-an-image", "text of 240 bytes"),
     ],
 )
-def test_what_is_not_a_picture_is_named(data, kind, word):
+def test_what_is_not_an_image_is_named(data, kind, word):
     error = refused(data)
     assert error.kind == kind
     assert word in str(error)
@@ -282,7 +282,7 @@ def test_a_damaged_stream_is_an_error():
 
 
 def patched(format: str, offset: int, layout: str, *values: int) -> bytes:
-    """A tiny picture whose header declares another size."""
+    """A tiny image whose header declares another size."""
     data = bytearray(encode(Image.fromarray(picture()), format))
     struct.pack_into(layout, data, offset, *values)
     return bytes(data)
@@ -345,7 +345,7 @@ SEEDS = [
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=8))
 @pytest.mark.filterwarnings("ignore")
-def test_flipped_bytes_give_a_picture_or_an_image_error(seed, flips):
+def test_flipped_bytes_give_an_image_or_an_image_error(seed, flips):
     data = bytearray(seed)
     for position, value in flips:
         data[position % len(data)] = value

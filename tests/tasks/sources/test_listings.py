@@ -62,7 +62,7 @@ def test_doubled_entries_are_planned_once(folder: Path, caplog: pytest.LogCaptur
     with caplog.at_level("INFO", "deca"):
         text = f"a.jpg\n./a.jpg\n{folder}/a.jpg\nfile://{folder}/a.jpg\nsub/../a.jpg\nsub/b.png\na.jpg\n"
         assert names(folder, put(folder / "l.txt", text)) == ["a.jpg", "sub/b.png"]
-    assert "names 5 pictures more than once" in caplog.text
+    assert "names 5 images more than once" in caplog.text
 
 
 def test_what_is_not_there_fails_alone(folder: Path, s3: Any) -> None:
@@ -97,7 +97,7 @@ def test_what_is_not_there_fails_alone(folder: Path, s3: Any) -> None:
         ("l.csv", 'path\n"a\nb.jpg"\n', r"l.csv, line 3: 'a\\nb.jpg' has control characters"),
         ("l.txt", "a.jpg\nb\0.jpg\n", r"l.txt, line 2: 'b\\x00.jpg' has control characters"),
         ("l.txt", "a.jpg\ns3://key:secret@b:1/c.jpg\n", r"l.txt, line 2: s3:// URI with credentials"),
-        ("l.txt", "\n \n", r"no pictures in .*l.txt"),
+        ("l.txt", "\n \n", r"no images in .*l.txt"),
     ],
 )
 def test_rows_that_name_nothing_are_told_with_file_and_row(folder: Path, name: str, text: str, message: str) -> None:
@@ -145,11 +145,11 @@ def test_settings_that_do_not_go_together(folder: Path) -> None:
         list(discover(str(folder / "gone.csv")))
 
 
-def test_a_table_in_a_list_must_hold_pictures(folder: Path) -> None:
+def test_a_table_in_a_list_must_hold_images(folder: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"]}), folder / "t.parquet")
     pq.write_table(pa.table({"age": [1.5]}), folder / "ages.parquet")
     assert names(folder, put(folder / "l.txt", "t.parquet\na.jpg\n")) == ["t.parquet", "a.jpg"]
-    with pytest.raises(SourceError, match=r"ages.parquet: no column of pictures. The columns are age"):
+    with pytest.raises(SourceError, match=r"ages.parquet: no column of images. The columns are age"):
         names(folder, put(folder / "l.txt", "ages.parquet\n"))
 
 

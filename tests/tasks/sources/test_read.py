@@ -1,4 +1,4 @@
-"""Reading planned pictures: order, errors by row, limits, and what has changed since the plan."""
+"""Reading planned images: order, errors by row, limits, and what has changed since the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files with pictures inside: which column, which rows, what is read, what damage does."""
+"""Parquet files with images inside: which column, which rows, what is read, what damage does."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_reading_forwards_opens_once_and_decodes_each_batch_once(
     assert max(batches) <= tables.BATCH
 
 
-def test_folder_of_pictures_and_tables(tmp_path: Path) -> None:
+def test_folder_of_images_and_tables(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
     write(tmp_path / "b" / "t.parquet", photo=structs(PICTURES[:2]))
     write(tmp_path / "metadata.parquet", file_name=["a.jpg"], age=[3.5])  # an imagefolder's labels
@@ -111,16 +111,16 @@ def test_which_column(tmp_path: Path) -> None:
     pq.write_table(two, tmp_path / "two.parquet")
     place = str(tmp_path / "two.parquet")
     for settings, message in (
-        ({}, r"two.parquet: pictures may be in crop or mask.*inputs.image_column=crop.*label \(int64\)"),
+        ({}, r"two.parquet: images may be in crop or mask.*inputs.image_column=crop.*label \(int64\)"),
         ({"image_column": "label"}, r"the column 'label' .* is no column of bytes .*crop \(struct"),
         ({"image_column": "nope"}, r"the column 'nope' .* does not exist. The columns are crop"),
     ):
         with pytest.raises(SourceError, match=message):
             list(discover(place, SourceConfig(**settings)))
     write(tmp_path / "none" / "t.parquet", age=[1.5])
-    with pytest.raises(SourceError, match=r"no column of pictures .* and none of URIs. The columns are age \(double\)"):
+    with pytest.raises(SourceError, match=r"no column of images .* and none of URIs. The columns are age \(double\)"):
         list(discover(str(tmp_path / "none" / "t.parquet")))
-    with pytest.raises(SourceError, match="no pictures in"):
+    with pytest.raises(SourceError, match="no images in"):
         list(discover(str(tmp_path / "none")))
 
 

@@ -24,12 +24,12 @@ STEP = 8  # grey levels from frame to frame
 
 
 def grey(count: int, size: tuple[int, int] = (64, 80)) -> list[np.ndarray]:
-    """Pictures whose grey value tells their number."""
+    """Images whose grey value tells their number."""
     return [np.full((*size, 3), STEP * index, np.uint8) for index in range(count)]
 
 
 def noise(count: int) -> list[np.ndarray]:
-    """Pictures that compress badly, so that a cut file has lost some."""
+    """Images that compress badly, so that a cut file has lost some."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (64, 80, 3)).astype(np.uint8) for _ in range(count)]
 

@@ -56,7 +56,7 @@ def test_patterns(source: str, pattern: str, expected: list[str], base: str) -> 
 
 
 def test_a_pattern_that_matches_nothing_names_itself(source: str) -> None:
-    with pytest.raises(SourceError, match=r"no pictures in .*/\*\*/back.png"):
+    with pytest.raises(SourceError, match=r"no images in .*/\*\*/back.png"):
         list(discover(f"{source}/**/back.png"))
 
 

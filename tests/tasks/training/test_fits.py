@@ -51,7 +51,7 @@ def test_shapes_are_near_the_truth(world, flame):
     metric = gram(flame.shape_basis, flame.v_template)
     errors, sizes = [], []
     for person in range(3):
-        truth = torch.as_tensor(people.person(3, person).shape)
+        truth = torch.as_tensor(people.subject(3, person).shape)
         for face in source.load(person, np.arange(2)).values():
             assert face.fit is not None
             error = torch.from_numpy(face.fit[:100]) - truth
@@ -87,7 +87,7 @@ def test_a_face_is_fitted_once(world, flame, monkeypatch):
 
 
 def test_batches_carry_the_fits(world, flame):
-    plan, config = BatchPlan(subjects=3, pictures=2), DataConfig(threads=1)
+    plan, config = BatchPlan(subjects=3, images=2), DataConfig(threads=1)
     source = FittedSource(world, flame)
     batch = next(iter(Samples(source, plan, PLAIN, config)))
     assert batch.fits is not None

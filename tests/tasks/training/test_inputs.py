@@ -47,7 +47,7 @@ def test_the_random_network_is_asked_for(caplog):
     assert "RANDOM" in caplog.text
 
 
-def test_dlibs_backbone_starts_from_its_weights_and_the_runs_pictures(tmp_path):
+def test_dlib_backbone_starts_from_its_weights_and_the_first_images(tmp_path):
     config = small_config(tmp_path, backbone="dlib")
     run, again = StageRun(job_of(config)), StageRun(job_of(config))
     trained = load_dlib().resnet

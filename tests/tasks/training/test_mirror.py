@@ -1,4 +1,4 @@
-"""Mirrored people: pixels, mask, landmarks and fit agree; nobody is mixed with his mirror image."""
+"""Mirrored subjects: pixels, mask, landmarks and fit agree; no sample mixes a subject with its mirror image."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pixels_mask_and_landmarks_are_turned_alike(world):
         np.testing.assert_array_equal(turned_crop, crop[:, ::-1])
         np.testing.assert_array_equal(turned_mask, mask[:, ::-1])
         np.testing.assert_allclose(turned_points[TWINS], [319, 0] + points * [-1, 1], atol=1e-4)
-        assert turned_points[0, 0] < turned_points[16, 0]  # point 0 is on the left of the picture again
+        assert turned_points[0, 0] < turned_points[16, 0]  # point 0 is on the left of the image again
         assert turned[row].name != plain[row].name
 
 
@@ -68,7 +68,7 @@ def landmarks_of(flame: FLAME, fit: np.ndarray) -> np.ndarray:
     return points - points.mean(0)
 
 
-def test_nobody_shares_a_sample_with_his_mirror_image(world):
+def test_no_sample_mixes_a_subject_with_its_mirror_image(world):
     samples = Samples(MirroredSource(world), BatchPlan(2, PICTURES), PLAIN, DataConfig(threads=1, prefetch=1))
     batches = list(samples)
     subjects = torch.cat([batch.subjects for batch in batches]).unique()

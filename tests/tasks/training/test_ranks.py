@@ -28,6 +28,7 @@ SIX = {"steps": 6, "subjects": 2, "images": 2}
 ONE_CORE_EACH = TrainRayConfig(workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_rank_costs_nothing(ray_cluster: None, s3: S3Endpoint, tmp_path: Path) -> None:
     dest = s3.uri("trained")
@@ -47,6 +48,7 @@ def test_a_killed_rank_costs_nothing(ray_cluster: None, s3: S3Endpoint, tmp_path
     assert_equal_states(last_state(dest)[1], last_state(tmp_path)[1], tolerance=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_error_of_ours_arrives_as_it_was(ray_cluster: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -76,6 +78,7 @@ def kill_rank() -> None:
     os.kill(named(descendants(os.getpid()), "RayTrainWorker")[0], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_progress_is_reported_in_the_context_of_the_run(board: Any) -> None:
     seen: list[tuple[int, str]] = []
     FLOW.set("train-run")
@@ -84,6 +87,7 @@ def test_progress_is_reported_in_the_context_of_the_run(board: Any) -> None:
     assert seen == [(3, "train-run")]
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_raised_once_the_training_has_ended(board: Any) -> None:
     calls: list[int] = []
 
@@ -106,6 +110,7 @@ def test_a_report_that_fails_is_raised_once_the_training_has_ended(board: Any) -
         train(TrainError("the real one"))
 
 
+@pytest.mark.slow
 def test_a_board_that_died_costs_the_reports_only(board: Any, caplog: pytest.LogCaptureFixture) -> None:
     import ray
 

@@ -1,6 +1,6 @@
 """Batches from faces/: what is in them, in which order, on how many ranks, after a resume, and from damaged shards.
 
-The pictures are plain colours that say who they show: red the person, green the picture.
+The images are plain colours that encode what they show: red the subject, green the image.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def samples_of(
     uri: str, config: DataConfig = SMALL, version: int | None = None, view: Augmentation = JITTER, **plan: int
 ) -> Samples:
     source = ShardSource(uri, "train", version)
-    return Samples(source, BatchPlan(**{"subjects": 2, "pictures": 2, **plan}), view, config)
+    return Samples(source, BatchPlan(**{"subjects": 2, "images": 2, **plan}), view, config)
 
 
 def shown(batch: FaceBatch) -> list[tuple[int, int]]:
-    """(person, picture) of every picture, by its colour."""
+    """(subject, image) of every image, by its colour."""
     colours = (batch.images.mean(dim=(2, 3)) * 255 / STEP).round().int()
     return [(int(red), int(green)) for red, green, _ in colours]
 
@@ -73,7 +73,7 @@ def test_batch_is_what_the_rows_say(faces: str) -> None:
     assert people[0] == people[1]
     assert people[2] == people[3]
     assert len(set(shown(batch))) == 4
-    assert torch.equal(batch.subjects, torch.tensor(people))  # the index is sorted by person here
+    assert torch.equal(batch.subjects, torch.tensor(people))  # the index is sorted by subject here
     # The plain view takes 0.8 of the crop's side, 319 pixels between centres, from its middle to 223.
     x, y = ((value - 31.9) * 223 / 255.2 / 112 - 1 for value in (40 + 2 * torch.arange(68), torch.tensor(80)))
     assert torch.allclose(batch.landmarks[..., 0], x.expand(4, -1), atol=1e-5)
@@ -83,8 +83,8 @@ def test_batch_is_what_the_rows_say(faces: str) -> None:
     assert batch.masks[:, :, 113:].min() > 0.999
 
 
-def test_epoch_shows_every_picture_once_over_all_ranks(faces: str) -> None:
-    """11 people x 4 pictures = 22 samples of two, on two ranks with one subject each: 11 batches, nothing left."""
+def test_epoch_has_every_image_once_over_all_ranks(faces: str) -> None:
+    """11 subjects x 4 images = 22 samples of two, on two ranks with one subject each: 11 batches, nothing left."""
     ranks = [samples_of(faces, subjects=1, rank=rank, ranks=2) for rank in range(2)]
     seen = [[pair for batch in rank for pair in shown(batch)] for rank in ranks]
     assert [rank.batches for rank in ranks] == [11, 11]
@@ -176,11 +176,12 @@ def test_resume_with_another_batch_goes_on_at_the_same_share(faces: str, caplog:
 def test_position_of_other_data_or_settings_is_refused(faces: str) -> None:
     state = samples_of(faces).state_dict()
     with pytest.raises(SamplesError, match="pictures 2 there, 4 here"):
-        samples_of(faces, pictures=4).load_state_dict(state)
+        samples_of(faces, images=4).load_state_dict(state)
     with pytest.raises(SamplesError, match="seed"):
         samples_of(faces, seed=3).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_dataloader_workers_keep_the_order(faces: str) -> None:
     straight = list(samples_of(faces))
     samples = samples_of(faces, SMALL.model_copy(update={"threads": 1}))
@@ -189,26 +190,28 @@ def test_dataloader_workers_keep_the_order(faces: str) -> None:
     assert all_same(list(loader), straight[3:])
 
 
-# --- few pictures, heavy identities -----------------------------------------------------------------------------------
+# --- few images, heavy identities -------------------------------------------------------------------------------------
 
 
-def test_few_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.slow
+def test_few_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish(str(tmp_path), [1, 2, 3, 6, 4], shards=2)
     with caplog.at_level(logging.WARNING):
-        skipping = samples_of(str(tmp_path), pictures=3, subjects=1)
-    assert "2 of 4 identities have fewer than 3 pictures: left out" in caplog.text
+        skipping = samples_of(str(tmp_path), images=3, subjects=1)
+    assert "2 of 4 identities have fewer than 3 images: left out" in caplog.text
     seen = Counter(pair for batch in skipping for pair in shown(batch))
     assert seen == Counter([(2, n) for n in range(3)] + [(3, n) for n in range(6)])
     config = SMALL.model_copy(update={"few_pictures": "repeat"})
-    repeating = samples_of(str(tmp_path), config, pictures=3, subjects=1)
+    repeating = samples_of(str(tmp_path), config, images=3, subjects=1)
     seen = Counter(pair for batch in repeating for pair in shown(batch))
     assert seen[0, 0] == 3
     assert sorted(seen[1, n] for n in range(2)) == [1, 2]
     assert repeating.few == 2
-    with pytest.raises(SamplesError, match=r"none of the 4 identities has 7 pictures.*few_pictures"):
-        samples_of(str(tmp_path), pictures=7)
+    with pytest.raises(SamplesError, match=r"none of the 4 identities has 7 images.*few_pictures"):
+        samples_of(str(tmp_path), images=7)
 
 
+@pytest.mark.slow
 def test_heavy_identity_gives_another_stretch_each_epoch(tmp_path: Path) -> None:
     publish(str(tmp_path), [20, 4, 4], shards=1)
     samples = samples_of(str(tmp_path), SMALL.model_copy(update={"pictures_per_identity": 6}), subjects=1)
@@ -233,7 +236,7 @@ def test_corrupt_crop_is_replaced_in_the_same_way_every_time(tmp_path: Path, cap
     assert caplog.text.count("replaced in training") == 3
     seen = Counter(pair for batch in batches for pair in shown(batch))
     assert not set(crops) & set(seen)
-    for person in (3, 5, 6):  # two samples still, made of the three pictures that are left
+    for person in (3, 5, 6):  # still two samples, of the three remaining images
         assert sorted(seen[person, n] for n in range(4) if (person, n) in seen) == [1, 1, 2]
     for batch in batches:
         assert shown(batch)[0] != shown(batch)[1]
@@ -243,7 +246,7 @@ def test_corrupt_crop_is_replaced_in_the_same_way_every_time(tmp_path: Path, cap
     assert all_same(list(slow), batches[4:])
 
 
-def test_person_without_a_readable_picture_is_replaced_by_others(tmp_path: Path) -> None:
+def test_subject_without_a_readable_image_is_replaced_by_others(tmp_path: Path) -> None:
     publish(str(tmp_path), crops={(4, n): b"" for n in range(3)})
     batches = list(samples_of(str(tmp_path)))
     people = Counter(person for batch in batches for person, _ in shown(batch))
@@ -331,6 +334,7 @@ def test_s3(s3, faces: str, tmp_path: Path) -> None:
     assert damaged.damage.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answered", [0, 6])
 def test_unreachable_storage_is_an_error_not_damage(s3, answered: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network fails at the first footer, or after the footers of three shards, among their columns."""
@@ -351,6 +355,7 @@ def test_unreachable_storage_is_an_error_not_damage(s3, answered: int, monkeypat
     assert not samples.damage.found
 
 
+@pytest.mark.slow
 def test_too_many_open_files_are_an_error_not_damage(tmp_path: Path) -> None:
     publish(str(tmp_path))
     samples = samples_of(str(tmp_path))
@@ -369,10 +374,10 @@ def test_too_many_open_files_are_an_error_not_damage(tmp_path: Path) -> None:
 
 
 def test_blocks_are_read_in_one_go() -> None:
-    """1000 people x 4 in 10 shards: the lanes of a rank hold few blocks at a time, and read each of them once."""
+    """1000 subjects x 4 in 10 shards: the lanes of a rank hold few blocks at a time, and read each of them once."""
     people = np.arange(1000)
     index = Index(people // 100, people % 100 * 4, np.full(1000, 4))
-    plan = BatchPlan(subjects=4, pictures=2, ranks=2)
+    plan = BatchPlan(subjects=4, images=2, ranks=2)
     blocks = Blocks(index, plan, DataConfig(block_faces=40))
     order = blocks.epoch(0)
     assert blocks.batches == 250
@@ -382,7 +387,7 @@ def test_blocks_are_read_in_one_go() -> None:
         runs = [block for number, block in enumerate(lane) if number == 0 or lane[number - 1] != block]
         assert len(runs) == len(set(runs))
         reads.update(runs)
-    assert len(reads) == 100  # ten people each
+    assert len(reads) == 100  # ten subjects each
     assert sum(reads.values()) <= 100 + 7  # lanes share a block at their borders
     shards = [blocks.blocks[order.block(order.position(0, place))].shard for place in range(8)]
     assert len(set(shards)) > 3  # a batch comes from all over the dataset
@@ -415,8 +420,9 @@ def head() -> AssetBundle:
     return procedural_head()
 
 
+@pytest.mark.slow
 def test_world_is_a_source_like_faces(head: AssetBundle) -> None:
-    plan = BatchPlan(subjects=2, pictures=2, seed=5)
+    plan = BatchPlan(subjects=2, images=2, seed=5)
     samples = Samples(WorldSource(head, 0, people=3, images=2), plan, PLAIN, SMALL)
     straight = run(samples, 4)
     before, after = (Samples(samples.source, plan, PLAIN, SMALL) for _ in range(2))

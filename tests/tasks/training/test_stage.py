@@ -65,6 +65,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert_equal_states(last_state(tmp_path / "straight")[1], last_state(tmp_path / "killed")[1])
 
 
+@pytest.mark.slow
 def test_metrics_of_a_resumed_run_are_those_of_a_straight_one(tmp_path: Path) -> None:
     train(tmp_path / "straight")
     train(tmp_path / "parts", coarse={"steps": 2, "subjects": 2, "images": 2})
@@ -77,6 +78,7 @@ def test_metrics_of_a_resumed_run_are_those_of_a_straight_one(tmp_path: Path) ->
     assert sorted(straight) == ["00000002.jsonl", "00000004.jsonl"]
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns_with_the_double_batch(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch_norm": "eval", "coarse": TWENTY, "checkpoint_every": 20}
     train_on_two_ranks(job_of(small_config(tmp_path / "two", **settings)))
@@ -104,7 +106,7 @@ def test_checkpoints_are_pruned_and_judged(tmp_path: Path) -> None:
 
 
 def test_an_explosion_ends_the_run_with_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.training.stage.WILD_IN_A_ROW", 2)
+    monkeypatch.setattr("tasks.training.stage.DIVERGED_AFTER", 2)
     coarse = {"steps": 6, "subjects": 2, "images": 2, "lr": 1e30}
     with pytest.raises(TrainError, match=r"coarse diverges: 2 steps in a row without a finite .*landmark.*smaller lr"):
         train(tmp_path, coarse=coarse, clip_norm=None)

@@ -80,7 +80,7 @@ def faces(folder: Path) -> list[dict[str, object]]:
 # --- who goes and who stays -------------------------------------------------------------------------------------------
 
 
-def test_a_person_leaves_all_datasets_and_nobody_else_changes(datasets: Path) -> None:
+def test_a_subject_leaves_all_datasets_and_nobody_else_changes(datasets: Path) -> None:
     gone = erasable.ids_of(datasets)
     assert len(gone) == 20
     before = {name: rows(datasets / name) for name in ("people/annotations", "heads", "exports")}
@@ -92,7 +92,7 @@ def test_a_person_leaves_all_datasets_and_nobody_else_changes(datasets: Path) ->
         assert after[name] == [row for row in table if row["face_id"] not in gone], name
         assert len(after[name]) < len(table)
     assert whole(datasets)
-    # Whatever lies there, not only what readers read, as bytes. Plans keep the places of pictures.
+    # Whatever lies there, not only what readers read, as bytes. Plans keep the places of images.
     for path in datasets.rglob("*"):
         if path.is_file() and "photos" not in path.parts and "_plan" not in path.parts and ERASED not in path.parts:
             data = path.read_bytes()
@@ -104,12 +104,12 @@ def test_a_person_leaves_all_datasets_and_nobody_else_changes(datasets: Path) ->
     assert erasable.PERSON not in (datasets / "people/annotations" / ERASED / "tombstone-000001.json").read_text()
 
 
-def test_runs_over_the_same_pictures_bring_nobody_back(datasets: Path) -> None:
+def test_runs_over_the_same_images_bring_nobody_back(datasets: Path) -> None:
     gone = set(erasable.ids_of(datasets))
     erase(uris(datasets), PERSON)
     left = rows(datasets / "people/annotations")
     for path in (datasets / "photos").rglob("*.jpg"):
-        path.write_bytes(path.read_bytes())  # a new time of change: every picture is planned anew
+        path.write_bytes(path.read_bytes())  # a new time of change: every image is planned anew
     erasable.annotate(datasets)
     assert rows(datasets / "people/annotations") == left
     plan = open_or_build(
@@ -145,7 +145,7 @@ def test_one_face_goes_and_the_next_ingest_has_nothing_to_do(datasets: Path) -> 
     assert whole(datasets)
 
 
-def test_a_picture_may_be_named_by_its_place(datasets: Path) -> None:
+def test_an_image_may_be_named_by_its_place(datasets: Path) -> None:
     path = datasets / "photos/bob/00101.jpg"
     erase([str(datasets / "people")], Asked(images=frozenset({str(path)})))
     image = image_id_of(str(path), str(datasets / "photos"))
@@ -153,8 +153,8 @@ def test_a_picture_may_be_named_by_its_place(datasets: Path) -> None:
     assert [stone.requests[0].id for stone in read_tombstones(Store(datasets / "people/annotations"))] == [image]
 
 
-def test_pictures_without_rows_may_be_erased_as_well(photos, tmp_path: Path) -> None:
-    """A quarantined picture, and one whose unit has not been worked yet."""
+def test_images_without_rows_may_be_erased_as_well(photos, tmp_path: Path) -> None:
+    """A quarantined image, and one whose unit has not been worked yet."""
     plan = open_or_build(tmp_path / "out", str(photos(8, {1: b"bad"})), units=erasable.UNITS)
     run_units(plan, HashWorker, HERE, only=[0])
     items = [item for unit in plan.iter_units() for item in unit.items]
@@ -169,7 +169,7 @@ def test_pictures_without_rows_may_be_erased_as_well(photos, tmp_path: Path) -> 
     assert (pending(plan), verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [], [])
 
 
-def test_a_unit_of_erased_pictures_alone_has_no_part(photos, tmp_path: Path) -> None:
+def test_a_unit_of_erased_images_alone_has_no_part(photos, tmp_path: Path) -> None:
     plan = open_or_build(tmp_path / "out", str(photos(7)), units=erasable.UNITS)
     last = [item.image_id for item in next(plan.iter_units([1])).items]
     erase([plan.dest], Asked(images=frozenset(last)))
@@ -191,6 +191,7 @@ def test_ids_that_nobody_has_are_an_error_before_anything_is_written(datasets: P
         erase([str(datasets / "photos")], PERSON)
 
 
+@pytest.mark.slow
 def test_it_works_on_a_bucket(datasets: Path, s3) -> None:
     uri = s3.uri("erase-heads")
     store = Store(uri)
@@ -208,6 +209,7 @@ def test_it_works_on_a_bucket(datasets: Path, s3) -> None:
 # --- crashes and neighbours -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_between_bytes_and_commit_and_finished(tmp_path: Path) -> None:
     """Some of the moments; all of them: python -m tests.chaos.erasures."""
     script = (
@@ -249,7 +251,7 @@ def test_without_ids_an_interrupted_erasure_is_finished(datasets: Path, monkeypa
 
 
 class Meanwhile:
-    """A worker during whose first unit somebody else erases a picture of that unit."""
+    """A worker during whose first unit somebody else erases an image of that unit."""
 
     def __init__(self, dest: str, image: str) -> None:
         self.dest, self.image, self.calls = dest, image, 0
@@ -340,7 +342,7 @@ def test_columns_are_known_by_their_names() -> None:
     assert erased.rows(pa.table({"size": [1, 2]})).tolist() == [False, False]
 
 
-def test_a_file_of_several_people_stops_the_erasure_with_its_name(datasets: Path) -> None:
+def test_a_file_of_several_subjects_stops_the_erasure_with_its_name(datasets: Path) -> None:
     store, plan = Store(datasets / "exports"), load_plan(str(datasets / "exports"))
     gone = {row["face_id"] for row in rows(datasets / "heads") if row["identity_id"] == erasable.PERSON}
     commit = next(
@@ -424,7 +426,8 @@ def test_resolving_asks_every_dataset(datasets: Path) -> None:
 # --- identities that come again ---------------------------------------------------------------------------------------
 
 
-def test_new_pictures_of_an_erased_person_are_kept_out_of_faces_without_their_name(datasets: Path) -> None:
+@pytest.mark.slow
+def test_new_images_of_an_erased_subject_are_kept_out_of_faces_without_their_name(datasets: Path) -> None:
     people = datasets / "people"
     erase([str(people)], PERSON)
     path = datasets / "photos" / erasable.PERSON / "new.jpg"
@@ -439,6 +442,7 @@ def test_new_pictures_of_an_erased_person_are_kept_out_of_faces_without_their_na
     assert {"bob", "cyd"} <= set(grouping.assignments["identity_id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_whoever_stands_beside_an_erased_face_does_not_inherit_its_label(datasets: Path) -> None:
     people, face = datasets / "people", erasable.ids_of(datasets)[0]
     erase([str(people)], Asked(faces=frozenset({face})))

@@ -64,6 +64,7 @@ def drive(script: str, **environment: str) -> subprocess.Popen[str]:
 # --- no Ray ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_ray_that_does_not_answer_is_an_error_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -206,6 +207,7 @@ def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.usefixtures("ray_cluster")
 class TestRay:
+    @pytest.mark.slow
     def test_bytes_are_those_of_a_run_in_process(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         source = photos(30, {3: b"bad"})
         plan = open_or_build(tmp_path / "out", str(source), units=FOUR)
@@ -213,6 +215,7 @@ class TestRay:
         assert (summary.units_run, summary.rows) == (8, 29)
         assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path)
 
+    @pytest.mark.slow
     def test_from_bucket_to_bucket(self, photos: Callable[..., Path], tmp_path: Path, s3: Any) -> None:
         source = Store(s3.uri(f"engine/{tmp_path.name}"))
         for path in photos(10, {3: b"bad"}).iterdir():
@@ -241,6 +244,7 @@ class TestRay:
         assert (summary.units_run, summary.units_failed, summary.rows) == (3, 0, 12)
         assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path, tmp_path / "calm")
 
+    @pytest.mark.slow
     def test_idle_workers_end_by_themselves(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         class Tidy(HashWorker):
             def __init__(self) -> None:
@@ -255,6 +259,7 @@ class TestRay:
         for pid in pids:
             wait_for_file(pid.with_suffix(".tidy"))
 
+    @pytest.mark.slow
     def test_a_unit_that_always_kills_is_given_up(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(12, {5: b"kill"})), units=FOUR)
         summary = run_units(plan, HashWorker, RayConfig(workers=1, attempts=2))
@@ -264,6 +269,7 @@ class TestRay:
         assert {row.error for row in rows} == {"WorkerDied"}
         assert not pending(plan)
 
+    @pytest.mark.slow
     def test_a_unit_over_its_time_is_given_up(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(8, {5: b"sleep"})), units=FOUR)
         worker = partial(HashWorker, pids=str(tmp_path))
@@ -271,12 +277,14 @@ class TestRay:
         assert (summary.units_failed, summary.rows) == (1, 4)
         assert standing_quarantine(plan.dest)[0].error == "UnitTimeout"
 
+    @pytest.mark.slow
     def test_workers_that_only_die_end_the_run(self, photos: Callable[..., Path], tmp_path: Path) -> None:
         plan = open_or_build(tmp_path / "out", str(photos(12, dict.fromkeys(range(12), b"kill"))), units=FOUR)
         with pytest.raises(EngineError, match=r"2 workers died in a row, .*died unexpectedly.*dmesg.*--resume"):
             run_units(plan, HashWorker, RayConfig(workers=1, max_deaths_in_a_row=2))
         assert pending(plan) == [0, 1, 2]
 
+    @pytest.mark.slow
     def test_start_and_storage_errors_come_through(
         self, photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -320,6 +328,7 @@ def test_killed_driver_goes_on_to_the_same_bytes(
     assert json.loads((tmp_path / "out" / plan.commit_name(3)).read_text())["rows"] == 4
 
 
+@pytest.mark.slow
 def test_a_dead_node_ends_the_run(photos: Callable[..., Path], tmp_path: Path) -> None:
     source = photos(6, {3: b"sleep"})
     plan = open_or_build(tmp_path / "out", str(source), units=UnitsConfig(items_per_unit=2))

@@ -32,6 +32,7 @@ print("step", train_stage(job_of(config), TrainRayConfig(workers=1, max_failures
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_names_of_our_packages_in_the_working_directory(photos: Callable[..., Path], tmp_path: Path) -> None:
     photos(3)

@@ -207,6 +207,7 @@ print("ended")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_at_any_step_it_ends_as_a_fresh_run(
     photos: Callable[..., Path], tmp_path: Path, raised: Callable[[int], None]

@@ -49,7 +49,7 @@ def mirror(tmp_path_factory) -> Path:
 def spread_scores(network: torch.nn.Module) -> None:
     """Give the heads of an untrained RetinaFace outputs as spread as a trained one's.
 
-    Scores about 0 with a deviation of 2, regressions with one of 1, over the places of a picture.
+    Scores about 0 with a deviation of 2, regressions with one of 1, over the places of an image.
     """
     picture = torch.from_numpy(portrait_pixels()).permute(2, 0, 1)[None].float() - 110
     taken: list[torch.Tensor] = []

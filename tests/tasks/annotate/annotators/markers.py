@@ -1,6 +1,6 @@
-"""Pictures with coloured marks at known places, and answers that a perfect network would give for them.
+"""Images with coloured marks at known places, and answers that a perfect network would give for them.
 
-The adapters cut, scale, turn and normalise a picture, and bring the network's answer back. A stand-in that finds the
+The adapters cut, scale, turn and normalise an image, and bring the network's answer back. A stand-in that finds the
 marks in what it is given proves both ways at once, for any size, aspect and rotation.
 """
 
@@ -24,19 +24,19 @@ PLACES = [
 
 
 def turned(points: np.ndarray, centre: tuple[float, float], size: float, degrees: float) -> np.ndarray:
-    """Points of a face of size 1 about the origin, placed in a picture."""
+    """Points of a face of size 1 about the origin, placed in an image."""
     angle = np.deg2rad(degrees)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return points @ rotation.T * size + centre
 
 
 def discs(width: int, height: int, marks: list[tuple[np.ndarray, float, tuple[int, int, int]]]) -> np.ndarray:
-    """A grey picture with filled discs (centre in pixels, radius, colour)."""
+    """A grey image with filled discs (centre in pixels, radius, colour)."""
     image = np.full((height, width, 3), 100, np.float32)
     for centre, radius, colour in marks:
         x0, y0 = (int(v) for v in np.floor(np.asarray(centre) - radius - 2))
         side = int(np.ceil(2 * radius)) + 5
-        fine = (np.arange(side * OVER) + 0.5) / OVER - 0.5  # sample points in pixels of the picture, less (x0, y0)
+        fine = (np.arange(side * OVER) + 0.5) / OVER - 0.5  # sample points in pixels of the image, less (x0, y0)
         away = np.hypot(fine[None] + x0 - centre[0], fine[:, None] + y0 - centre[1])
         alpha = (away <= radius).reshape(side, OVER, side, OVER).mean(axis=(1, 3), dtype=np.float32)
         rows, columns = np.arange(y0, y0 + side), np.arange(x0, x0 + side)

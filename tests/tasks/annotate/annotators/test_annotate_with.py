@@ -16,7 +16,7 @@ from schemas.parquet import fixed_values
 from tasks.annotate.annotate import AnnotateWorker, CroppedFace, crop_face
 from tasks.annotate.annotators import AnnotatorError, facexlib_provider, load_annotator
 from tasks.annotate.annotators.geometry import cut
-from tasks.annotate.find_faces import Face, Picture
+from tasks.annotate.find_faces import DecodedImage, Face
 from tasks.sources.discover import discover
 
 
@@ -26,18 +26,19 @@ def worker(**annotate: object) -> AnnotateWorker:
 
 @pytest.fixture(scope="module")
 def off_centre(face) -> tuple[np.ndarray, CroppedFace]:
-    """The portrait in the corner of a larger picture, and its crop."""
+    """The portrait in the corner of a larger image, and its crop."""
     image = np.full((700, 900, 3), 90, np.uint8)
     image[-face.shape[0] :, -face.shape[1] :] = face
     annotator = load_annotator(AnnotateConfig())
     (found,) = annotator.detect(image)
     points = annotator.landmarks(image, found)
     item = Item(0, "x.png")
-    return image, crop_face(Picture(item, image, annotator), Face(item, 0, (900, 700), found, points))
+    return image, crop_face(DecodedImage(item, image, annotator), Face(item, 0, (900, 700), found, points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["dlib", "facexlib"])
-def test_the_mask_of_a_window_is_that_of_the_whole_picture(provider, mirror, off_centre, monkeypatch):
+def test_the_mask_of_a_window_is_that_of_the_whole_image(provider, mirror, off_centre, monkeypatch):
     # Half of the classes: the skin of an untrained parser then has a share of about one half everywhere.
     monkeypatch.setitem(facexlib_provider.SKIN, "bisenet", tuple(range(10)))
     image, one = off_centre
@@ -49,6 +50,7 @@ def test_the_mask_of_a_window_is_that_of_the_whole_picture(provider, mirror, off
     assert ((mask > 0) == expected).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_descriptors_of_arcface(mirror, face, tmp_path):
     """Two equal faces go through together and get the answer of one alone; the column has the provider's length."""
     for name in "ab":

@@ -103,6 +103,7 @@ def test_networks_are_made_once_in_a_thread():
     assert other[0]._providers["detect"] is not first._providers["detect"]
 
 
+@pytest.mark.slow
 def test_a_mix_on_one_face(mirror, face):
     """dlib finds and marks, BiSeNet (untrained) segments, ArcFace (untrained) describes."""
     config = AnnotateConfig(segment="facexlib", embed="facexlib", weights_uri=str(mirror), device="cpu")
@@ -122,6 +123,7 @@ def test_dlib_s_mask_needs_no_weights():
     assert set(annotator.versions) == {"sidecar", "dlib", "dlib_face_recognition_resnet_model_v1.dat"}
 
 
+@pytest.mark.slow
 def test_the_default_imports_neither_torch_nor_the_other_libraries():
     """Nor does any import fetch weights: importing every provider's module opens no connection."""
     script = """

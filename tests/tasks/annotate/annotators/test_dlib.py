@@ -1,4 +1,4 @@
-"""dlib's annotators on the public-domain portrait that comes with scikit-image, and on pictures made from it."""
+"""dlib's annotators on the public-domain portrait that comes with scikit-image, and on images made from it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_landmarks_lie_on_the_features(annotator, portrait):
     points = annotator.landmarks(portrait, face_of(annotator, portrait))
     assert points.shape == (68, 2)
     assert points.dtype == np.float32
-    # Read off the picture by eye: the pupils, the tip of the nose, the mouth's middle, the chin.
+    # Read off the image by eye: the pupils, the tip of the nose, the mouth's middle, the chin.
     seen = {
         "right eye": (171, 101),
         "left eye": (214, 103),
@@ -86,7 +86,7 @@ def test_half_and_double_size_agree(annotator, portrait, width):
     assert areas[1] / areas[0] == pytest.approx(scale**2, rel=0.1)
 
 
-def test_the_mirrored_face_is_the_same_person(annotator, portrait):
+def test_the_mirrored_face_is_the_same_subject(annotator, portrait):
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
     codes = [
         annotator.embed(image, annotator.landmarks(image, face_of(annotator, image))) for image in (portrait, mirrored)
@@ -129,7 +129,7 @@ def test_equal_faces_are_ordered_from_left_to_right(annotator, portrait):
     assert keys == sorted(keys)
 
 
-def test_a_small_picture_is_enlarged(annotator, portrait):
+def test_a_small_image_is_enlarged(annotator, portrait):
     seventy = rescaled(portrait[45:185, 120:260], 96)
     assert 55 < np.ptp(face_of(annotator, seventy).bbox[::2]) < 80
     tiny = rescaled(portrait[45:185, 120:260], 64)
@@ -137,7 +137,7 @@ def test_a_small_picture_is_enlarged(annotator, portrait):
     assert load_annotator(AnnotateConfig(dlib=DlibConfig(max_upsample=1))).detect(tiny) == []
 
 
-def test_a_large_picture_is_reduced(portrait):
+def test_a_large_image_is_reduced(portrait):
     """6000 pixels wide: found as at 1600, boxes and landmarks in source pixels."""
     large = np.repeat(np.repeat(portrait, 16, axis=0), 16, axis=1)
     annotator = load_annotator(AnnotateConfig())
@@ -149,7 +149,7 @@ def test_a_large_picture_is_reduced(portrait):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (3000, 2), (60, 60)])
-def test_pictures_without_room_for_a_face(annotator, shape):
+def test_images_without_room_for_a_face(annotator, shape):
     assert annotator.detect(np.full((*shape, 3), 90, np.uint8)) == []
 
 
@@ -175,7 +175,7 @@ def test_boxes_of_one_face_are_merged_into_the_surest():
 
 
 def test_a_rotated_jpeg_gives_the_boxes_of_the_upright_one(annotator, portrait):
-    """The camera stored the picture on its side: what the annotators see is upright."""
+    """The camera stored the image on its side: what the annotators see is upright."""
     sideways = Image.fromarray(np.ascontiguousarray(np.rot90(portrait)))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -187,7 +187,7 @@ def test_a_rotated_jpeg_gives_the_boxes_of_the_upright_one(annotator, portrait):
 
 
 def test_a_face_that_reaches_over_the_border(annotator, portrait):
-    """A tight crop: the box may leave the picture, everything after it still works."""
+    """A tight crop: the box may leave the image, everything after it still works."""
     cut = np.ascontiguousarray(portrait[85:200, 140:240])
     face = face_of(annotator, cut)
     points = annotator.landmarks(cut, face)

@@ -1,4 +1,4 @@
-"""FAN's adapter: geometry on marked pictures and against the library's own way, and random weights end to end."""
+"""FAN's adapter: geometry on marked images and against the library's own way, and random weights end to end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def annotator_with(network, **options) -> FaceAlignmentAnnotator:
 
 
 def marked(place) -> tuple[np.ndarray, Detection, np.ndarray]:
-    """Picture, the face's box and where nose, left and right eye are."""
+    """Image, the face's box and where nose, left and right eye are."""
     width, height, centre, size, degrees = place
     truth = np.concatenate([turned(points, centre, size, degrees) for points in (NOSE, EYES)])
     marks = [(point, 0.06 * size, colour) for point, colour in zip(truth, (RED, GREEN, GREEN), strict=True)]
@@ -113,6 +113,7 @@ def test_peaks_lean_towards_the_larger_neighbour():
     np.testing.assert_allclose(peaks(maps)[0], expected)
 
 
+@pytest.mark.slow
 def test_random_weights_end_to_end(mirror, face):
     annotator = load_annotator(AnnotateConfig(landmarks="face_alignment", weights_uri=str(mirror), device="cpu"))
     (detection,) = annotator.detect(face)

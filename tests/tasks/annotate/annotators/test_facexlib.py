@@ -1,4 +1,4 @@
-"""facexlib's adapters: random weights against the library itself, and their geometry on marked pictures."""
+"""facexlib's adapters: random weights against the library itself, and their geometry on marked images."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def test_anchors_are_the_library_s(height, width):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("mobile0.25", "detection_mobilenet0.25_Final.pth"), ("resnet50", "detection_Resnet50_Final.pth")],
 )
 def test_detections_are_the_library_s(mirror, face, kind, name):
-    """Same weights, same picture, no reduction: box for box what the library's own detector finds."""
+    """Same weights, same image, no reduction: box for box what the library's own detector finds."""
     from facexlib.detection.retinaface import RetinaFace
 
     with warnings.catch_warnings():
@@ -64,7 +65,7 @@ def test_detections_are_the_library_s(mirror, face, kind, name):
     assert name in annotator.versions
 
 
-def test_pictures_of_one_size_go_through_together(mirror, face):
+def test_images_of_one_size_go_through_together(mirror, face):
     annotator = load_annotator(config(mirror, facexlib={"detector": "mobile0.25", "max_side": 96}))
     pictures = [face, face[:100], np.ascontiguousarray(face[:, ::-1])]
     calls: list[tuple[int, ...]] = []
@@ -80,8 +81,9 @@ def test_pictures_of_one_size_go_through_together(mirror, face):
     assert annotator.detect_batch([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mobile0.25", "resnet50"])
-def test_pictures_without_room_for_a_face(mirror, kind):
+def test_images_without_room_for_a_face(mirror, kind):
     """The network's outputs and the anchors keep their number, down to one pixel."""
     annotator = load_annotator(config(mirror, facexlib={"detector": kind, "max_side": 200}, min_score=1.5))
     for shape in ((1, 1), (1, 90), (700, 2), (33, 31)):
@@ -229,6 +231,7 @@ def test_the_descriptor_sees_the_face_where_it_expects_it(mirror, place):
         assert np.abs(found.numpy() - template[k]).max() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parser", ["bisenet", "parsenet"])
 def test_random_weights_end_to_end(mirror, face, parser, monkeypatch):
     """Through load_annotator on real architectures: shapes, types, the same answer twice and in a batch."""
@@ -253,6 +256,7 @@ def test_random_weights_end_to_end(mirror, face, parser, monkeypatch):
     assert set(annotator.versions) >= {"facexlib", "parsing_bisenet.pth", "recognition_arcface_ir_se50.pth", "dlib"}
 
 
+@pytest.mark.slow
 def test_bisenet_s_own_classes_reach_the_mask(mirror, face):
     """The adapter's mask is the library network's skin on the very crop, brought back."""
     from facexlib.parsing import BiSeNet

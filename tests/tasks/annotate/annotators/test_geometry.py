@@ -1,4 +1,4 @@
-"""The ways between a picture and a network's square, against closed forms and pictures whose answer is known."""
+"""The ways between an image and a network's square, against closed forms and images whose answer is known."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_mask_comes_back_where_it_was(side, degrees):
     assert iou(mask > 0, polygon(640, 500, shape) >= 0.5) > 0.96
 
 
-def test_a_mask_outside_the_picture_is_empty():
+def test_a_mask_outside_the_image_is_empty():
     frame = box_transform(np.array([-500.0, 0.0]), 100.0, 64)
     assert paste(np.ones((64, 64), np.float32), frame, (20, 30)).max() == 0
 

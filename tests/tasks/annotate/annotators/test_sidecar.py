@@ -1,4 +1,4 @@
-"""Labels beside pictures: in folders, buckets and archives, for one face and several, with and without a detector."""
+"""Labels beside images: in folders, buckets and archives, for one face and several, with and without a detector."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def in_tar(root: Path, mode: str = "w", name: str = "all.tar") -> str:
 
 
 def items_of(source: str) -> dict[str, Item]:
-    """The planned pictures by their own name."""
+    """The planned images by their own name."""
     found = discover(source, SourceConfig(exclude=("*_mask.png",)))
     return {item.source_uri.rpartition("/")[2].rpartition("#")[2]: item for item in found}
 
 
 @pytest.mark.parametrize("place", [in_folder, in_bucket, in_zip, in_tar])
-def test_labels_are_found_beside_the_picture(tmp_path, place):
+def test_labels_are_found_beside_the_image(tmp_path, place):
     items = items_of(place(tmp_path))
     annotator = load_annotator(SIDECAR)
     at_a = annotator.for_item(items["a.jpg"])
@@ -128,7 +128,7 @@ def test_labels_go_to_the_face_that_a_detector_found(tmp_path):
 def test_a_mask_of_another_size(tmp_path):
     items = items_of(in_folder(tmp_path))
     annotator = load_annotator(SIDECAR).for_item(items["a.jpg"])
-    with pytest.raises(LabelError, match=r"a_mask.png: the mask has 120 x 120 pixels, the picture 120 x 100"):
+    with pytest.raises(LabelError, match=r"a_mask.png: the mask has 120 x 120 pixels, the image 120 x 100"):
         annotator.segment(IMAGE[:100], POINTS)
 
 
@@ -152,9 +152,9 @@ def test_a_label_map_is_read_with_the_setting(tmp_path):
         load_annotator(SIDECAR).for_item(item).segment(IMAGE, POINTS)
 
 
-def test_labels_outside_the_picture(tmp_path):
+def test_labels_outside_the_image(tmp_path):
     items = items_of(in_folder(tmp_path))
-    with pytest.raises(LabelError, match=r"lies outside the picture of 20 x 20 pixels"):
+    with pytest.raises(LabelError, match=r"lies outside the image of 20 x 20 pixels"):
         load_annotator(SIDECAR).for_item(items["a.jpg"]).detect(IMAGE[:20, :20])
 
 
@@ -171,7 +171,7 @@ def test_a_parallel_folder_and_full_names(tmp_path):
     np.testing.assert_array_equal(annotator.segment(IMAGE, POINTS), MASK)
 
 
-def test_each_picture_has_its_own_labels_and_reads_them_once(tmp_path, monkeypatch):
+def test_each_image_has_its_own_labels_and_reads_them_once(tmp_path, monkeypatch):
     items = items_of(in_folder(tmp_path))
     reads: list[str] = []
     monkeypatch.setattr(
@@ -190,7 +190,7 @@ def test_the_item_must_be_named():
         SidecarAnnotator(SIDECAR).detect(IMAGE)
 
 
-def test_one_bad_label_costs_one_picture(tmp_path):
+def test_one_bad_label_costs_one_image(tmp_path):
     """Up to the landmarks: 67 points and NaNs are quarantined with their reason."""
     nan = POINTS.copy()
     nan[5] = np.nan
@@ -210,7 +210,7 @@ def test_one_bad_label_costs_one_picture(tmp_path):
     assert "point 5 of face 0 is not a number" in quarantine[1].message
 
 
-def test_an_identity_beside_the_picture_whatever_provider_does_the_steps(tmp_path):
+def test_an_identity_beside_the_image_whatever_provider_does_the_steps(tmp_path):
     in_folder(tmp_path)
     (tmp_path / "a.person.txt").write_text("  Ada Lovelace \nanything\n")
     (tmp_path / "sub" / "b.person.txt").write_bytes(b"\xef\xbb\xbfn\xc3\xa9e\r\n")
@@ -260,7 +260,7 @@ def test_patterns_are_checked(wrong):
         SidecarConfig.model_validate(wrong)
 
 
-def test_a_text_file_means_points_or_a_person_not_both():
+def test_a_text_file_means_points_or_a_subject_not_both():
     both = SidecarConfig(identity=("{stem}.txt",))
     with pytest.raises(ValidationError, match=r"\{stem\}.txt is named for landmarks and for identity"):
         AnnotateConfig(provider="sidecar", sidecar=both)

@@ -108,7 +108,7 @@ def test_dark_pale_and_grey_faces(skin):
     assert at(mask, 10, 100) == 0
 
 
-def test_a_face_partly_or_wholly_outside_the_picture():
+def test_a_face_partly_or_wholly_outside_the_image():
     image, points = drawn_face()
     half = skin_mask(np.ascontiguousarray(image[:, :100]), points)
     assert half.shape == (200, 100)

@@ -1,4 +1,4 @@
-"""People: who is photographed. Everything about a person is a pure function of (seed, index)."""
+"""Subjects: identities of the world. Everything about a subject is a pure function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEX, AGE = 0, 1  # leading shape components of the procedural head: positive is 
 
 
 @dataclass(frozen=True, eq=False)
-class Person:
+class Subject:
     """One identity. shape (100,) and tex (50,) float32, each about N(0, I); the rest follows from seed and index."""
 
     seed: int
@@ -33,11 +33,11 @@ class Person:
     hair: HairStyle
     looks: Looks
     clothing: Clothing
-    glasses: Occluder | None  # worn in most pictures
+    glasses: Occluder | None  # worn in most images
 
 
-def person(seed: int, index: int) -> Person:
-    """The person `index` of the world `seed`; same answer in any process, in any order."""
+def subject(seed: int, index: int) -> Subject:
+    """The subject `index` of the world `seed`; same answer in any process, in any order."""
     shape = _truncated_normal(stream(seed, Stream.SHAPE, index), NUM_SHAPE)
     skin = stream(seed, Stream.COMPLEXION, index)
     # Sexes are two groups: still mean 0 and variance 1.
@@ -45,7 +45,7 @@ def person(seed: int, index: int) -> Person:
     sex, age = float(shape[SEX]), float(shape[AGE])
     hair = sample_hair(stream(seed, Stream.HAIR, index), (age, sex))
     glasses = sample_occluders(stream(seed, Stream.GLASSES, index), GLASSES_RATE)
-    return Person(
+    return Subject(
         seed=seed,
         index=index,
         shape=shape,
