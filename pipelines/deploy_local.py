@@ -150,16 +150,19 @@ class Deployment:
 
     def command(self, *words: str, **environment: str) -> str:
         """Run a command in the checkout and return its output. Raises DeploymentError where it fails."""
-        done = subprocess.run(
-            words,
-            env=self.environment | environment,
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                words,
+                env=self.environment | environment,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=COMMAND_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeploymentError(f"{' '.join(words)} did not end within {COMMAND_SECONDS:.0f} s") from error
         if done.returncode:
             raise DeploymentError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
         return done.stdout
