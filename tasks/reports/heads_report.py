@@ -77,7 +77,7 @@ def _page(
     data: dict[str, Any] | None,
 ) -> str:
     spread = spread_of(plan)
-    scripts = [] if data is None else [library(), _templates.get_template("heads_viewer.js.j2").render()]
+    scripts = [] if data is None else [library(), _templates.get_template("viewer.js.j2").render()]
     return _templates.get_template("heads_report.html.j2").render(
         plan=plan,
         facts=_facts(plan, len(ledger), cost, reasons),
