@@ -73,7 +73,7 @@ class Inference:
 
     precision: of the convolutions. The linear layers at the end of the encoders, the first layer and the last
     convolution of F_d stay in float32: 8 bits there would move the camera by half a pixel and the surface by 20 um.
-    batch: 0, or compile for batches of that many faces, which takes up to half a minute; smaller ones are filled up.
+    batch: 0, or compile for batches of that many faces, which takes up to half a minute; smaller ones are padded.
     Where nothing can be compiled it says so in the log, and `compiled` is false.
     freeze: on a CPU, freeze the graphs that are not compiled: a second or two, which a handful of faces is not worth.
 
@@ -125,7 +125,7 @@ class Inference:
     def _run(self, network: Network, values: Tensor, batch: int) -> Tensor:
         """The network's answers for any number of values (B,...), on this device, in parts of `batch` unless that is 0.
 
-        What is compiled takes no other number: there the last part is filled up.
+        Compiled networks take no other number: the last part is padded.
         """
         values = values.to(self.device, non_blocking=True)
         if not batch:

@@ -328,11 +328,11 @@ def shape_spread(shapes: NDArray, subjects: Sequence[str], basis: NDArray) -> tu
     subjects. NaN where there is no such pair.
     """
     points = shape_points(shapes, basis)
-    _, who, count = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
+    _, index, count = np.unique(np.asarray(subjects), return_inverse=True, return_counts=True)
     own = np.zeros((len(count), points.shape[1]))
-    np.add.at(own, who, points)
+    np.add.at(own, index, points)
     square = np.zeros(len(count))
-    np.add.at(square, who, (points * points).sum(axis=1))
+    np.add.at(square, index, (points * points).sum(axis=1))
     # The squared distances of all pairs among n points sum to n sum |x|^2 - |sum x|^2.
     within = float((count * square - (own * own).sum(axis=1)).sum())
     total = float(len(points) * square.sum() - np.square(points.sum(axis=0)).sum())
