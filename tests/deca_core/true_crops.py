@@ -106,5 +106,5 @@ class DetailLoss:
         surface, model = self.surface, self.model
         normals = detail_normals(surface.positions, surface.normals, z, model.mask, model.fixed_displacement)
         texture = face_patch(surface.albedo * shading(normals, self.codes.light) * surface.visibility)
-        target = face_patch(surface.picture * surface.visibility)
+        target = face_patch(surface.image * surface.visibility)
         return self.step.weights.photometric * photometric(target, texture, torch.ones_like(texture[:, :1]))
