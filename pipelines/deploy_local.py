@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from deca_core.errors import DecaError
 from pipelines.processes import Process, end, family
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ START_SECONDS = 180.0  # a server takes half a minute, more on a busy machine
 COMMAND_SECONDS = 300.0
 
 
-class DeploymentError(Exception):
+class DeploymentError(DecaError):
     """A part of the deployment failed or did not start."""
 
 

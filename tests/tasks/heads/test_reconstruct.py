@@ -251,7 +251,7 @@ def test_the_precision_of_a_plan_stays(faces, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph as it was taken, turned by 45 degrees and upside down, with its landmarks beside each."""
+    """A photograph upright, rolled by 45 and by 180 degrees, with landmarks beside each; reconstructed in out/."""
     folder = tmp_path_factory.mktemp("rolled")
     world = World(procedural_head())
     someone = world.subject(2**20, 1)
@@ -262,6 +262,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = (warp(taken.image, spin, 384) * 255).round().astype(np.uint8).transpose(1, 2, 0)
         Image.fromarray(image).save(folder / "photos" / f"{degrees:03d}.png")
         np.save(folder / "photos" / f"{degrees:03d}.npy", moved(taken.landmarks, spin).astype(np.float32))
+    reconstruct(of_photographs(folder, "out"))
     return folder
 
 
@@ -276,7 +277,6 @@ def of_photographs(folder: Path, dest: str, **changes: Any) -> ReconstructConfig
 @pytest.mark.slow
 def test_a_rolled_photograph_keeps_its_roll(rolled):
     """Recorded pose, landmarks in source pixels, vertices and texture are those of the photograph as it lies."""
-    reconstruct(of_photographs(rolled, "out"))
     assert load_plan(str(rolled / "out")).record.config["upright_from"] == UPRIGHT_FROM
     table = rows(rolled / "out").sort_by("source_uri")
     level, *others = (table.slice(index, 1) for index in range(3))

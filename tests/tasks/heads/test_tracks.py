@@ -23,7 +23,6 @@ from tasks.heads.track_records import TracksError, read_track, read_tracks, veri
 from tasks.heads.tracks import follow, has_frames, make_tracks, share_track
 from tasks.sources.videos import frame_of
 from tasks.units.commit import commit_unit
-from tasks.units.draft import code_version
 from tasks.units.rounds import open_or_build
 
 POINTS = np.random.default_rng(0).uniform(-40, 40, (68, 2)).astype(np.float32)
@@ -110,7 +109,6 @@ def write_rows(dest: Path, uris: list[str], bundle: AssetBundle, units: int = 2)
         config={"flow": "reconstruct"},
         weights={"bundle": bundle.hash, "checkpoint": "c"},
         units=UnitsConfig(items_per_unit=-(-len(items) // units)),
-        code=code_version(),
         items=items,
     )
     schema = reconstruction_schema(0.01, ("codes",))
