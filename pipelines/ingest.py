@@ -63,10 +63,11 @@ class Ingest(UnitFlow[IngestConfig, IngestSummary]):
 
     def freeze_plan(self, config: IngestConfig, weights: dict[str, str]) -> Plan:
         """List the source and plan what is new or changed, or open the plan in DEST. Stores the config of this run."""
-        plan = super().freeze_plan(config, weights)
         # Regrouping is per run: a run that resumes with the stored config does not repeat it.
         identity = config.identity.model_copy(update={"regroup": False})
-        store_config(plan, config.model_copy(update={"identity": identity}))
+        stored = config.model_copy(update={"identity": identity})
+        plan = super().freeze_plan(stored, weights)
+        store_config(plan, stored)  # also on resume: filters, identities and shards are those of the last run
         return plan
 
     def annotate_faces(self, plan: Plan, config: IngestConfig, on_progress: OnUnitProgress | None) -> RunSummary:

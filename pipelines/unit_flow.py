@@ -75,9 +75,10 @@ def effective_config(config: Config, dest: str) -> Config:
 def fill_in(config: Config, dest: str, name: str, new: Any) -> Config:
     """Return the config with an open setting (None) as the plan in DEST has it, or `new` where no plan is resumed.
 
-    A plan that was made before the setting existed resumes with the value in LATER_SETTINGS.
+    A plan that was made before the setting existed resumes with the value in LATER_SETTINGS. A setting that is no part
+    of this config's plan stays open.
     """
-    if getattr(config, name) is not None:
+    if getattr(config, name) is not None or name not in config.plan_config():
         return config
     resumes = config.existing != "new" and Store(dest).exists(PLAN)
     planned = load_plan(dest).record.config.get(name, LATER_SETTINGS[name]) if resumes else new
@@ -169,7 +170,7 @@ class UnitFlow(Generic[Config, Summary]):
             inputs.source,
             config=config.plan_config() | inputs.pinned,
             weights=weights,
-            source_config=config.inputs if inputs.items is None else None,
+            source_config=getattr(config, "inputs", None),
             units=config.units,
             workers=expected_workers(self.ray(config)) if inputs.sized_by_workers else None,
             items=inputs.items,

@@ -87,11 +87,13 @@ def test_the_version_is_pinned(faces, done, tmp_path):
     with pytest.raises(PlanError, match="pins one version"):
         reconstruct(config(faces, done, outputs=EVERYTHING, existing="extend"))
     publish(str(tmp_path / "faces"), PEOPLE, shards=2)
-    first = reconstruct(config(tmp_path / "faces", tmp_path / "out"))  # the dataset itself may be named too
+    inputs = {"exclude": ["a/*"]}  # lists nothing here, and is part of the plan as for any source
+    first = reconstruct(config(tmp_path / "faces", tmp_path / "out", inputs=inputs))  # the dataset itself may be named
     assert first.faces == 7
+    assert load_plan(str(tmp_path / "out")).record.config["source"]["exclude"] == ["a/*"]
     publish(str(tmp_path / "faces"), [*PEOPLE, 1], shards=2, version=2)
     with pytest.raises(PlanConflict, match="version 1 -> 2"):
-        reconstruct(config(tmp_path / "faces", tmp_path / "out"))
+        reconstruct(config(tmp_path / "faces", tmp_path / "out", inputs=inputs))
 
 
 def test_columns_are_what_the_model_decodes(faces, done):
