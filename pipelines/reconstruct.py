@@ -46,7 +46,7 @@ def prepare(config: ReconstructConfig) -> ReconstructConfig:
     from deca_core.roll import UPRIGHT_FROM
 
     config = effective_config(config, config.dest)
-    if config.codes == "network":  # a plan without a network does not hold how a face is turned for one
+    if config.codes == "network":  # plans without a network do not have the setting
         config = fill_in(config, config.dest, "upright_from", UPRIGHT_FROM)
     prove_paths(config)
     config = config.model_copy(update={"bundle": bundle_for(config.bundle, config.checkpoint)})

@@ -167,7 +167,7 @@ def test_a_fit_needs_no_network(deca, marked, tmp_path):
     assert "codes" in printed
     code, printed = deca(*command, "--set", "checkpoint=ckpt")
     assert code == 1
-    assert "codes=landmarks asks no network" in printed
+    assert "codes=landmarks uses no network" in printed
 
 
 def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):
@@ -175,7 +175,7 @@ def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):
     options = (*units, "--workers", 0, "--set", "identity.method=none")
     code, printed = deca("plan", photos, out, "--flow", "ingest", "--calibrate", 0, *units)
     assert code == 0
-    assert "4 pictures in 2 units" in printed
+    assert "4 images in 2 units" in printed
     code, printed = deca("status", out)
     assert code == 2
     assert "0 faces annotated" not in printed  # nothing waits to be grouped, but two units are pending
@@ -195,7 +195,7 @@ def test_an_ingest_from_plan_to_gc(deca, photos, tmp_path):
 
     code, printed = deca("ingest", photos, out, *options, "--min-images", 2)
     assert code == 1
-    assert "no face of 4 images was kept: 4 x few images (shards.min_images=2)" in printed
+    assert "no face of 4 images was kept: 4 x few pictures (shards.min_images=2)" in printed
     code, printed = deca("ingest", photos, out, *options, "--set", "identity.method=cluster")
     assert code == 0
     assert "2, new" in printed
@@ -426,7 +426,7 @@ def test_a_plan_with_its_price_then_the_run_with_its(deca, photos, tmp_path):
     assert "MB in 4 rows" in printed
     assert "core-hours = " in printed
     assert "at 3600 an hour for all" in printed
-    assert "2 pictures in 2 units" in printed
+    assert "2 images in 2 units" in printed
     code, printed = deca("reconstruct", photos, tmp_path / "out", *settings)
     assert code == 0
     assert "2 run, 2 done before" in printed

@@ -50,7 +50,7 @@ def test_a_server_that_is_away_costs_no_run(monkeypatch):
             artifact(progress(done))
     flows.logger.removeHandler(listener)
     assert len(said) == 2  # of eleven, the first and the last
-    assert all("the run goes on" in record.getMessage() for record in said)
+    assert all("the run continues" in record.getMessage() for record in said)
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def test_a_run_that_keeps_no_face_fails_and_publishes_nothing(tmp_path):
     assert not (out / "faces").exists()
     assert ingest(config(photos, out)).faces == 4
     before = written(out / "faces")
-    with pytest.raises(NoRowsError, match=r"4 x few images \(shards.min_images=3\)"):
+    with pytest.raises(NoRowsError, match=r"4 x few pictures \(shards.min_images=3\)"):
         ingest(config(photos, out, shards={"min_images": 3}))
     assert written(out / "faces") == before
 

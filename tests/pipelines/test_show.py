@@ -1,4 +1,4 @@
-"""One picture beside the photograph, and what `--show` is not for."""
+"""`deca reconstruct --show`: the sheet beside the image, and what it refuses."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def deca(monkeypatch, capfd):
     return run
 
 
-def test_show_writes_one_picture_next_to_the_photograph(deca, tmp_path):
+def test_show_writes_the_sheet_beside_the_image(deca, tmp_path):
     astronaut().save(tmp_path / "photo.jpg", quality=95)
     code, printed = deca("reconstruct", tmp_path / "photo.jpg", "--show")
     assert code == 0, printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "photo.jpg.deca.png"]
     assert "photo.jpg.deca.png" in printed
     sheet = np.asarray(Image.open(tmp_path / "photo.jpg.deca.png"))
-    assert sheet.shape[1] == 6 * 228 - 4  # picture, landmarks, mesh, shape, detail, displacement
+    assert sheet.shape[1] == 6 * 228 - 4  # image, landmarks, mesh, shape, detail, displacement
     assert sheet.std() > 20
 
 
-def test_show_is_for_one_picture_with_a_face(deca, tmp_path):
+def test_show_takes_one_image_with_a_face(deca, tmp_path):
     Image.new("RGB", (100, 100), "teal").save(tmp_path / "wall.jpg")
     code, printed = deca("reconstruct", tmp_path, "--show")
     assert code == 1
-    assert "--show is for one picture" in printed
+    assert "--show takes one image" in printed
     code, printed = deca("reconstruct", tmp_path / "wall.jpg", "--show")
     assert code == 1
     assert "nothing to show (detect: no face found" in printed
