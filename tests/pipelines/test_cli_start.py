@@ -108,3 +108,4 @@ def test_errors_in_arguments_import_nothing_heavy(photo, tmp_path):
         assert (code, heavy) == (1, []), (command, printed)
         assert cases[command] in printed, (command, printed)
         assert printed.count("\n") == 1
+    assert not list(tmp_path.rglob("_*"))  # no plan, no run

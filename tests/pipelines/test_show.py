@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
-import pytest
 from PIL import Image
 
-from pipelines.cli import main
 from tests.pipelines.conftest import astronaut
-
-
-@pytest.fixture
-def deca(monkeypatch, capfd):
-    """Runs `deca ...`: (exit code, what it printed)."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["deca", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capfd.readouterr()
-        return int(end.value.code), printed.out + printed.err
-
-    return run
 
 
 def test_show_writes_the_sheet_beside_the_image(deca, tmp_path):
@@ -37,15 +19,9 @@ def test_show_writes_the_sheet_beside_the_image(deca, tmp_path):
     assert sheet.std() > 20
 
 
-def test_show_takes_one_image_with_a_face(deca, tmp_path):
+def test_an_image_without_a_face_has_nothing_to_show(deca, tmp_path):
     Image.new("RGB", (100, 100), "teal").save(tmp_path / "wall.jpg")
-    code, printed = deca("reconstruct", tmp_path, "--show")
-    assert code == 1
-    assert "--show takes one image" in printed
     code, printed = deca("reconstruct", tmp_path / "wall.jpg", "--show")
     assert code == 1
     assert "nothing to show (detect: no face found" in printed
     assert not (tmp_path / "wall.jpg.deca.png").exists()
-    code, printed = deca("reconstruct", tmp_path / "wall.jpg")
-    assert code == 1
-    assert "DEST is missing" in printed
