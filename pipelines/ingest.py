@@ -134,11 +134,6 @@ def check_annotators(config: IngestConfig) -> dict[str, str]:
     return load_annotator(config.annotate).versions
 
 
-def list_images(config: IngestConfig) -> Inputs:
-    """Return the source."""
-    return Inputs(config.source)
-
-
 def check_identities(plan: Plan, config: IngestConfig) -> None:
     """Raise IdentityError where pattern or table match no image of the source, before hours of detection."""
     identity = config.identity
@@ -252,7 +247,7 @@ ingest = Ingest(
     name="ingest",
     worker=AnnotateWorker,
     weights=check_annotators,
-    inputs=list_images,
+    inputs=lambda config: Inputs(config.source),
     summary=IngestSummary,
     figures=dict,
     lines=lines,
