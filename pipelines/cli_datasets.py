@@ -1,4 +1,4 @@
-"""Commands that look at what lies in a DEST, look after it, or make head bundles."""
+"""Commands status, verify, gc, report and assets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def status(
     dest: Dest,
     quarantine: Annotated[int, typer.Option(help="How many quarantined rows to list.")] = 10,
 ) -> int:
-    """Where a dataset stands: units, rows, what is in quarantine and why; after ingest also the version of the faces.
+    """Progress of a dataset: units, rows, quarantine with reasons; after ingest also the version of the faces.
 
     Of a training run: stages, steps, checkpoints, validation.
 
@@ -49,9 +49,9 @@ def status(
 
 @datasets.command()
 def verify(dest: Dest) -> int:
-    """Hash every committed file again; exit code 1 when one is missing, changed or doubled.
+    """Hash every committed file again; exit code 1 when one is missing, changed or duplicated.
 
-    After ingest DEST holds annotations/ and faces/, and both are checked.
+    After ingest both annotations/ and faces/ are checked.
 
     Example: deca verify s3://bucket/heads
     """
@@ -88,9 +88,9 @@ def verify(dest: Dest) -> int:
 @datasets.command("gc")
 def gc_command(
     dest: Dest,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
 ) -> int:
-    """Delete what only earlier versions of the faces need. Readers that opened one of those lose it.
+    """Delete files that only earlier versions of the faces need. Readers of those versions lose them.
 
     Example: deca gc out/ --dry-run
     """
@@ -117,7 +117,7 @@ def report(
         int | None, typer.Option(min=1, max=64, help=f"Heads in the gallery of reconstructions. Default {FACES}.")
     ] = None,
 ) -> int:
-    """Draw what a person looks at: one HTML page that loads nothing, and the README.md that `load_dataset` reads.
+    """Write a self-contained HTML page, and the README.md that `load_dataset` reads.
 
     Of reconstructions: a gallery, a head in 3D with sliders, distributions, failures, cost over time. Of faces: the
     card with charts and a sample.
@@ -144,7 +144,7 @@ def report(
         return COMPLETE
     plan = load_plan(planned_dataset(dest))
     flow = plan.record.config.get("flow")
-    if flow == "ingest":  # annotated, and not yet grouped: say so
+    if flow == "ingest":  # annotated, and not yet grouped
         _faces(dest)
     if flow != "reconstruct":
         own = "; its page is _report/report.html, which every run draws" if flow == "evaluate" else ""
@@ -175,7 +175,7 @@ def assets_import(
 ) -> int:
     """Turn the licensed files into a bundle, and with deca_model.tar among them into a checkpoint that knows it.
 
-    The folder holds generic_model.pkl, landmark_embedding.npy, head_template.obj, uv_face_mask.png,
+    The folder contains generic_model.pkl, landmark_embedding.npy, head_template.obj, uv_face_mask.png,
     uv_face_eye_mask.png, fixed_displacement_256.npy and, if you have them, FLAME_albedo_from_BFM.npz and
     deca_model.tar. Nothing in them is executed. OUT is for --checkpoint and for --bundle.
 
@@ -209,7 +209,7 @@ def assets_head(dest: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Fol
 
 @assets.command("show")
 def assets_show(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")]) -> int:
-    """Check a bundle and print what is in it, and the checkpoint that lies with it.
+    """Check a bundle and print its contents, and the checkpoint beside it.
 
     Example: deca assets show bundle/
     """

@@ -40,13 +40,13 @@ def export_command(
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Where the checkpoint of the rows lies now. Default: where it lay then.")
+        str | None, typer.Option(help="Where the checkpoint of the rows is now. Default: where it was then.")
     ] = None,
     bundle: Bundle = None,
 ) -> int:
     """Heads out of reconstructions, for Blender, game engines and notebooks: glTF with skeleton, OBJ, PLY, NPZ.
 
-    Running it again goes on where it stopped. Files lie in DEST/files/ab/<face_id>/.
+    The same command resumes. Files are written to DEST/files/ab/<face_id>/.
 
     Examples:
 

@@ -61,7 +61,7 @@ class Deployment:
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            # In memory, the default, leases die with the server, and with them, minutes later, the runs that hold them.
+            # The default, leases in memory, ends them with the server, and minutes later the runs that need them.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "DO_NOT_TRACK": "1",
             "DECA_CHECKOUT": str(ROOT),

@@ -50,7 +50,7 @@ def open_truth(source: str, bundle: AssetBundle) -> WorldTruth:
     truth = WorldTruth(source)
     if truth.bundle != bundle.hash:
         raise EvaluateError(
-            f"{source} was photographed over the head {truth.bundle[:12]}, this run measures over "
+            f"{source} was rendered from the head {truth.bundle[:12]}, this run measures against "
             f"{bundle.name!r} ({bundle.hash[:12]}). Give the bundle that the world was made with"
         )
     return truth
@@ -88,7 +88,7 @@ def lines(summary: EvaluateSummary) -> Lines:
 
 
 def _main_figures(method: MethodFigures) -> str:
-    """The two figures that matter most."""
+    """Return the two main figures in words."""
     found = []
     if method.scan.median is not None:
         found.append(f"face surface {method.scan.median:.2f} mm (median)")

@@ -61,7 +61,7 @@ def tell(artifact: Callable[..., Any], *args: Any, patience: float = 0.0, **kwar
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
                 raise
             if time.monotonic() + AGAIN_SECONDS > deadline:
-                logger.warning("the Prefect server did not take an artifact (%s); the run goes on", error)
+                logger.warning("the Prefect server did not take an artifact (%s); the run continues", error)
                 return None
             time.sleep(AGAIN_SECONDS)
 

@@ -131,17 +131,12 @@ def prepare(config: IngestConfig) -> IngestConfig:
 
 
 def check_annotators(config: IngestConfig) -> dict[str, str]:
-    """Load every model once before any work; their hashes by name."""
+    """Load every model once before any work; return hashes by name."""
     return load_annotator(config.annotate).versions
 
 
-def list_images(config: IngestConfig) -> Inputs:
-    """Return the source."""
-    return Inputs(config.source)
-
-
 def check_identities(plan: Plan, config: IngestConfig) -> None:
-    """IdentityError where pattern or table name nobody in the source, before hours of detection rather than after."""
+    """Raise IdentityError where pattern or table match no image of the source, before hours of detection."""
     identity = config.identity
     if identity.method in ("sidecar", "none") or identity.pattern is identity.table is None:
         return
@@ -157,29 +152,29 @@ def check_identities(plan: Plan, config: IngestConfig) -> None:
 
     filled = (unit.items for unit in plan.iter_units() if unit.items)
     try:
-        look_up(next(filled, []))  # in most sources the first pictures tell
+        look_up(next(filled, []))  # the first images suffice in most sources
     except IdentityError:
         look_up(item for unit in plan.iter_units() for item in unit.items)
 
 
 def ray_of(config: IngestConfig) -> RayConfig:
-    """What runs the annotators: dlib's need no GPU."""
+    """Return the Ray settings of the annotators: dlib needs no GPU."""
     return config.ray if config.annotate.on_gpu else config.ray.without_gpus()
 
 
 def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:
-    """Say who every annotated face is; and the number of the version (0: none) whose faces stay who they are."""
+    """Assign an identity to every annotated face; return the assignment and the current version's number (0: none)."""
     faces = faces_of(config.dest)
     version = current(faces)
-    anew = config.identity.regroup or config.existing == "new"
-    # Faces of another plan may have been described by another model: their identities say nothing about these.
-    known = version is not None and version.annotations == plan.fingerprint and not anew
+    regroup = config.identity.regroup or config.existing == "new"
+    # Faces of another plan may have embeddings of another model, which cannot be compared.
+    known = version is not None and version.annotations == plan.fingerprint and not regroup
     logger.info("grouping the faces of %s", plan.dest)
     grouping = group(plan.dest, config, read_assignments(faces) if known else None)
     report = grouping.report
     left_out = ", ".join(f"{count} by {reason}" for reason, count in report.left_out.items()) or "none"
     logger.info(
-        "identities by %s: %d of %d faces kept, %d people; left out: %s",
+        "identities by %s: %d of %d faces kept, %d identities; left out: %s",
         report.method,
         report.kept,
         report.faces,
@@ -193,7 +188,7 @@ def group_identities(plan: Plan, config: IngestConfig) -> tuple[Grouping, int]:
 
 
 def _check_kept(plan: Plan, config: IngestConfig, report: GroupReport) -> None:
-    """NoRowsError where every face is left out, unless all of them were erased: an earlier version stays as it is."""
+    """Raise NoRowsError where every face is left out, unless all were erased: an earlier version stays current."""
     left_out = {reason: count for reason, count in report.left_out.items() if reason != ERASED}
     if report.kept or not left_out:
         return
@@ -206,7 +201,7 @@ def _check_kept(plan: Plan, config: IngestConfig, report: GroupReport) -> None:
 
 
 def _in_words(reason: str, config: IngestConfig) -> str:
-    """A reason with the setting that decides."""
+    """Return a reason, with the setting that decides."""
     setting = SETTINGS.get(reason)
     return reason if setting is None else f"{reason} ({setting}={attrgetter(setting)(config)})"
 
@@ -216,12 +211,12 @@ def _agreement(scores: Scores) -> str:
 
 
 def publish_faces(plan: Plan, config: IngestConfig, grouping: Grouping, base: int) -> tuple[FacesVersion, bool]:
-    """Write the shards that changed and make them the current version, in one step; whether there was anything new."""
+    """Write the shards that changed and make them the current version; return it, and whether it is new."""
     version, new = publish(faces_of(config.dest), plan.dest, grouping.assignments, config, base=base)
     logger.info(
         "version %d %s: %d faces of %d identities in %d shards",
         version.version,
-        "published" if new else "holds already",
+        "published" if new else "is current already",
         version.faces,
         version.identities,
         len(version.shards),
@@ -230,7 +225,7 @@ def publish_faces(plan: Plan, config: IngestConfig, grouping: Grouping, base: in
 
 
 def write_card(config: IngestConfig) -> str:
-    """The card beside the faces; an earlier one is kept where nothing that it says has changed."""
+    """Write the card beside the faces unless it is up to date; return its URI."""
     faces = faces_of(config.dest)
     return Store(faces).join(CARD) if is_up_to_date(faces) else draw_card(faces)
 
@@ -253,7 +248,7 @@ ingest = Ingest(
     name="ingest",
     worker=AnnotateWorker,
     weights=check_annotators,
-    inputs=list_images,
+    inputs=lambda config: Inputs(config.source),
     summary=IngestSummary,
     figures=dict,
     lines=lines,

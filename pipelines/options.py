@@ -24,7 +24,7 @@ Checkpoint = Annotated[
 ]
 Bundle = Annotated[str | None, typer.Option(help="Head bundle folder; default: the procedural head.")]
 PricePerHour = Annotated[
-    float | None, typer.Option(min=0, help="Money for an hour of a core, or of a GPU where workers hold GPUs.")
+    float | None, typer.Option(min=0, help="Money for an hour of a core, or of a GPU where workers have GPUs.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume with the stored plan in DEST.")]
 New = Annotated[bool, typer.Option("--new", help="Drop the plan in DEST with its results.")]

@@ -1,6 +1,6 @@
-"""Where commands find datasets; and checks of what a command names, before torch is loaded and models are read.
+"""Find the datasets of a DEST, and check the places in a config before torch is loaded and models are read.
 
-Each place is checked again, with the same words, by the stage that uses it; here a misspelt path costs no seconds.
+The stage that uses a place checks it again, with the same message; here a misspelt path fails at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def find_faces(dest: str) -> str | None:
 def check_places(config: Any) -> None:
     """Raise what a flow with these settings would raise over its source, DEST, bundle and checkpoints.
 
-    What lies in a bucket is left to the flow, but for DEST: a request for each would be made twice.
+    Buckets are left to the flow, except for DEST: each would be requested twice.
     """
     if isinstance(config, ReconstructConfig | IngestConfig):
         if config.existing in ("resume", "retry"):  # neither source nor models are those of the command
@@ -62,7 +62,7 @@ def check_places(config: Any) -> None:
 
 
 def _local(uri: str | None) -> Path | None:
-    """The folder of this machine that a setting names, if it names one."""
+    """Return the local folder of a setting, or None."""
     if uri is None or not is_local(place := normalise(uri)):
         return None
     return Path(place)

@@ -1,4 +1,4 @@
-"""Settings of a run from a YAML file, `--set key=value` and a command's own options."""
+"""Read a flow's settings from a YAML file, `--set key=value` and a command's own options."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class ConfigError(DecaError):
-    """Settings that cannot be read, or that no flow knows."""
+    """Settings that cannot be read, or that no flow has."""
 
 
 def resolve(kind: type[Kind], path: Path | None, settings: list[str], options: dict[str, Any]) -> Kind:
-    """Settings of the YAML file, then --set, then the command's own options; the later wins.
+    """Return the settings of the YAML file, then --set, then the command's own options; the later wins.
 
     options: by dotted name, None where not given. Raises ConfigError naming the setting.
     """
@@ -46,12 +46,12 @@ def resolve(kind: type[Kind], path: Path | None, settings: list[str], options: d
 
 
 def _read_yaml(text: str, where: str) -> Any:
-    """Plain values only: no tag makes an object. Raises ConfigError."""
+    """Return plain values: no tag constructs an object. Raises ConfigError."""
     try:
         return yaml.safe_load(text)
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply for settings") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a number or a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: an invalid number or date
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from pipelines.unit_command import UnitRun
 from schemas.reconstruct import ReconstructConfig
 from schemas.secrets import shown
 from tasks.sources.archives import is_archive
-from tasks.sources.endings import SHEET  # behind the whole name, so that a.jpg and a.png do not share one
+from tasks.sources.endings import SHEET  # appended to the whole name: a.jpg and a.png have their own
 from tasks.sources.listings import is_list
 from tasks.sources.tables import is_table
 from tasks.sources.videos import is_video
@@ -50,9 +50,9 @@ def _show(config: ReconstructConfig, prefect: bool, kept: bool = True) -> int:
     if not {"codes", "displacement"} <= set(config.outputs) or config.layout == "files":
         raise ConfigError("--show draws from the columns of codes and displacement: leave --outputs and --layout out")
     code = FAILED
-    with suppress(NoRowsError):  # which names DEST; why there is nothing is said below
+    with suppress(NoRowsError):  # its message names DEST; the reasons are printed below
         code = run_flow("reconstruct", config, prefect, kept)
-    from tasks.reports.contact_sheet import CONTACT_SHEET  # torch is there by now
+    from tasks.reports.contact_sheet import CONTACT_SHEET  # torch is imported by now
 
     store = Store(config.dest)
     if not store.exists(CONTACT_SHEET):

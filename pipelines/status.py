@@ -1,4 +1,4 @@
-"""Where a DEST stands, in words, from its records alone: a dataset, an ingest, or a training run."""
+"""Status of a DEST from its records alone: a dataset, an ingest, or a training run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def megabytes(size: float) -> str:
 
 
 def left_out_lines(at: object) -> Lines:
-    """What of the source looks like images and is not read here, of a summary, a status or a plan's record."""
+    """Return the line about images of unreadable formats; `at`: a summary, a status or a plan's record."""
     counts = getattr(at, "images_left_out", None)
     return [("images left out", left_out_words(counts))] if counts else []
 
 
 def validation_words(terms: dict[str, float]) -> str:
-    """The two figures of a validation that matter."""
+    """Return loss and landmark error of a validation in words."""
     words = {"total": "loss {:.4g}", "nme": "landmark error {:.2%} of the face"}
     said = [text.format(terms[name]) for name, text in words.items() if name in terms]
     return f"; validation: {', '.join(said)}" if said else ""
 
 
 class TrainStatus:
-    """Where a training run stands."""
+    """Status of a training run."""
 
-    quarantine = 0  # what training leaves out is logged, and counted nowhere
+    quarantine = 0  # training logs what it leaves out, without a count
 
     def __init__(self, dest: str, plan: TrainPlan) -> None:
         self.store, self.plan = Store(dest), plan
@@ -47,7 +47,7 @@ class TrainStatus:
 
     @property
     def complete(self) -> bool:
-        """Every stage is finished, and the model is published."""
+        """Whether every stage is finished and the model is published."""
         return set(self.planned) <= set(self.finished) and is_published(self.store, self.plan)
 
     def failures(self, count: int) -> list[Quarantined]:
@@ -71,39 +71,39 @@ class TrainStatus:
 
 
 def status_report(dest: str) -> StatusReport | TrainStatus:
-    """Where DEST stands: a training run, or a dataset."""
+    """Return the status of DEST: a training run, or a dataset."""
     plan = stored_plan(Store(dest))
     return StatusReport(dest) if plan is None else TrainStatus(dest, plan)
 
 
 class StatusReport:
-    """Where a dataset stands; after ingest the annotations together with the faces."""
+    """Status of a dataset; after ingest of annotations and faces together."""
 
     def __init__(self, dest: str) -> None:
         dataset, faces = planned_dataset(dest), find_faces(dest)
         self.now = status(dataset)
-        self.quarantine = sum(self.now.quarantined.values())  # rows that stand
+        self.quarantine = sum(self.now.quarantined.values())
         self.ingest = dataset != Store(dest).uri
         self.version = current(faces) if faces else None
 
     def failures(self, count: int) -> list[Quarantined]:
-        """The first quarantined rows that stand."""
+        """Return the first rows still in quarantine."""
         return [row for _, row in islice(standing_rows(load_plan(self.now.dest)), count)]
 
     @property
     def assigned(self) -> int:
-        """Annotated faces that the version knows, kept or not."""
+        """Annotated faces in the version, kept or not."""
         return self.version.faces + sum(self.version.left_out.values()) if self.version else 0
 
     @property
     def behind(self) -> bool:
-        """Whether annotated faces wait to be grouped."""
+        """Whether annotated faces are not grouped yet."""
         never = self.version is None and not self.now.pending and self.now.rows > 0
         return self.ingest and (never or self.assigned != self.now.rows)
 
     @property
     def complete(self) -> bool:
-        """Nothing pending, quarantined or left out, and the faces are those of the annotations."""
+        """Whether nothing is pending, quarantined or left out, and the faces are those of the annotations."""
         return self.now.complete and not self.behind
 
     def lines(self) -> Lines:
@@ -112,7 +112,7 @@ class StatusReport:
         lines += [(f"quarantined: {stage}", str(count)) for stage, count in self.now.quarantined.items()]
         lines += left_out_lines(self.now)
         if self.now.outdated:
-            lines.append(("outdated", f"{self.now.outdated} units, made anew by the same command with --upgrade"))
+            lines.append(("outdated", f"{self.now.outdated} units, recomputed by the same command with --upgrade"))
         if (version := self.version) is not None:
             lines.append(("faces", f"{version.faces} of {version.identities} identities, version {version.version}"))
             lines += [(f"left out: {reason}", str(count)) for reason, count in version.left_out.items()]
@@ -122,15 +122,15 @@ class StatusReport:
 
 
 def superseded(faces: str) -> dict[str, int]:
-    """What `gc` takes from faces/: name and bytes of the files that only earlier versions name."""
-    holds = current(faces)
-    if holds is None:
+    """Return what `gc` deletes from faces/: name and bytes of the files that only earlier versions name."""
+    latest = current(faces)
+    if latest is None:
         return {}
     sizes: dict[str, int] = {}
     for number in list_versions(faces):
-        if number < holds.version:
+        if number < latest.version:
             version = read_version(faces, number)
             sizes[record_name(number)] = 0
             files = [*version.shards, version.identities_file, version.assignments_file]
-            sizes |= {file.file: file.bytes for file in files if file.file not in named_files(holds)}
+            sizes |= {file.file: file.bytes for file in files if file.file not in named_files(latest)}
     return sizes

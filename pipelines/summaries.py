@@ -1,4 +1,4 @@
-"""What a person wants to know about a run, as lines of name and value."""
+"""Summaries and estimates as lines of name and value, for terminal and reports."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tasks.units.estimate import Estimate, Use
 
 
 def estimate_lines(found: Estimate, per_hour: float | None) -> Lines:
-    """What a plan will take, as far as it is known."""
-    unsized = f", and {found.unsized} pictures of unknown size" if found.unsized else ""
+    """Return size, time and price of a plan, as far as they are known."""
+    unsized = f", and {found.unsized} images of unknown size" if found.unsized else ""
     lines = [
-        ("pictures", f"{found.images:,} in {found.units:,} units"),
+        ("images", f"{found.images:,} in {found.units:,} units"),
         ("bytes in", megabytes(found.bytes_in) + unsized),
     ]
     sample, use = found.sample, found.use
     if sample is None or use is None:
         reason = "all units are done" if not found.left else "no unit was run: --calibrate 2"
         return [*lines, ("hours", f"not estimated, {reason}")]
-    a_picture = (sample.use.gpu_seconds or sample.use.core_seconds) / sample.images
-    rest = f"for the {found.left:,} pictures that are left" if found.left < found.images else "for all"
+    an_image = (sample.use.gpu_seconds or sample.use.core_seconds) / sample.images
+    rest = f"for the {found.left:,} images that are left" if found.left < found.images else "for all"
     return [
         *lines,
         ("bytes out", f"{megabytes(found.bytes_out)} in {found.rows:,.0f} rows"),
-        ("hours", hours_words(use, per_hour) + f" {rest}; starting workers comes on top"),
-        ("estimated from", f"{sample.images:,} pictures in {sample.units} units, {1000 * a_picture:,.1f} ms a picture"),
+        ("hours", hours_words(use, per_hour) + f" {rest}; starting workers is extra"),
+        ("estimated from", f"{sample.images:,} images in {sample.units} units, {1000 * an_image:,.1f} ms an image"),
     ]
 
 
 def hours_words(use: Use, per_hour: float | None) -> str:
-    """Hours and their price."""
+    """Return hours and their price in words."""
     money = "" if per_hour is None else f" = {use.price(per_hour):,.2f} at {per_hour:g} an hour"
     return f"{use.hours:,.3g} {use.unit}{money}"
 
@@ -97,7 +97,7 @@ def _training_lines(summary: TrainSummary) -> Lines:
         *lines,
         *((name, network) for name, network in summary.networks.items()),
         ("curves", store.join(CURVES)),
-        ("pictures", store.join(SHEETS.format(stage=list(summary.stages)[-1]))),
+        ("images", store.join(SHEETS.format(stage=list(summary.stages)[-1]))),
         ("summary", store.join(SUMMARY)),
         ("model", str(summary.model)),
         ("use it", f"deca reconstruct photos/ out/ --checkpoint {summary.model}{bundle}"),

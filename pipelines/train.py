@@ -1,4 +1,4 @@
-"""The train flow: the paper's stages one after the other, each finished once, each going on where it was stopped."""
+"""The train flow: the paper's stages one after the other; each resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tasks.units.draft import code_version, flat_settings
 from tasks.units.metrics_server import watched
 from tasks.units.plan import CONFIG, PlanError
 
-UNTAUGHT = "random-"  # how the names of judging networks without weights begin
+RANDOM = "random-"  # prefix of the names of loss networks without pretrained weights
 
 logger = logging.getLogger("deca")
 
@@ -83,12 +83,12 @@ def effective_config(config: TrainConfig) -> TrainConfig:
 
 
 def freeze_run(config: TrainConfig) -> TrainPlan:
-    """Load everything that training will need once, before any work, and fix what this run is.
+    """Load every input of training once, before any work, and return the run's plan.
 
     Raises PlanError where DEST holds another run, naming what differs.
     """
     store = Store(config.dest)
-    first_model(config)  # a backbone that nobody knows, weights that do not fit
+    first_model(config)  # raises for an unknown backbone or weights that do not fit
     plan = _plan(config)
     earlier = stored_plan(store)
     if config.existing == "new" and earlier is not None:
@@ -100,11 +100,11 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
         before, after = ({**flat_settings(p.config), **p.inputs} for p in (earlier, plan))
         changed = [f"{key} {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
         raise PlanError(
-            f"{store.uri} holds another run: {'; '.join(changed)}. Go on with the stored settings with --resume, or "
+            f"{store.uri} holds another run: {'; '.join(changed)}. Resume with the stored settings with --resume, or "
             "start over with --new"
         )
-    for name in sorted(name for name in plan.inputs.values() if name.startswith(UNTAUGHT)):
-        logger.warning("%s judges pictures: its weights are RANDOM, and so is what it teaches", name)
+    for name in sorted(name for name in plan.inputs.values() if name.startswith(RANDOM)):
+        logger.warning("%s is a loss network with RANDOM weights: its loss means nothing", name)
     if earlier is None:
         store.check_writable()
         store.write(CONFIG, config.model_dump_json(indent=2).encode())
@@ -114,17 +114,17 @@ def freeze_run(config: TrainConfig) -> TrainPlan:
 
 
 def pretrain(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
-    """E_c learns from landmarks alone."""
+    """Train E_c on landmarks alone."""
     return _run("pretrain", config, plan, on_progress)
 
 
 def coarse(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
-    """E_c learns from pictures (section 4.1)."""
+    """Train E_c on images (section 4.1)."""
     return _run("coarse", config, plan, on_progress)
 
 
 def detail(config: TrainConfig, plan: TrainPlan, on_progress: OnTrainProgress | None) -> Timing | None:
-    """E_d and F_d learn, E_c stays as it is (section 4.2)."""
+    """Train E_d and F_d with E_c frozen (section 4.2)."""
     return _run("detail", config, plan, on_progress)
 
 
@@ -134,7 +134,7 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnT
     if not config.stage(name).steps:
         return None
     if store.exists(stage_file(name)):
-        prune(store, name, config.keep_last, config.keep_best)  # a stale listing may have hidden some of it
+        prune(store, name, config.keep_last, config.keep_best)  # a stale listing may have hidden some
         return None
     before = [earlier for earlier in STAGES[: STAGES.index(name)] if config.stage(earlier).steps]
     job = StageJob(config.dest, config, plan, name, _result(config, before[-1]) if before else None)
@@ -152,7 +152,7 @@ def _run(name: StageName, config: TrainConfig, plan: TrainPlan, on_progress: OnT
 
 
 def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
-    """The last stage's mean weights as a checkpoint that `deca reconstruct --checkpoint` takes; its URI."""
+    """Write the last stage's mean weights as a checkpoint for `deca reconstruct --checkpoint`; return its URI."""
     store = Store(Store(config.dest).join(MODEL))
     if is_published(Store(config.dest), plan):
         return store.uri
@@ -160,14 +160,14 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
     state = read_state(Store(config.dest), _result(config, last))
     model = first_model(config)
     model.load_state_dict({**state.weights, **state.mean})
-    judges = {name: value for name, value in plan.inputs.items() if name in ("identity", "perceptual")}
+    networks = {name: value for name, value in plan.inputs.items() if name in ("identity", "perceptual")}
     model.info = {
         "trained": "yes",
         "recipe": config.recipe,
         "stages": " ".join(f"{name} {config.stage(name).steps}" for name in STAGES),
         "data": plan.inputs["data"],
         "run": plan.fingerprint,
-        **judges,
+        **networks,
     }
     with temp_folder(MODEL) as folder:
         saved = save_checkpoint(model, folder / MODEL)
@@ -177,15 +177,15 @@ def publish_model(config: TrainConfig, plan: TrainPlan) -> str:
 
 
 def draw_report(config: TrainConfig, trained: bool) -> None:
-    """Loss curves and pictures of validation faces beside the data; those of before where nothing was trained."""
+    """Draw loss curves and validation faces beside the data, unless nothing was trained since the last ones."""
     if not trained and Store(config.dest).exists(CURVES):
         return
     draw_sheets(config)
-    draw_curves(config)  # last: where it lies, the report is whole
+    draw_curves(config)  # last: it marks the report as complete
 
 
 def summarise(config: TrainConfig, plan: TrainPlan, timings: dict[StageName, Timing]) -> TrainSummary:
-    """What DEST holds now, written beside it."""
+    """Return the summary of DEST, and write it there."""
     store = Store(config.dest)
     records = finished_stages(store).values()
     summary = TrainSummary(
@@ -223,7 +223,7 @@ def _stored_config(dest: str) -> TrainConfig | None:
 
 
 def _result(config: TrainConfig, name: StageName) -> CheckpointRecord:
-    """The last checkpoint of a finished stage."""
+    """Return the last checkpoint of a finished stage."""
     store = Store(config.dest)
     try:
         return checkpoint_at(store, name, config.stage(name).steps)

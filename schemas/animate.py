@@ -23,7 +23,7 @@ View = Literal["shape", "detail", "image"]
 
 
 class AnimateConfig(BaseModel):
-    """Settings of `deca animate` and of the deployment `animate`. docs/animate.md says what may be named."""
+    """Settings of `deca animate` and of the deployment `animate`. docs/animate.md lists the drivers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

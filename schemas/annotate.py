@@ -26,16 +26,16 @@ class DlibConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # hog: frontal to half-profile faces, 20 to 200 ms a picture on one core.
-    # cnn: any pose, but 1 to 20 s a picture without a GPU.
+    # hog: frontal to half-profile faces, 20 to 200 ms an image on one core.
+    # cnn: any pose, but 1 to 20 s an image without a GPU.
     detector: Literal["hog", "cnn"] = "hog"
 
-    # A picture whose long side is shorter than this (pixels) is enlarged for detection...
+    # An image whose long side is shorter than this (pixels) is enlarged for detection...
     min_side: int = Field(default=1024, ge=80)
     # ...but at most by this factor: 2 finds faces down to 40 source pixels; smaller ones carry no detail.
     max_upsample: float = Field(default=2.0, ge=1.0, le=8.0)
-    # A picture whose long side is longer (pixels) is reduced: time and memory stay bounded, and faces narrower
-    # than a twentieth of the picture's long side are given up.
+    # An image whose long side is longer (pixels) is reduced: time and memory stay bounded, and faces narrower
+    # than a twentieth of the image's long side are not found.
     max_side: int = Field(default=1600, ge=80)
 
     @model_validator(mode="after")
@@ -50,23 +50,23 @@ class FacexlibConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # RetinaFace on this backbone. resnet50: the surer one. mobile0.25: a twentieth of its time, for CPUs.
+    # RetinaFace on this backbone. resnet50: more accurate. mobile0.25: a twentieth of its time, for CPUs.
     detector: Literal["resnet50", "mobile0.25"] = "resnet50"
-    # A picture whose long side is longer (pixels) is reduced for detection. 840 is the side of the training pictures of
-    # resnet50 (640 for mobile0.25): there, the anchors of 16 to 512 pixels cover faces from a fiftieth of the picture
-    # to all of it. Smaller pictures are not enlarged: the smallest anchors need no more.
+    # An image whose long side is longer (pixels) is reduced for detection. 840 is the side of the training images of
+    # resnet50 (640 for mobile0.25): there, the anchors of 16 to 512 pixels cover faces from a fiftieth of the image
+    # to all of it. Smaller images are not enlarged: the smallest anchors need no more.
     max_side: int = Field(default=840, ge=64)
     # Face parsing with 19 classes. bisenet: 0.3 s a face on a CPU. parsenet: finer borders, 5 s, meant for a GPU.
     parser: Literal["bisenet", "parsenet"] = "bisenet"
 
 
 class FaceAlignmentConfig(BaseModel):
-    """How FAN is asked for landmarks."""
+    """How FAN predicts landmarks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # Average the heat maps of the face and of its mirror image, as the library does by default: steadier, twice the
-    # time.
+    # Average the heat maps of the face and of its mirror image, as the library does by default: more stable, twice
+    # the time.
     flip: bool = True
 
 
@@ -86,25 +86,25 @@ MAP_CLASSES = 19
 
 
 class SidecarConfig(BaseModel):
-    """Where the labels of a picture lie, relative to its folder (or to its folder inside a tar or zip).
+    """Where the labels of an image are, relative to its folder (or to its folder inside a tar or zip).
 
-    {stem} is the picture's name without extension, {name} the name with it; the first pattern that exists is taken.
+    {stem} is the image's name without extension, {name} the name with it; the first pattern that exists is taken.
     Each pattern that does not exist costs one request: on a bucket, name only what you have.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # .npy (68, 2) or (faces, 68, 2); .txt, one point a line; .mat with pt3d_68, as AFLW2000 has it. A .pts, as 300-W
-    # has, is read where it is named: another default would be another plan for every dataset of before.
+    # has, is read where it is named: a longer default would change the plan of every existing dataset.
     landmarks: tuple[str, ...] = ("{stem}.npy", "{stem}.txt", "{stem}.mat")
-    # .png or .npy of the picture's own size. A mask beside pictures looks like a picture: give the source the
+    # .png or .npy of the image's own size. A mask beside images looks like an image: give the source the
     # `exclude` pattern *_mask.png.
     mask: tuple[str, ...] = ("{stem}_mask.png", "{stem}_mask.npy")
-    # Which classes of a label map are skin: their numbers, or whose map it is. None: masks say it themselves (bool, 0
-    # and 1, 0 to 255, 0 to 65535, floats above 0.5), and a file that does not is refused.
+    # Which classes of a label map are skin: their numbers, or the name of the map. None: masks are binary (bool, 0
+    # and 1, 0 to 255, 0 to 65535, floats above 0.5), and any other file is refused.
     mask_values: LabelMap | tuple[NonNegativeInt, ...] | None = None
-    # .txt whose first line names the person, whatever provider does the steps; () reads none. A picture without such a
-    # file has no label.
+    # .txt whose first line names the identity, with any provider; () reads none. An image without such a file has no
+    # label.
     identity: tuple[str, ...] = ()
 
     @field_validator("mask_values")
@@ -133,7 +133,7 @@ class AnnotateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # For every step that is not set below and that this provider can do; what it cannot do, dlib does (see OFFERS).
+    # For every step that is not set below and that this provider can do; dlib does the others (see OFFERS).
     # dlib is the default because its weights come with the installation.
     provider: Provider = "dlib"
 
@@ -143,8 +143,8 @@ class AnnotateConfig(BaseModel):
     segment: Provider | None = None
     embed: Provider | None = None
 
-    # Folder or bucket (any fsspec URI) that mirrors the providers' weight files under their own names. A file that it
-    # lacks is taken from where its library keeps it. None: that place, or else the library's own URL.
+    # Folder or bucket (any fsspec URI) that mirrors the providers' weight files under their own names. A file missing
+    # there is taken from its library's cache. None: that cache, or else the library's own URL.
     weights_uri: Uri | None = None
 
     # Where facexlib and face_alignment run. auto: on a GPU if the worker has one; the machine that plans may have none.
@@ -153,10 +153,10 @@ class AnnotateConfig(BaseModel):
     # Detections below are dropped; None is the detector's own default (MIN_SCORE in the provider's module).
     min_score: float | None = None
 
-    # Faces kept of one picture, largest first: bounds what a crowd costs.
+    # Faces kept of one image, largest first: bounds the cost of a crowd.
     max_faces: int = Field(default=100, ge=1)
 
-    # Pictures that declare more pixels (width x height) are refused before decoding.
+    # Images that declare more pixels (width x height) are refused before decoding.
     max_pixels: int = Field(default=100_000_000, ge=1)
 
     dlib: DlibConfig = DlibConfig()
@@ -181,7 +181,7 @@ class AnnotateConfig(BaseModel):
         return self
 
     def provider_of(self, step: Step) -> Provider:
-        """Who does a step: its own setting, else the common provider if it can, else dlib."""
+        """Return the provider of a step: its own setting, else the common provider if it can, else dlib."""
         chosen: Provider | None = getattr(self, step)
         if chosen is not None:
             return chosen
@@ -193,5 +193,5 @@ class AnnotateConfig(BaseModel):
         return self.device == "auto" and any(self.steps_of(name) for name in ("facexlib", "face_alignment"))
 
     def steps_of(self, provider: Provider) -> tuple[Step, ...]:
-        """The steps that a provider does under this config."""
+        """Return the steps that a provider does under this config."""
         return tuple(step for step in STEPS if self.provider_of(step) == provider)

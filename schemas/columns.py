@@ -66,7 +66,7 @@ COMMON = {
     "scan_mm": "NoW: distance of every scan vertex to the predicted surface; empty elsewhere",
     "sha256": "of the image's bytes",
     "shape": "FLAME identity coefficients β",
-    "shard": "file below faces/ that holds the identity",
+    "shard": "file below faces/ that contains the identity",
     "sharpness": "variance of the Laplacian of the face's grey values at a common size",
     "size": "bytes of the image, -1 unknown",
     "skin_mask": "PNG of one channel in the crop's pixels, 255 is skin",
@@ -144,10 +144,10 @@ def type_in_words(field: pa.Field) -> str:
     if pa.types.is_fixed_size_list(kind):
         shape = (field.metadata or {}).get(b"shape", b"").decode().strip("[]").replace(", ", " x ")
         return f"{_plain(kind.value_type)}, {shape or kind.list_size}"
-    return "image" if is_picture(kind) else _plain(kind)
+    return "image" if is_image(kind) else _plain(kind)
 
 
-def is_picture(kind: pa.DataType) -> bool:
+def is_image(kind: pa.DataType) -> bool:
     """Whether a column holds Hugging Face images."""
     return pa.types.is_struct(kind) and [field.name for field in kind] == ["bytes", "path"]
 

@@ -1,6 +1,6 @@
-"""The consensus/ dataset beside reconstructions/: one row a person, the codes that all of a person's pictures share.
+"""The consensus/ dataset beside reconstructions/: one row an identity, the codes that all of its images share.
 
-consensus/_current.json             ConsensusRecord: which file holds, and of which rows it was made
+consensus/_current.json             ConsensusRecord: the current file, and the rows that it was made of
 consensus/identities-<sha8>.parquet rows of consensus_schema, sorted by identity_id
 """
 
@@ -20,10 +20,10 @@ def consensus_schema(detail: bool) -> pa.Schema:
     """Arrow schema of consensus/. detail: whether the detail code is shared as well."""
     fields = [
         pa.field("identity_id", pa.string(), nullable=False),
-        pa.field("count", pa.int64(), nullable=False),  # pictures
-        pa.field("used", pa.int64(), nullable=False),  # of them; the others lie too far from all to be of this person
+        pa.field("count", pa.int64(), nullable=False),  # images
+        pa.field("used", pa.int64(), nullable=False),  # of them; the others are outliers
         fixed_field("shape", (100,)),
-        # Median over the pictures of the distance to the shared head, millimetres (root mean square over vertices).
+        # Median over the images of the distance to the shared head, millimetres (root mean square over vertices).
         pa.field("spread", pa.float32(), nullable=False),
     ]
     if detail:
@@ -33,7 +33,7 @@ def consensus_schema(detail: bool) -> pa.Schema:
 
 
 class ConsensusRecord(BaseModel):
-    """`consensus/_current.json`. Holds no time and no host: the same rows give the same bytes."""
+    """`consensus/_current.json`. Contains no time and no host: the same rows give the same bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

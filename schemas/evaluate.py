@@ -1,4 +1,4 @@
-"""The evaluations/ dataset (one row a picture and method), its settings, and the figures drawn from it."""
+"""The evaluations/ dataset (one row an image and method), its settings, and the figures drawn from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class Metric(NamedTuple):
-    """A figure of one picture: column, words for the report, unit, and whether less or more is better."""
+    """A figure of one image: column, words for the report, unit, and whether less or more is better."""
 
     name: str
     label: str
@@ -43,9 +43,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("displacement_corr", "Displacement, correlation", "r", "more"),
     Metric("displacement_mm", "Displacement, RMS difference", "mm"),
     Metric("displacement_strength", "Displacement, |1 - RMS / true RMS|", "of 1"),
-    Metric("hidden_mm", "Displacement where the picture does not show it, RMS difference", "mm"),
+    Metric("hidden_mm", "Displacement where the image does not show it, RMS difference", "mm"),
     Metric("normal_deg", "Normals of the detailed face", "°"),
-    Metric("psnr_db", "Rendering against the picture, on visible skin", "dB", "more"),
+    Metric("psnr_db", "Rendering against the image, on visible skin", "dB", "more"),
     Metric("transfer_vertex_mm", "Transfer: vertices of the face", "mm"),
     Metric("transfer_corr", "Transfer: displacement, correlation", "r", "more"),
     Metric("transfer_mm", "Transfer: displacement, RMS difference", "mm"),
@@ -64,33 +64,33 @@ class EvaluateConfig(BaseModel):
     source: Uri
     # Folder or bucket prefix that rows and report are written to.
     dest: Uri
-    # What the source is. world: everything about the pictures is known; now: scans of real people.
+    # What the source is. world: the truth of the images is known; now: scans of real subjects.
     benchmark: Literal["world", "now"] = "world"
     # Checkpoint folder, or "untrained". None: the weights that come with the package, as in `reconstruct`.
     checkpoint: Uri | None = None
     # More checkpoint folders by name: rows of the same table (baselines, ablations).
     compare: dict[str, Uri] = {}
-    # Rows of the same table that need no network. The landmark fit takes the landmarks that a face is cropped by: NoW,
-    # which brings boxes, goes without it.
+    # Rows of the same table that need no network. The landmark fit takes the landmarks that a face is cropped by; NoW
+    # gives boxes, so it is left out there.
     baselines: tuple[Baseline, ...] = BASELINES
-    # Bundle folder. None: the procedural head. A world must have been photographed over the same one.
+    # Bundle folder. None: the procedural head. A world must have been rendered from the same one.
     bundle: Uri | None = None
     # Seed of an untrained network's weights.
     seed: int = 0
     # As in `synth`.
     existing: Literal["refuse", "resume", "retry", "new"] = "refuse"
-    # What a world's faces are cropped by: the true landmarks, so that the networks alone are judged, or what detector
-    # and landmarker say, as in `reconstruct`. NoW brings boxes.
+    # What a world's faces are cropped by: the true landmarks, so that the networks alone are evaluated, or detected
+    # ones, as in `reconstruct`. NoW gives boxes.
     landmarks: Literal["truth", "annotator"] = "truth"
-    # The annotators of landmarks=annotator; max_pixels holds for every picture.
+    # The annotators of landmarks=annotator; max_pixels applies to every image.
     annotate: AnnotateConfig = AnnotateConfig()
-    # NoW: which of its lists of pictures.
+    # NoW: which of its lists of images.
     pictures: Literal["validation", "test"] = "validation"
-    # NoW: unit of the scans. auto: told by the distance of the outer eye corners, scan by scan.
+    # NoW: unit of the scans. auto: inferred from the distance of the outer eye corners, scan by scan.
     scan_units: Literal["auto", "m", "cm", "mm"] = "auto"
     # Faces that go through the networks at once.
     batch_size: int = Field(default=8, ge=1)
-    # Pictures in a unit. Default 32: about a minute of one core.
+    # Images in a unit. Default 32: about a minute of one core.
     units: UnitsConfig = UnitsConfig(items_per_unit=32)
     ray: RayConfig = RayConfig()
 
@@ -115,7 +115,7 @@ def evaluations_schema() -> pa.Schema:
             pa.field("face_id", pa.string(), nullable=False),  # as in the truth; <subject>/<challenge>/<picture> in NoW
             pa.field("source_uri", pa.string(), nullable=False),
             pa.field("identity_id", pa.string(), nullable=False),
-            pa.field("challenge", pa.string()),  # NoW's kind of picture
+            pa.field("challenge", pa.string()),  # NoW's kind of image
             pa.field("method", pa.string(), nullable=False),
             *(pa.field(metric.name, pa.float32()) for metric in METRICS),
             fixed_field("shape", (100,)),
@@ -127,7 +127,7 @@ def evaluations_schema() -> pa.Schema:
 
 
 class Pooled(BaseModel):
-    """Distances over all scan vertices of all pictures, millimetres."""
+    """Distances over all scan vertices of all images, millimetres."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -138,7 +138,7 @@ class Pooled(BaseModel):
 
 
 class Figure(BaseModel):
-    """One metric over the pictures that have it."""
+    """One metric over the images that have it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -156,9 +156,9 @@ class MethodFigures(BaseModel):
     pictures: int
     scan: Pooled
     scan_metrical: Pooled
-    challenges: dict[str, Pooled] = {}  # scan, by NoW's kind of picture
+    challenges: dict[str, Pooled] = {}  # scan, by NoW's kind of image
     metrics: dict[str, Figure] = {}
-    # RMS over vertices and pairs of pictures of the neutral heads' difference, mm: one person's pictures, two people's.
+    # RMS over vertices and image pairs of the difference of neutral heads, mm: of one subject, and of two.
     shape_within_mm: float | None
     shape_between_mm: float | None
     shape_ratio: float | None
@@ -181,7 +181,7 @@ class EvaluateSummary(BaseModel):
     units_skipped: int
     seconds: float
     trained: bool
-    weights: dict[str, str]  # hash of everything that took part
+    weights: dict[str, str]  # hash of every input
     fingerprint: str
     code: str
     methods: list[MethodFigures]

@@ -33,17 +33,17 @@ class ExportConfig(BaseModel):
     ids: tuple[str, ...] | None = Field(default=None, min_length=1)
     # A filter over the columns, such as "det_score > 0.9" (tasks/heads/filters.py). None: all.
     where: str | None = None
-    # glb: expression components with a morph target of their own, the first ones of 50; what the others do to the face
-    # as it was pictured is one more target. Default 10: 0.7 MB a head. Part of the plan.
+    # glb: expression components with a morph target of their own, the first ones of 50; the effect of the others on
+    # the photographed face is one more target. Default 10: 0.7 MB a head. Part of the plan.
     expressions: int = Field(default=10, ge=0, le=50)
     # glb: joints whose pose correctives become morph targets. Default jaw: DECA moves no other below the root. A joint
     # costs one small target over the procedural head, up to nine full ones over FLAME. Part of the plan.
     correctives: tuple[Joint, ...] = ("jaw",)
     # glb: morph targets name only the vertices that they move, which takes 0.4 MB a head less at 10 targets and which
-    # some importers refuse (docs/export.md). Part of the plan. Default None: that of the plan in DEST; in a new one
+    # some importers refuse (docs/export.md). Part of the plan. Default None: that of the plan in DEST; in a new plan
     # false, so that every importer reads the files.
     sparse: bool | None = None
-    # Where checkpoint and bundle of the rows lie now. None: where they lay when the rows were made.
+    # Where checkpoint and bundle of the rows are now. None: where they were when the rows were made.
     checkpoint: Uri | None = None
     bundle: Uri | None = None
     # As in `reconstruct`; extend: also export what the selection has gained.
@@ -53,14 +53,14 @@ class ExportConfig(BaseModel):
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
-    def _what_formats_hold(self) -> ExportConfig:
+    def _what_formats_store(self) -> ExportConfig:
         for name, values in (("formats", self.formats), ("correctives", self.correctives)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {', '.join(values)}")
         if self.dense and self.formats == ("glb",):
             raise ValueError(
-                "dense: glb holds the detail in its normal map, because morph targets of 57,000 vertices would be 7 MB "
-                "a head. Add obj, ply or npz to formats, or leave dense out"
+                "dense: glb stores the detail in its normal map, because morph targets of 57,000 vertices would be 7 "
+                "MB a head. Add obj, ply or npz to formats, or leave dense out"
             )
         return self
 
@@ -89,7 +89,7 @@ def exports_schema() -> pa.Schema:
 
 
 class ExportSummary(BaseModel):
-    """What a run did and where the dataset stands: `_report/summary.json`."""
+    """Counts of a run and of the dataset after it: `_report/summary.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

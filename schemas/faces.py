@@ -1,14 +1,14 @@
-"""The annotations/ and faces/ datasets: one row a face, with its crop, labels and identity; versions of faces/.
+"""The annotations/ and faces/ datasets: one row a face, with its crop, labels and identity; and versions of faces/.
 
 annotations/ follows the unit protocol (one part a unit). faces/ is what training reads: the same rows sorted by
 identity, in shards that one version record names. Files of faces/ are named by their content and never change, so a new
 version shares the shards that did not change with the old one:
 
-    faces/_current.json               which version holds; replaced in one write
+    faces/_current.json               the current version; replaced in one write
     faces/versions/000001.json        FacesVersion: the files of this version, and nothing else is data
     faces/data/train-00000-<sha8>.parquet, val-...    rows of FACES, whole identities
-    faces/index/identities-<sha8>.parquet             where each identity lies (IDENTITIES_SCHEMA)
-    faces/index/assignments-<sha8>.parquet            who every annotated face is, kept or not (ASSIGNMENTS_SCHEMA)
+    faces/index/identities-<sha8>.parquet             file and rows of each identity (IDENTITIES_SCHEMA)
+    faces/index/assignments-<sha8>.parquet            identity of every annotated face, kept or not (ASSIGNMENTS_SCHEMA)
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ CURRENT, VERSIONS, DATA, INDEX = "_current.json", "versions", "data", "index"
 Split = Literal["train", "val"]
 IdentitySource = Literal["label", "cluster", "none"]
 
-# A picture as Hugging Face `datasets` knows it; the order of the two fields matters to it.
-PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+# An image as Hugging Face `datasets` stores it: nullable, with the fields in this order.
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 QUALITY = ("sharpness", "yaw", "pitch", "eye_distance", "mask_coverage")
 
 
 def annotations_schema(embedding: int) -> pa.Schema:
     """Arrow schema of annotations/. embedding: length of the identity descriptor (dlib 128, ArcFace 512)."""
-    return picture_schema("annotations", _face_fields(embedding))
+    return image_schema("annotations", _face_fields(embedding))
 
 
 def faces_schema(embedding: int) -> pa.Schema:
-    """Arrow schema of faces/: the annotations, who it is, and which split the identity belongs to."""
+    """Arrow schema of faces/: the annotations, and identity and split of each face."""
     identity = [
         pa.field("identity_id", pa.string(), nullable=False),
         pa.field("identity_source", pa.string(), nullable=False),  # IdentitySource
         pa.field("split", pa.string(), nullable=False),  # Split
     ]
-    return picture_schema("faces", [*_face_fields(embedding), *identity])
+    return image_schema("faces", [*_face_fields(embedding), *identity])
 
 
 def _face_fields(embedding: int) -> list[pa.Field]:
@@ -57,15 +57,15 @@ def _face_fields(embedding: int) -> list[pa.Field]:
         pa.field("face_id", pa.string(), nullable=False),  # <image_id>-<face_index, 2 digits>
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("source_uri", pa.string(), nullable=False),
-        pa.field("face_index", pa.int32(), nullable=False),  # largest face of the picture first
-        pa.field("width", pa.int32(), nullable=False),  # of the upright source picture, pixels
+        pa.field("face_index", pa.int32(), nullable=False),  # largest face of the image first
+        pa.field("width", pa.int32(), nullable=False),  # of the upright source image, pixels
         pa.field("height", pa.int32(), nullable=False),
         fixed_field("bbox", (4,)),  # left, top, right, bottom, source pixels
         pa.field("det_score", pa.float32(), nullable=False),
         fixed_field("landmarks", (68, 2)),  # source pixels
-        pa.field("crop", PICTURE),  # JPEG, CROP_SIZE square
+        pa.field("crop", IMAGE),  # JPEG, CROP_SIZE square
         fixed_field("crop_transform", (2, 3)),  # source pixels to pixels of this crop
-        pa.field("skin_mask", PICTURE),  # PNG, one channel, 255 skin, in the crop's pixels
+        pa.field("skin_mask", IMAGE),  # PNG, one channel, 255 skin, in the crop's pixels
         fixed_field("embedding", (embedding,)),
         pa.field("label", pa.string()),  # identity that a sidecar file gives
         pa.field("sharpness", pa.float32(), nullable=False),  # variance of the Laplacian of the face's grey values
@@ -76,8 +76,8 @@ def _face_fields(embedding: int) -> list[pa.Field]:
     ]
 
 
-def picture_schema(dataset: str, fields: list[pa.Field], version: int = SCHEMA_VERSION) -> pa.Schema:
-    """Schema of a dataset with its version, and what makes Hugging Face `datasets` show pictures as pictures."""
+def image_schema(dataset: str, fields: list[pa.Field], version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Return the schema of a dataset, with its version and the features for Hugging Face `datasets`."""
     features = {field.name: _feature(field.type) for field in fields}
     huggingface = json.dumps({"info": {"features": features}}, sort_keys=True)
     metadata = {"schema_version": str(version), "dataset": dataset, "huggingface": huggingface}
@@ -85,8 +85,8 @@ def picture_schema(dataset: str, fields: list[pa.Field], version: int = SCHEMA_V
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """What `datasets` calls a column of this type. It needs all columns or none, and takes only these of them."""
-    if kind == PICTURE:
+    """Return the `datasets` feature of a column of this type. It needs the features of all columns or of none."""
+    if kind == IMAGE:
         return {"_type": "Image"}
     if pa.types.is_fixed_size_list(kind):  # "List" since datasets 4, which still reads the older name
         return {"_type": "Sequence", "feature": _feature(kind.value_type), "length": kind.list_size}
@@ -106,7 +106,7 @@ IDENTITIES_SCHEMA = pa.schema(
     metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "identities"},
 )
 
-# Sorted by face_id. What a later run needs to keep identities as they are, and why a face is not in faces/.
+# Sorted by face_id. A later run keeps identities by it; it also says why a face is not in faces/.
 ASSIGNMENTS_SCHEMA = pa.schema(
     [
         pa.field("face_id", pa.string(), nullable=False),
@@ -131,7 +131,7 @@ class ShardFile(StoredFile):
 
 
 class FacesVersion(BaseModel):
-    """`versions/000001.json`. Holds no time and no host: the same faces and settings give the same bytes."""
+    """`versions/000001.json`. Contains no time and no host: the same faces and settings give the same bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

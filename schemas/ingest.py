@@ -1,4 +1,4 @@
-"""Settings of the ingest flow: which faces are kept, who is who, how shards are cut; and its summary."""
+"""Settings of the ingest flow: filters of faces, identity assignment and shards; and its summary."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FilterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # Pixels between the eyes' centres. Default 16: a face some 40 pixels wide, the smallest that dlib finds; below, a
-    # 224 crop is enlarged more than fivefold and holds no wrinkle.
+    # 224 crop is enlarged more than fivefold and shows no wrinkle.
     min_eye_distance: float | None = Field(default=16.0, ge=0)
     # Variance of the Laplacian on the face scaled to a common size. Default 4: rounding to 8 bits alone gives 1.7, a
-    # blur of 3 % of the face 2 to 2.7, a sound picture of 40 pixels at least 5, a photograph 40 to 190.
+    # blur of 3 % of the face 2 to 2.7, a sharp image of 40 pixels at least 5, a photograph 40 to 190.
     min_sharpness: float | None = Field(default=4.0, ge=0)
     # Degrees, estimated from the landmarks. Default 75: beyond, half of the landmarks are guessed.
     max_yaw: float | None = Field(default=75.0, gt=0, le=180)
@@ -35,34 +35,34 @@ class FilterConfig(BaseModel):
 
 
 class IdentityConfig(BaseModel):
-    """Who is who."""
+    """Identity assignment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # auto: path where `pattern` is given, table where `table` is, sidecar where annotate.sidecar.identity is, else
-    # cluster. none: every face is a person of its own.
+    # cluster. none: every face is an identity of its own.
     method: Literal["auto", "path", "table", "sidecar", "cluster", "none"] = "auto"
-    # Where a picture's path (below the source; `archive.tar#member` inside archives) names the person, as in
+    # Where an image's path (below the source; `archive.tar#member` inside archives) names the identity, as in
     # "{identity}/{image}" or "people/{identity}_{image}.jpg". {identity} must occur; {image} stands for anything
     # within one folder, {any} for anything.
     pattern: str | None = None
     # CSV, TSV or Parquet with columns path (or uri) and identity_id (or identity, label), any fsspec URI.
     table: DriverUri | None = None
-    # Which faces of a labelled picture carry its label: a label names one person, and the largest face is most likely
-    # that person. The others are left out.
+    # Which faces of a labelled image get its label. Default largest: a label names one subject, most likely the largest
+    # face. The others are left out.
     labelled_faces: Literal["largest", "all"] = "largest"
 
     # --- cluster ---
-    # Largest Euclidean distance between two descriptors of one person. None: 0.5 for dlib's, 1.1 for ArcFace's.
+    # Largest Euclidean distance between two descriptors of one identity. None: 0.5 for dlib's, 1.1 for ArcFace's.
     max_distance: float | None = Field(default=None, gt=0)
-    # Nearest neighbours looked at per face. It should exceed the pictures of one person, or they come apart.
+    # Nearest neighbours searched per face. Should exceed the images of one identity, or its cluster is split.
     neighbours: int = Field(default=64, ge=2)
-    # Forget the identities of the current version and cluster everything anew.
+    # Drop the identities of the current version and cluster everything again.
     regroup: bool = False
 
     @field_validator("pattern")
     @classmethod
-    def _names_the_person(cls, pattern: str | None) -> str | None:
+    def _names_the_identity(cls, pattern: str | None) -> str | None:
         if pattern is not None and "{identity}" not in pattern:
             raise ValueError("must contain {identity}, as in '{identity}/{image}'")
         return pattern
@@ -83,7 +83,7 @@ class ShardConfig(BaseModel):
 
     # Faces in a shard, about. Default 4096: some 150 MB, one PUT, and fine enough for many ranks.
     faces_per_shard: int = Field(default=4096, ge=1)
-    # Smallest number of faces an identity needs. Default 1 keeps everybody; shape consistency needs pairs, but training
+    # Smallest number of faces an identity needs. Default 1 keeps all; shape consistency needs pairs, but training
     # skips lone faces by itself.
     min_images: int = Field(default=1, ge=1)
     # Share of the identities held back for validation, chosen by a hash of identity_id.
@@ -99,9 +99,9 @@ class IngestConfig(BaseModel):
     source: Uri
     # Folder or bucket prefix that gets annotations/ and faces/; any fsspec URI.
     dest: Uri
-    # What to do with annotations that DEST holds: plan what is new or changed in the source (extend), go on with the
-    # plan as it is (resume), also plan quarantined rows once more (retry), drop everything (new), or refuse a source
-    # that differs (refuse). Default extend, unlike reconstruct: an archive that grows is what ingest is for.
+    # What to do with annotations in DEST: plan what is new or changed in the source (extend), resume the stored plan
+    # (resume), also plan quarantined rows once more (retry), drop everything (new), or refuse a source that differs
+    # (refuse). Default extend, unlike reconstruct: ingest is for archives that grow.
     existing: Literal["refuse", "resume", "retry", "extend", "new"] = "extend"
 
     inputs: SourceConfig = SourceConfig()
@@ -113,12 +113,12 @@ class IngestConfig(BaseModel):
     ray: RayConfig = RayConfig()
 
     def plan_config(self) -> dict[str, Any]:
-        """The settings that influence annotations, beside `inputs` and `units`, which a plan knows by itself."""
+        """Return the settings that influence annotations, without `inputs` and `units`, which a plan stores anyway."""
         return {"flow": "ingest", **self.model_dump(mode="json", include={"annotate"})}
 
 
 class IngestSummary(BaseModel):
-    """What a run did and where the dataset stands: `_report/summary.json`."""
+    """Counts of a run and of the dataset after it: `_report/summary.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -131,8 +131,8 @@ class IngestSummary(BaseModel):
     faces: int  # in faces/
     identities: int
     left_out: dict[str, int]  # annotated faces that are not in faces/, by reason
-    quarantined: dict[str, int]  # rows that stand, by stage
-    images_left_out: dict[str, int] = Field(default_factory=dict)  # by ending: what nothing here reads
+    quarantined: dict[str, int]  # rows still in quarantine, by stage
+    images_left_out: dict[str, int] = Field(default_factory=dict)  # images that no decoder here reads, by ending
     pending_units: int
     version: int
     new_version: bool  # whether this run published it

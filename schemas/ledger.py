@@ -1,6 +1,6 @@
 """The records of the unit protocol: items, quarantined rows, plans, retry rounds and commits.
 
-Arrow schemas for what lies in Parquet, pydantic models for what lies in JSON; each carries a schema version.
+Arrow schemas for Parquet files, pydantic models for JSON files; each carries a schema version.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from schemas.secrets import redact
 
-# 2: commit records know the part that their rows came in first; programs that write rows read tombstones.
-# 3: commit records may lie in snapshots, and one that is written anew gets a new name: `revision`. What only knows
-#    schema 2 would take the units of a snapshot for pending, so it must not open the plan.
+# 2: commit records name the part that first contained their rows; programs that write rows read tombstones.
+# 3: commit records may be in snapshots, and a rewritten one gets a new name: `revision`. A program for schema 2 would
+#    take the units of a snapshot for pending, so it must not open the plan.
 SCHEMA_VERSION = 3
-OLDEST = 2  # what is read as it lies there; its commit records stay one file each until `deca migrate`
+OLDEST = 2  # read without migration; its commit records stay one file each until `deca migrate`
 
 FailureStage = Literal["read", "decode", "detect", "landmark", "segment", "embed", "crop", "encode", "measure", "unit"]
 STAGES: tuple[str, ...] = get_args(FailureStage)
@@ -56,7 +56,7 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 _FILE = pa.struct([("file", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
-SNAPSHOT_SCHEMA = pa.schema(  # `files` is last, and large: who only counts does not read it
+SNAPSHOT_SCHEMA = pa.schema(  # `files` is last, and large: counting does not read it
     [
         pa.field("unit", pa.int64(), nullable=False),
         pa.field("revision", pa.int32(), nullable=False),
@@ -82,15 +82,15 @@ SNAPSHOT_SCHEMA = pa.schema(  # `files` is last, and large: who only counts does
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture of a plan: a file, an object, or a member of an archive."""
+    """One image of a plan: a file, an object, or a member of an archive."""
 
     index: int  # position in the plan, unique over the plan
-    uri: str  # fsspec URI of the object or of the archive that holds it; never with credentials
+    uri: str  # fsspec URI of the object or of the archive that contains it; never with credentials
     member: str | None = None  # name inside the archive
     offset: int | None = None  # of a member: where its data starts in the (unpacked) tar, or its local header in a zip
-    size: int = -1  # bytes of the picture, -1 unknown
+    size: int = -1  # bytes of the image, -1 unknown
     etag: str | None = None  # the store's etag, or "<mtime_ns>-<size>" of a file; of the archive for members
-    face_index: int | None = None  # only this face of the picture (retry of one quarantined face)
+    face_index: int | None = None  # only this face of the image (retry of one quarantined face)
     attempts: int = 0  # earlier attempts at this row
     root: str = ""  # the plan's source folder, so that ids survive a move of the whole folder; not stored per row
 
@@ -101,12 +101,12 @@ class Item:
 
     @property
     def image_id(self) -> str:
-        """Stable id of the picture: 16 hex digits of the SHA-256 of its place below the plan's source."""
+        """Stable id of the image: 16 hex digits of the SHA-256 of its place below the plan's source."""
         return image_id_of(self.source_uri, self.root)
 
 
 def image_id_of(source_uri: str, root: str) -> str:
-    """`Item.image_id` of the picture that a row names. root: the plan's."""
+    """Return `Item.image_id` of the image that a row names. root: the plan's."""
     place, folder = source_uri, f"{root.rstrip('/')}/"
     if root and place.startswith(folder):  # not "photos-2/a.jpg" below "photos"
         place = place[len(folder) :].lstrip("/")
@@ -119,7 +119,7 @@ class Quarantined:
 
     index: int  # index of the item
     uri: str  # the item's source_uri
-    face_index: int | None  # None: the whole picture
+    face_index: int | None  # None: the whole image
     stage: FailureStage
     error: str  # type of the error
     message: str
@@ -134,7 +134,7 @@ class Quarantined:
         message: str | None = None,
         face_index: int | None = None,
     ) -> Quarantined:
-        """The row for an `error` (or the name of its type, with a message) that struck `item` at `stage`."""
+        """Return the row for an `error` (or the name of its type, with a message) of `item` at `stage`."""
         name = error if isinstance(error, str) else type(error).__name__
         text = redact(" ".join((str(error) if message is None else message).split()))[:MESSAGE_LIMIT]
         face = item.face_index if face_index is None else face_index
@@ -147,8 +147,8 @@ class Unit:
 
     index: int
     items: list[Item] = field(default_factory=list)
-    # Of a unit that is worked again for another result version: its record of before, and ids of faces that come from
-    # the unit of a later retry instead.
+    # Of a unit that is recomputed for another result version: its earlier record, and ids of faces that come from the
+    # unit of a later retry instead.
     renews: CommitRecord | None = None
     elsewhere: frozenset[str] = frozenset()
 
@@ -183,7 +183,7 @@ def table_to_quarantine(table: pa.Table) -> list[Quarantined]:
 
 
 def with_item(row: Quarantined, item: Item) -> Quarantined:
-    """A worker's row made consistent with its item: the retried face and the count of attempts."""
+    """Return a worker's row with the retried face and the count of attempts of its item."""
     face = item.face_index if row.face_index is None else row.face_index
     return replace(row, face_index=face, attempts=item.attempts + 1)
 
@@ -194,7 +194,10 @@ class _Record(BaseModel):
 
 
 def inside(name: str) -> str:
-    """A name that stays below the dataset: a forged record must not lead a reader, or a deletion, anywhere else."""
+    """Return a name that stays below the dataset, so that a forged record leads no reader or deletion elsewhere.
+
+    Raises ValueError.
+    """
     if name.startswith("/") or "://" in name or "\\" in name or not name.isprintable():
         raise ValueError("must be a name below the dataset")
     if any(part in ("", ".", "..") for part in name.split("/")):
@@ -206,7 +209,7 @@ Name = Annotated[str, AfterValidator(inside)]
 
 
 class StoredFile(BaseModel):
-    """One published file and what it must hash to."""
+    """One published file, with its hash."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     file: Name  # below the dataset
@@ -222,31 +225,31 @@ class UnitFile(StoredFile):
     items: NonNegativeInt
 
 
-# What a source's images that were left out end in: ".heic", or ".zip in an archive".
+# Ending of images that were left out: ".heic", or ".zip in an archive".
 Ending = Annotated[str, Field(pattern=r"^\.[a-z0-9. ]{1,40}$")]
 
 
 class PlanRecord(_Record):
     """`_plan.json`: the frozen plan. The fingerprint is over all but `code`, `files` and `images_left_out`."""
 
-    source: str  # what was asked for
+    source: str  # as given
     root: str  # folder that ids are relative to
     config: dict[str, Any]  # the resolved settings that influence results
     code: str  # package version and hash of the sources that planned it: provenance, nothing is compared with it
     result_version: int = 1  # what rows mean (schemas/results.py); plans that lack it were made before it was counted
     weights: dict[str, str]  # name -> hash of each model that takes part
-    items_per_unit: NonNegativeInt  # the setting: inputs that are worked and committed together, at most
+    items_per_unit: NonNegativeInt  # the setting: most inputs that are computed and committed together
     unit_size: NonNegativeInt | None = None  # items in each of its units but the last; None: items_per_unit
     items: NonNegativeInt
     units: NonNegativeInt
     items_sha256: str  # over every item
     files: list[UnitFile]
     fingerprint: str
-    # Files that look like images and that nothing here reads, by ending, at the last look at the source.
+    # Files that look like images but that no decoder here reads, by ending, at the last listing of the source.
     images_left_out: dict[Ending, NonNegativeInt] = Field(default_factory=dict)
 
     def stored(self) -> bytes:
-        """The record as it is written. A field that earlier versions do not know stands there only if it says more."""
+        """Return the record as written: without `images_left_out`, unknown to earlier versions, where it is empty."""
         exclude = None if self.images_left_out else {"images_left_out"}
         return self.model_dump_json(indent=1, exclude=exclude).encode()
 
@@ -257,10 +260,10 @@ class PlanRecord(_Record):
 
 
 class RoundRecord(_Record):
-    """`_plan/round-00001.json`: units behind the frozen plan's, for quarantined rows or for what the source has gained.
+    """`_plan/round-00001.json`: units after the frozen plan's, for quarantined rows or for new items of the source.
 
-    An upgrade has no units: it says what rows mean from now on. All kinds share one count of rounds, so that no two
-    rounds can take the same unit indices.
+    An upgrade has no units: it sets the result version of later rows. All kinds share one count of rounds, so that no
+    two rounds can take the same unit indices.
     """
 
     kind: Literal["retry", "extend", "upgrade"]
@@ -271,23 +274,23 @@ class RoundRecord(_Record):
     unit_size: NonNegativeInt | None = None  # of an extension, as of the plan; None: as the plan's
     files: list[UnitFile]
     # Of an extension: hash and fingerprint that a new plan over all inputs of that moment would have, how many planned
-    # inputs the source no longer had (their rows stay), and the items whose content is planned anew in this round.
+    # inputs the source no longer had (their rows stay), and the items whose content is planned again in this round.
     inputs_sha256: str | None = None
     inputs_fingerprint: str | None = None
-    # Of an upgrade, which has no units: what rows mean from now on. Units committed before are worked again in place.
+    # Of an upgrade: the result version of later rows. Units committed before are recomputed in place.
     result_version: int | None = None
     removed: int = 0
     replaced: list[int] = Field(default_factory=list)
 
 
 class CommitRecord(_Record):
-    """`_commits/00042-<fp8>.json`: what makes a unit's part data. Read by every reader before any part.
+    """`_commits/00042-<fp8>.json`: makes a unit's part data; every reader reads it before any part.
 
-    Many of them come to lie in one file: SNAPSHOT_SCHEMA.
+    Many of them are later merged into one file: SNAPSHOT_SCHEMA.
     """
 
     unit: NonNegativeInt
-    revision: NonNegativeInt = 0  # how often it was written anew without some of its rows; the highest one holds
+    revision: NonNegativeInt = 0  # rewrites without some of its rows; the highest one is current
     fingerprint: str
     items: NonNegativeInt
     rows: NonNegativeInt
@@ -296,11 +299,11 @@ class CommitRecord(_Record):
     part: Name | None  # None: the unit was given up as a whole and has no rows
     bytes: NonNegativeInt
     sha256: str | None
-    # Hash of the part that the rows were first published in, where rows were taken out of it since: what is left is
-    # what it was, so whoever copied these rows (tasks/people/layout.py) need not copy them again.
+    # Hash of the part that the rows were first published in, where some were removed since: the others are unchanged,
+    # so copies of them (tasks/people/layout.py) stay valid.
     origin: str | None = None
     quarantine: StoredFile | None = None
-    files: list[StoredFile] = Field(default_factory=list)  # what lies beside the part: one picture or map each
+    files: list[StoredFile] = Field(default_factory=list)  # beside the part: one image or map each
     seconds: float
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -309,7 +312,7 @@ Row = dict[str, Any]  # of SNAPSHOT_SCHEMA
 
 
 def commit_to_row(commit: CommitRecord, written: float | None) -> Row:
-    """A commit record as a row of a snapshot. written: seconds since the epoch, None where nobody knows."""
+    """Return a commit record as a row of a snapshot. written: seconds since the epoch, None where unknown."""
     row = commit.model_dump(exclude={"schema_version", "fingerprint"})
     sizes = [file.bytes for file in commit.files]
     return {**row, "written": written, "files_count": len(sizes), "files_bytes": sum(sizes)}

@@ -1,7 +1,7 @@
 """How every Parquet file of the product is written, and arrays of a fixed shape as Arrow columns.
 
 Encodings follow measurements on displacement maps: DELTA_BINARY_PACKED for 16-bit maps, BYTE_STREAM_SPLIT for floats,
-zstd for all but encoded pictures, which do not compress. `arrow.fixed_shape_tensor` is avoided: Hugging Face
+zstd for all but encoded images, which do not compress. `arrow.fixed_shape_tensor` is avoided: Hugging Face
 `datasets` cannot open a file that has one.
 """
 
@@ -39,7 +39,7 @@ def arrow_without_pandas() -> None:
 
 
 class _Hidden(MetaPathFinder):
-    """While it stands first among the finders, there is no pandas."""
+    """As the first finder, it hides pandas from imports."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
@@ -73,7 +73,7 @@ def write_batches(
         encoding: Future[None] | None = None
         for table in _grouped(schema, batches, row_group):
             if encoding is not None:
-                encoding.result()  # one at a time: memory holds two row groups
+                encoding.result()  # one at a time: two row groups in memory
             encoding = pool.submit(writer.write_table, table, row_group)
             rows += table.num_rows
         if encoding is not None:
@@ -141,7 +141,7 @@ def fixed_field(
     offset: float | None = None,
     nullable: bool = False,
 ) -> pa.Field:
-    """Field of a fixed_size_list (float32 unless told) that holds arrays of `shape`, row by row.
+    """Return a fixed_size_list field (float32 by default) for arrays of `shape`, row by row.
 
     With scale and offset the stored numbers are codes: value = stored * scale + offset.
     """

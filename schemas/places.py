@@ -1,4 +1,4 @@
-"""Which of a flow's settings name places: found by their type, so that a new setting cannot be forgotten."""
+"""Find the URIs among a flow's settings by their type, so that a new setting cannot be forgotten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MARK = get_args(Uri)[1]
 
 
 def places(settings: BaseModel) -> dict[str, str]:
-    """Every URI that settings name for workers, by the dotted name of its setting (`annotate.weights_uri`)."""
+    """Return every URI that settings give to workers, by the dotted name of its setting (`annotate.weights_uri`)."""
     found: dict[str, str] = {}
     for name, field in type(settings).model_fields.items():
         kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
@@ -21,7 +21,7 @@ def places(settings: BaseModel) -> dict[str, str]:
 
 
 def _places(name: str, value: Any, kind: Any) -> dict[str, str]:
-    """Those of one value, whose declared type says which strings are URIs."""
+    """Return the URIs in one value, whose declared type says which strings are URIs."""
     if isinstance(value, BaseModel):
         return {f"{name}.{inner}": place for inner, place in places(value).items()}
     origin, inside = get_origin(kind), get_args(kind)

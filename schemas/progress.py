@@ -1,4 +1,4 @@
-"""Progress records: what a run of units and a stage of training report to `on_progress` while they work."""
+"""Progress records: what a run of units and a stage of training report to `on_progress`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnitProgress:
 
 @dataclass
 class Timing:
-    """Where a rank's time went, of this process."""
+    """Time of a rank in this process: seconds of training, and of them seconds waited for data."""
 
     steps: int = 0
     images: int = 0
@@ -44,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where a stage stands; what `on_progress` gets."""
+    """Progress of a stage."""
 
     stage: StageName
     step: int

@@ -1,7 +1,7 @@
 """What the rows of each flow mean, as one integer a flow, raised by hand when it changes.
 
-A plan holds the integer, so that rows of two meanings never stand in one dataset unnoticed. How the code is written
-does not count: an error text, a faster loop or a comment leave every dataset as it is. tests/test_results.py compares
+A plan stores the integer, so that one dataset never mixes rows of two meanings unnoticed. A change of the code alone
+does not count: an error text, a faster loop or a comment leave every dataset valid. tests/test_results.py compares
 golden rows of every flow and fails where they change and the integer did not.
 """
 
@@ -20,9 +20,9 @@ RESULT_VERSIONS = {
     "animate": 1,
     "samples": 1,
 }
-# What each raise changed, by flow and the version it led to: an error says it to whoever holds rows of before.
+# What each new version changed, by flow and version, for the error message about earlier rows.
 RESULT_CHANGES: dict[tuple[str, int], str] = {}
-# Settings that came later than some plans, by dotted name, with the value that plans without them have.
+# Settings that are newer than some plans, by dotted name, with their value in plans without them.
 LATER_SETTINGS: dict[str, Any] = {
     "annotate.sidecar.mask_values": None,
     "source.zip_encoding": "cp437",
@@ -32,11 +32,11 @@ LATER_SETTINGS: dict[str, Any] = {
 
 
 def result_version(config: Mapping[str, Any]) -> int:
-    """The version that this program gives to rows made under a plan's `config`."""
+    """Return the current result version of rows made under a plan's `config`."""
     return RESULT_VERSIONS.get(config.get("flow", ""), 1)
 
 
 def changes_since(flow: str, version: int) -> str:
-    """What later versions of a flow changed, for a message; empty where nothing is recorded."""
+    """Return what later versions of a flow changed, for a message; empty where nothing is recorded."""
     later = range(version + 1, RESULT_VERSIONS.get(flow, 1) + 1)
     return "; ".join(RESULT_CHANGES[flow, one] for one in later if (flow, one) in RESULT_CHANGES)

@@ -1,4 +1,4 @@
-"""Credentials where they must not be: refused in URIs, and blotted out of whatever is stored or shown.
+"""Refuse credentials in URIs, and redact them in whatever is stored or shown.
 
 They come from the environment or from Prefect's blocks; a URI ends up in plans, rows, logs and reports.
 """
@@ -12,12 +12,12 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 HIDDEN = "***"
-# Parameters of a URL that let whoever knows them in: signatures of S3, Google and Azure, and the usual tokens.
+# Parameters of a URL that grant access: signatures of S3, Google and Azure, and the usual tokens.
 SIGNED = (
     r"(?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|awsaccesskeyid|access_token|token"
     r"|api_?key|password|passwd|secret)"
 )
-# Where a password stands before the host: `user:password@`, or on the web a token alone.
+# A password before the host: `user:password@`, or on the web a token alone.
 USER_INFO = re.compile(r"^[\w+.-]+://[^/]*:[^/]*@|^https?://[^/]*@")
 # An S3 secret may hold a slash, so that the `@` comes after it. A port is a number.
 BROKEN_USER_INFO = re.compile(r"^[\w+.-]+://[^/@:]*:(?!\d*(?:/|$))[^@]*@")
@@ -30,13 +30,13 @@ SHOWN_KEY = re.compile(r"((?:AccountKey|SharedAccessSignature)=)[^;\s'\"]+")
 SECRET_VARIABLE = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|CONNECTION_STRING|ERASURE_KEY"
 )
-# Of names that come from strangers; line breaks are ours. The last ones turn text round.
+# In file names of unknown origin; line breaks are our own. The last ones reverse the direction of text.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-SHORTEST = 8  # characters of a value that is worth hiding: a shorter one stands in too many other words
+SHORTEST = 8  # characters of a value that is worth hiding: a shorter one occurs in too many other words
 
 
 def credential_in(uri: str) -> str | None:
-    """What in `uri` lets somebody in, in words that do not repeat it; None where nothing does.
+    """Return the kind of credential in `uri`, without repeating it; None where there is none.
 
     >>> credential_in("ftp://ann:letmein@host/photos")
     'a name and a password before the host'
@@ -50,15 +50,15 @@ def credential_in(uri: str) -> str | None:
 
 
 def without_credentials(uri: str) -> str:
-    """The URI, if it may be stored and shown; ValueError otherwise."""
+    """Return the URI. Raises ValueError where it contains a credential."""
     found = credential_in(uri)
     if found:
-        raise ValueError(f"{refusal(uri, found)}")
+        raise ValueError(refusal(uri, found))
     return uri
 
 
 def refusal(uri: str, found: str) -> str:
-    """The message about a URI with a credential, which it does not repeat."""
+    """Return the message about a URI with a credential, which it does not repeat."""
     protocol = uri.partition("://")[0]
     return (
         f"{protocol}:// URI with credentials ({found}): they would end up in plans, rows and logs. Set them in the "
@@ -68,13 +68,13 @@ def refusal(uri: str, found: str) -> str:
 
 
 Uri = Annotated[str, AfterValidator(without_credentials)]
-# One that no worker reads: on a cluster it may lie on the driver's machine alone.
+# One that no worker reads: on a cluster it may be on the driver's machine alone.
 DRIVERS = "read by the driver alone"
 DriverUri = Annotated[Uri, DRIVERS]
 
 
 def shown(text: str) -> str:
-    """`text` for a terminal: redacted, and without the control characters by which a file's name could rule it.
+    """Return `text` for a terminal: redacted, and with control characters escaped.
 
     >>> shown("x\\x1b]0;title.jpg")
     'x\\\\x1b]0;title.jpg'
@@ -83,7 +83,7 @@ def shown(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` with passwords in URIs, signatures, and the values of secret environment variables blotted out.
+    """Return `text` with passwords in URIs, signatures, and values of secret environment variables replaced by ***.
 
     >>> redact("GET https://host/x.jpg?sig=abc failed for ftp://ann:letmein@host")
     'GET https://host/x.jpg?sig=*** failed for ftp://***@host'

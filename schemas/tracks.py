@@ -1,6 +1,6 @@
 """The tracks/ dataset beside reconstructions/ of videos: one row a face of a frame, sorted by track and time.
 
-tracks/_current.json            TracksRecord: which file holds, of which rows it was made and how
+tracks/_current.json            TracksRecord: the current file, the rows that it was made of, and how
 tracks/frames-<sha8>.parquet    rows of TRACKS_SCHEMA; a row group holds rows of one track only
 """
 
@@ -38,14 +38,14 @@ TRACKS_SCHEMA = pa.schema(
 
 
 class VideoConfig(BaseModel):
-    """What is made of rows that are frames of videos, after the rows: DEST/tracks."""
+    """Settings of DEST/tracks, which is made after the rows where they are frames of videos."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # Frames a second of pictures in folders: each folder is a clip, its frames in the order of their names, numbers in
-    # them read as numbers. Default None: pictures are pictures. A video file brings its own times.
+    # Frame rate of images in folders: each folder is a clip, its frames in the order of their names, numbers in them
+    # read as numbers. Default None: images are not frames. A video file has its own times.
     fps: float | None = Field(default=None, gt=0)
-    # Follow people and smooth their codes. Default True where there are frames.
+    # Track subjects and smooth their codes. Default True where there are frames.
     tracks: bool = True
     # Seconds of the window in which codes are smoothed; 0 leaves each frame's own. Default: a third of the jitter is
     # left, and all of a talking mouth (docs/animate.md). WINDOW of deca_core/smoothing.py, which needs torch.
@@ -55,7 +55,7 @@ class VideoConfig(BaseModel):
 
 
 class TracksRecord(BaseModel):
-    """`tracks/_current.json`. Holds no time and no host: the same rows give the same bytes."""
+    """`tracks/_current.json`. Contains no time and no host: the same rows give the same bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,5 +66,5 @@ class TracksRecord(BaseModel):
     config: VideoConfig
     videos: int
     tracks: int
-    faces: int  # rows of frames; rows of pictures are in no track
+    faces: int  # rows of frames; rows of images are in no track
     file: StoredFile

@@ -1,4 +1,4 @@
-"""Settings of the train flow: stages, optimiser, networks, checkpoints; and the records that it leaves."""
+"""Settings of the train flow: stages, optimiser, networks, checkpoints; and the records that it writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 class WorldConfig(BaseModel):
-    """People of the embedded world, made in memory, in place of a faces/ dataset (`source: world`)."""
+    """Subjects of the embedded world, rendered in memory, in place of a faces/ dataset (`source: world`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class WorldConfig(BaseModel):
     # Photographs of each.
     images: int = Field(default=8, ge=1)
     seed: int = Field(default=0, ge=0)
-    # More people, whom training never sees, for validation.
+    # More subjects, which training never sees, for validation.
     val_people: int = Field(default=8, ge=1)
 
 
@@ -37,15 +37,15 @@ class StageConfig(BaseModel):
 
     # Optimiser steps. 0 leaves the stage out.
     steps: int = Field(ge=0)
-    # People in a batch, over all ranks and accumulated parts together.
+    # Subjects in a batch, over all ranks and accumulated parts together.
     subjects: int = Field(ge=1)
-    # Pictures of each person, K of the paper. Shape and detail consistency need at least 2.
+    # Images of each subject, K of the paper. Shape and detail consistency need at least 2.
     images: int = Field(ge=1)
     # Step size of Adam. Default: the release's.
     lr: float = Field(default=1e-4, gt=0)
-    # How it falls: not at all, as in the release, or to a hundredth along half a cosine, which a short run needs.
+    # Decay of the step size: none, as in the release, or to a hundredth along half a cosine, which a short run needs.
     schedule: Literal["constant", "cosine"] = "constant"
-    # Steps over which it rises from zero. Default 0, as in the release.
+    # Steps over which the step size rises from zero. Default 0, as in the release.
     warmup: int = Field(default=0, ge=0)
     # Parts that a batch is cut into, one after the other, where it does not fit into memory.
     accumulate: int = Field(default=1, ge=1)
@@ -60,13 +60,13 @@ class StageConfig(BaseModel):
 
 
 class NetworksConfig(BaseModel):
-    """The frozen networks that judge pictures: identity (eq. 7) and ID-MRF (eq. 13)."""
+    """The pretrained loss networks: identity (eq. 7) and ID-MRF (eq. 13)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # vggface2: the release's ResNet50, and arcface, facexlib's, need `identity_weights`; dlib: its weights come with a
-    # dependency; random: a ResNet with seeded random weights, which compares colours, not people. auto: vggface2 where
-    # weights are given, else dlib.
+    # dependency; random: a ResNet with seeded random weights, which compares colours, not identities. auto: vggface2
+    # where weights are given, else dlib.
     identity: Literal["auto", "vggface2", "arcface", "dlib", "random"] = "auto"
     # resnet50_ft_weight.pkl of VGGFace2 (read without executing a pickle), the ArcFace file, or in place of the
     # dependency's another copy of dlib's .dat; any fsspec URI.
@@ -88,13 +88,13 @@ class TrainRayConfig(BaseModel):
     workers: int | None = Field(default=None, ge=0)
     # CPU cores a rank reserves and computes with (without a GPU).
     cpus_per_worker: int = Field(default=1, ge=1)
-    # Restarts after a dead rank; each goes on from the last checkpoint.
+    # Restarts after a dead rank; each resumes from the last checkpoint.
     max_failures: int = Field(default=3, ge=0)
 
 
 PresetName = Literal["paper", "small"]
 FALLING = {"schedule": "cosine", "warmup": 20}
-# Settings by the name of a preset; whatever else is given wins over them, setting by setting.
+# Settings by the name of a preset; any setting that is given wins over its own.
 PRESETS: dict[PresetName, dict[str, Any]] = {
     # The release's batches and steps: days of a GPU.
     "paper": {
@@ -109,14 +109,14 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "pretrain": {"steps": 1500, "subjects": 32, "images": 1, "lr": 2e-4, "schedule": "cosine", "warmup": 100},
         "coarse": {"steps": 300, "subjects": 8, "images": 2, "lr": 1e-4, **FALLING},
         "detail": {"steps": 150, "subjects": 2, "images": 2, "lr": 5e-4, **FALLING},
-        # Fits to the landmarks keep head and expression where priors would: those of a face grow with the batch, which
-        # is a sum, and a short training needs them weak. Identity is left out to save time: dlib's network makes a
-        # coarse step longer by two fifths, a ResNet50 by far more.
+        # Landmark fits regularise head and expression in place of the priors, which are sums over the batch and have to
+        # be weak in a short training. Identity is left out to save time: dlib's network makes a coarse step longer by
+        # two fifths, a ResNet50 by far more.
         "weights": {
             "pretrain": {"shape": 1e-6, "exp": 1e-6, "fit": 0.2},
             "coarse": {"shape": 1e-6, "exp": 1e-6, "fit": 0.2, "identity": 0.0},
         },
-        # Wide enough for the crop of inference; and people are few.
+        # Scales around the crop of inference; mirrored, because subjects are few.
         "data": {"crop_scale": (1.3, 1.7), "mirror": True},
         "mrf_size": 64,
         "slow_ends": True,
@@ -131,13 +131,13 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # A faces/ dataset (any fsspec URI), or "world": the embedded world, without a disk.
+    # A faces/ dataset (any fsspec URI), or "world": the embedded world, in memory.
     source: Uri
     # Folder or bucket prefix for checkpoints and the trained model; any fsspec URI.
     dest: Uri
-    # Where settings come from that are not given: the paper's (paper), or a laptop's (small).
+    # Defaults of all other settings: the paper's (paper), or a laptop's (small).
     preset: PresetName = "paper"
-    # Version of the faces/ dataset. None: the current one, which the run then keeps to.
+    # Version of the faces/ dataset. None: the current one, which the run then keeps.
     version: int | None = Field(default=None, ge=1)
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
@@ -161,18 +161,18 @@ class TrainConfig(BaseModel):
     networks: NetworksConfig = NetworksConfig()
     # Pixels on a side of the patch that ID-MRF sees. None: the recipe's. Its cost grows with the fourth power.
     mrf_size: int | None = Field(default=None, ge=32, le=512)
-    # Decides every random number: weights, order of people, crops, swaps.
+    # Seed of every random number: weights, order of subjects, crops, swaps.
     seed: int = Field(default=0, ge=0)
     # Arithmetic of the networks (losses and geometry are always fp32). auto: bf16 where the hardware is made for it.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # Batch norm of the trained encoders. train: statistics of each rank's own batch, as in the release; eval: the
     # running ones, frozen; sync: of all ranks together (GPU only).
     batch_norm: Literal["train", "eval", "sync"] = "train"
-    # Smaller steps for the last layers of E_c and F_d, whose weights are small where a camera or a wrinkle is: Adam's
-    # steps are as large as the step size whatever the gradient. Default False, as in the release; a short training
-    # with its larger step size needs it.
+    # Smaller steps for the last layers of E_c and F_d, whose weights for camera and wrinkles are small: Adam's steps
+    # are as large as the step size whatever the gradient. Default False, as in the release; a short training with its
+    # larger step size needs it.
     slow_ends: bool = False
-    # Longest gradient; a longer one is scaled down. Default 10: far above an honest step, ends an explosion.
+    # Largest gradient norm; a larger one is scaled down. Default 10: far above a normal step, stops divergence.
     clip_norm: float | None = Field(default=10.0, gt=0)
     # Decay of the running mean of the weights, which is what is validated and shipped. None: the weights themselves.
     ema: float | None = Field(default=0.999, gt=0, lt=1)
@@ -187,8 +187,8 @@ class TrainConfig(BaseModel):
     # Steps between lines of the metrics.
     log_every: int = Field(default=10, ge=1)
 
-    # What to do with a run that DEST holds: go on if the settings are the same and refuse others, naming the
-    # difference (refuse); go on with the stored settings (resume); drop it (new).
+    # What to do with a run in DEST: resume if the settings are the same and refuse others, naming the difference
+    # (refuse); resume with the stored settings (resume); drop it (new).
     existing: Literal["refuse", "resume", "new"] = "refuse"
     ray: TrainRayConfig = TrainRayConfig()
 
@@ -211,13 +211,13 @@ class TrainConfig(BaseModel):
         return config
 
     def plan_config(self) -> dict[str, Any]:
-        """The settings that decide what is learnt."""
+        """Return the settings that decide what is learnt."""
         names = {"dest", "preset", "version", "existing", "ray", "keep_last", "keep_best"}
         return self.model_dump(mode="json", exclude=names)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, group by group; what `over` says wins."""
+    """Return both, merged group by group; `over` wins."""
     both = {**base, **over}
     for name in base.keys() & over.keys():
         if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):
@@ -232,12 +232,12 @@ class TrainPlan(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     config: dict[str, Any]  # plan_config
-    inputs: dict[str, str]  # name -> hash of bundle, data, start weights and judging networks
+    inputs: dict[str, str]  # name -> hash of bundle, data, start weights and pretrained loss networks
     fingerprint: str
 
 
 class CheckpointRecord(BaseModel):
-    """`checkpoints/<stage>/00000200.json`: makes the files of a checkpoint one; without it they are nothing."""
+    """`checkpoints/<stage>/00000200.json`: commits the files of a checkpoint; without it they are ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -279,7 +279,7 @@ class TrainSummary(BaseModel):
     stages_run: list[str]  # by this run
     seconds: dict[str, float]  # by stage, of this run
     images_per_second: dict[str, float]
-    data_wait_share: dict[str, float]  # of the training time, waiting for pictures
+    data_wait_share: dict[str, float]  # of the training time, waiting for images
     networks: dict[str, str]
     fingerprint: str
     code: str

@@ -1,4 +1,4 @@
-"""The embedded world on disk: settings of `deca synth`, and the truth beside the photographs (one row a picture)."""
+"""The embedded world on disk: settings of `deca synth`, and the truth beside the images (one row an image)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.engine import RayConfig, UnitsConfig
+from schemas.faces import IMAGE
 from schemas.parquet import fixed_field
 from schemas.reconstruct import LEVELS
 from schemas.secrets import Uri
 
 SCHEMA_VERSION = 1
 DISPLACEMENT_LIMIT = 0.005  # metres: wrinkles stay below 4 mm
-
-# Hugging Face's picture column: nullable, in this order.
-PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
 class SynthConfig(BaseModel):
@@ -28,15 +26,15 @@ class SynthConfig(BaseModel):
     dest: Uri
     identities: int = Field(default=100, ge=1)
     images_per_identity: int = Field(default=5, ge=1)
-    # Number of the first identity, so that a world can be continued without repeating anybody.
+    # Number of the first identity, so that a world can be continued without repeating a subject.
     first_identity: int = Field(default=0, ge=0)
     # Pixels on a side. Default 384: faces of 150 to 250 pixels.
     size: int = Field(default=384, ge=64, le=4096)
-    # The world's seed: the same seed, identity and picture give the same bytes anywhere.
+    # The world's seed: the same seed, identity and image give the same bytes anywhere.
     seed: int = Field(default=0, ge=0)
     # One folder per identity, one flat folder whose names say nothing, or tar files of a unit each.
     layout: Literal["folders", "flat", "tar"] = "folders"
-    # Turn of the head to either side, degrees.
+    # Largest yaw of the head to either side, degrees.
     max_yaw: float = Field(default=60.0, ge=0, le=90)
     # Glasses, hands and strands before the face.
     occluders: bool = True
@@ -44,24 +42,24 @@ class SynthConfig(BaseModel):
     bundle: Uri | None = None
     # As in `reconstruct`.
     existing: Literal["refuse", "resume", "retry", "new"] = "refuse"
-    # Pictures in a unit. Default 64: half a minute of one core.
+    # Images in a unit. Default 64: half a minute of one core.
     units: UnitsConfig = UnitsConfig(items_per_unit=64)
     ray: RayConfig = RayConfig()
 
     def plan_config(self) -> dict[str, Any]:
-        """The settings that influence results, beside the items themselves."""
+        """Return the settings that influence results, without the items themselves."""
         kept = {"size", "seed", "layout", "max_yaw", "occluders"}
         return {"flow": "synth", **self.model_dump(mode="json", include=kept)}
 
 
 class SynthSummary(BaseModel):
-    """What a run did and where the archive stands."""
+    """Counts of a run and of the archive after it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     outcome: Literal["complete", "partial"]
-    photos: str  # folder of the pictures
+    photos: str  # folder of the images
     truth: str  # dataset of the truth
     identities: int
     images: int  # committed
@@ -77,11 +75,11 @@ class SynthSummary(BaseModel):
 def truth_schema(num_vertices: int) -> pa.Schema:
     """Arrow schema of truth.parquet/ for a head of `num_vertices` vertices.
 
-    Codes are in the method's conventions; `cam` is for the whole picture; pixels are those of the picture.
+    Codes are in the method's conventions; `cam` is for the whole image; pixels are those of the image.
     """
     return pa.schema(
         [
-            pa.field("face_id", pa.string(), nullable=False),  # <identity>-<picture>
+            pa.field("face_id", pa.string(), nullable=False),  # <identity>-<image>
             pa.field("path", pa.string(), nullable=False),  # below the archive, `file.tar#member` in tars
             pa.field("sha256", pa.string(), nullable=False),  # of the JPEG
             pa.field("identity_id", pa.string(), nullable=False),
@@ -102,8 +100,8 @@ def truth_schema(num_vertices: int) -> pa.Schema:
                 scale=2 * DISPLACEMENT_LIMIT / LEVELS,
                 offset=-DISPLACEMENT_LIMIT,
             ),
-            pa.field("skin_mask", PICTURE),  # PNG, 255 on visible skin of the face
-            pa.field("normals", PICTURE),  # PNG of the UV normal map, (n + 1) / 2 * 255
+            pa.field("skin_mask", IMAGE),  # PNG, 255 on visible skin of the face
+            pa.field("normals", IMAGE),  # PNG of the UV normal map, (n + 1) / 2 * 255
         ],
         metadata={"schema_version": str(SCHEMA_VERSION), "dataset": "truth"},
     )

@@ -1,9 +1,9 @@
-"""Rows of every flow against golden ones: rows that mean something else need another result version.
+"""Rows of every flow against golden ones: rows of another meaning need another result version.
 
-tests/golden_rows/<flow>.json holds the version, the hashes of the models that took part and, by row, what each column
-comes to: numbers, texts, and a few moments of long lists, images and maps. Where a change of the rows is meant, raise
-the flow's number in schemas/results.py and write its file anew; after a change of models, which a plan knows by their
-hashes, only write it anew:
+tests/golden_rows/<flow>.json stores the version, the hashes of the models and, by row, a description of each column:
+numbers, texts, and a few moments of long lists, images and maps. Where a change of the rows is meant, raise the flow's
+number in schemas/results.py and regenerate its file; after a change of models, which a plan stores by their hashes,
+only regenerate it:
 
     python -m tests.test_results reconstruct
 """
@@ -53,7 +53,7 @@ TOLERANCE = 2e-3  # of a column's largest number: processors round differently, 
 # Names and bytes that differ from machine to machine without a change of meaning.
 MODELS = {"bundle", "checkpoint"}  # of the hashes in a plan: the others are of annotators, pinned by the lock
 VOLATILE = {"bytes", "sha256", "seconds"}
-OF_PLACES = {"face_id", "animation_id"}  # of an animation: hashes of where its identity and motion lie
+OF_PLACES = {"face_id", "animation_id"}  # of an animation: hashes of the places of its identity and motion
 
 MARK = re.compile(r"-[0-9a-f]{8}(?=\.)")  # of a plan in the name of a part
 
@@ -120,11 +120,11 @@ class Flows:
         return self.run(evaluate, EvaluateConfig, "figures", source=self.world())
 
 
-# --- what rows come to ------------------------------------------------------------------------------------------------
+# --- descriptions of rows ---------------------------------------------------------------------------------------------
 
 
 def rows_of(dest: str) -> list[Row]:
-    """Every committed row of a dataset, described, and what its files hold."""
+    """Return every committed row of a dataset, described, with its files."""
     found = []
     for row in pq.read_table(committed_parts(dest)).to_pylist():
         files = [Path(dest, name) for name in row.get("files") or ()]
@@ -135,7 +135,7 @@ def rows_of(dest: str) -> list[Row]:
 
 
 def described(value: Any) -> Any:
-    """A value of a row as JSON holds it, the same on every machine but for rounding."""
+    """Return a value of a row as JSON, the same on every machine but for rounding."""
     if isinstance(value, dict):
         return {name: described(inner) for name, inner in value.items()}
     if isinstance(value, bytes):
@@ -158,7 +158,7 @@ def rounded(numbers: Iterable[float]) -> list[float]:
 
 
 def described_file(path: Path) -> Any:
-    """Of an NPZ its arrays, of a GLB the names and sizes of what is in it."""
+    """Return the arrays of an NPZ; of a GLB names and counts."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return {name: described(arrays[name].tolist()) for name in sorted(arrays.files)}
@@ -172,7 +172,7 @@ def described_file(path: Path) -> Any:
 
 
 def differences(golden: Any, now: Any, where: str = "") -> list[str]:
-    """Where two descriptions differ by more than rounding."""
+    """Return where two descriptions differ by more than rounding."""
     if isinstance(golden, dict) and isinstance(now, dict):
         names = sorted({*golden, *now})
         return [text for name in names for text in differences(golden.get(name), now.get(name), f"{where}.{name}")]
@@ -196,7 +196,7 @@ def flows() -> Flows:
     return Flows(Path(tempfile.mkdtemp(prefix="golden-rows-")))
 
 
-def test_a_change_is_told_from_rounding() -> None:
+def test_a_change_differs_from_rounding() -> None:
     row = {"pose": [0.1, -0.2], "size": 3.0, "name": "a.jpg", "list": [{"x": [1.0, 2.0]}], "none": None}
     assert differences(row, {**row, "pose": [0.1001, -0.2001], "list": [{"x": [1.001, 2.0]}]}) == []
     for change in ({"pose": [0.11, -0.2]}, {"size": 4.0}, {"name": "b.jpg"}, {"list": []}, {"none": 0.0}, {"new": 1}):
@@ -217,8 +217,8 @@ def record_of(flow: str) -> dict[str, Any]:
 @pytest.mark.parametrize("flow", RESULT_VERSIONS)
 def test_rows_mean_what_their_version_says(flow: str) -> None:
     golden, now = json.loads((GOLDEN / f"{flow}.json").read_text()), record_of(flow)
-    assert golden["version"] == now["version"], f"write its rows anew: python -m tests.test_results {flow}"
-    assert golden["models"] == now["models"], f"other models: write its rows anew: python -m tests.test_results {flow}"
+    assert golden["version"] == now["version"], f"regenerate its rows: python -m tests.test_results {flow}"
+    assert golden["models"] == now["models"], f"other models: regenerate its rows: python -m tests.test_results {flow}"
     changed = differences(golden["rows"], now["rows"])
     assert not changed, (
         f"rows of {flow} changed. Not meant: find out why. Meant: raise RESULT_VERSIONS[{flow!r}], say in "

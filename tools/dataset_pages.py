@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from schemas.animate import AnimateOutput, animation_schema
-from schemas.columns import COMMON, OWN, is_picture, meaning, type_in_words
+from schemas.columns import COMMON, OWN, is_image, meaning, type_in_words
 from schemas.consensus import ConsensusRecord, consensus_schema
 from schemas.evaluate import METRICS, evaluations_schema
 from schemas.export import exports_schema
@@ -314,7 +314,7 @@ def _encodings(schema: pa.Schema) -> str:
         said.append("Arrays are `fixed_size_list` columns with their shape in the field's metadata")
     if any(b"scale" in (field.metadata or {}) for field in schema):
         said.append("quantised values are stored x scale + offset, both in the field's metadata")
-    if any(is_picture(field.type) for field in schema):
+    if any(is_image(field.type) for field in schema):
         said.append("images are Hugging Face's `struct<bytes, path>`")
     text = "; ".join(said)
     return _wrapped(f"{text}. `schemas.parquet.fixed_values` decodes a column of arrays.") if said else ""

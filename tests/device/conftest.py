@@ -1,4 +1,4 @@
-"""`--device`: where the suite runs. fake: a CUDA device that is not there (`pretend.py`); cuda: a real one."""
+"""`--device`: where the suite runs. fake: an emulated CUDA device (`emulated.py`); cuda: a real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from deca_core import DECA
 from deca_core.assets import procedural_head
-from tests.device.pretend import pretend_cuda
+from tests.device.emulated import emulated_cuda
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             pytest.skip("--device cuda, and torch sees no GPU here")
         yield torch.device("cuda")
         return
-    with pretend_cuda() as fake:
+    with emulated_cuda() as fake:
         yield fake
 
 

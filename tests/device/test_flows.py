@@ -142,7 +142,7 @@ ONE_STEP = {"steps": 1, "subjects": 2, "images": 2}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "coarse", "detail"])
-def test_a_stage_trains_validates_and_goes_on(tmp_path, device, stage):
+def test_a_stage_trains_validates_and_resumes(tmp_path, device, stage):
     """Two steps with a checkpoint, a validation and a sheet after each; the second one of another process."""
     settings = {"checkpoint_every": 1, "validation_batches": 1, stage: ONE_STEP}
     StageRun(job_of(small_config(tmp_path, **settings), stage)).run()
@@ -200,10 +200,10 @@ def test_facexlib_and_face_alignment(tmp_path, device):
     steps = {"detect": "facexlib", "segment": "facexlib", "embed": "facexlib", "landmarks": "face_alignment"}
     settings = {**steps, "weights_uri": str(tmp_path), "facexlib": {"detector": "mobile0.25"}, "min_score": 0.0}
     annotator = load_annotator(AnnotateConfig.model_validate({**settings, "max_faces": 1}))
-    picture = np.full((96, 96, 3), 128, np.uint8)
-    [found] = annotator.detect(picture)
-    points = annotator.landmarks(picture, Detection((20, 20, 80, 80), 1.0))
+    image = np.full((96, 96, 3), 128, np.uint8)
+    [found] = annotator.detect(image)
+    points = annotator.landmarks(image, Detection((20, 20, 80, 80), 1.0))
     assert (len(found.bbox), points.shape) == (4, (68, 2))
     spread = (30 + 40 * np.random.default_rng(0).random((68, 2))).astype(np.float32)
-    assert annotator.segment(picture, spread).shape == (96, 96)
-    assert annotator.embed(picture, spread).shape == (512,)
+    assert annotator.segment(image, spread).shape == (96, 96)
+    assert annotator.embed(image, spread).shape == (512,)

@@ -1,4 +1,4 @@
-"""deca_core on a GPU: every function takes what lies there, and answers as on the CPU."""
+"""deca_core on a GPU: every function takes tensors there, with the results of the CPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def codes_of(model: DECA, images: Tensor) -> Codes:
 
 
 def batch_of() -> FaceBatch:
-    """Two pictures of one person."""
+    """Return two images of each of SUBJECTS subjects."""
     images = smooth_images(2 * SUBJECTS)
     landmarks = torch.cat([1.2 * seeded(2 * SUBJECTS, 68, 2) - 0.6, torch.ones(2 * SUBJECTS, 68, 1)], dim=2)
     return FaceBatch(
@@ -167,10 +167,10 @@ def test_step(model, device, stage):
 @pytest.mark.parametrize("network", [random_recognition, load_dlib], ids=["vggface2", "dlib"])
 def test_recognition(device, network):
     images = smooth_images(1)
-    judge = network()
+    loss_network = network()
     with torch.no_grad():
-        expected = judge.features(images)
-        close(judge.to(device).features(images.to(device)), expected, 1e-3)
+        expected = loss_network.features(images)
+        close(loss_network.to(device).features(images.to(device)), expected, 1e-3)
 
 
 def test_what_validation_measures(model, device):
@@ -199,10 +199,10 @@ def test_fitting(model, device):
 
 def test_a_crop_of_a_photograph(device):
     """Crops are made on the CPU, whatever the networks run on."""
-    picture = (255 * seeded(64, 80, 3)).to(torch.uint8).numpy()
+    image = (255 * seeded(64, 80, 3)).to(torch.uint8).numpy()
     landmarks = np.stack([np.linspace(20, 60, 68), np.linspace(15, 50, 68)], axis=1)
     transform = crop_transform(square_from_landmarks(landmarks))
-    crop = torch.from_numpy(warp(picture, transform)).to(device)
+    crop = torch.from_numpy(warp(image, transform)).to(device)
     assert crop.shape == (3, 224, 224)
     assert from_pixels(torch.from_numpy(landmarks).to(device)).device.type == "cuda"
 

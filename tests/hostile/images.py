@@ -69,7 +69,7 @@ def declared(format: str, marker: bytes, offset: int, layout: str, *values: int)
 
 
 def tiff(entries: list[tuple[int, int, int, int]], following: int = 0, body: bytes = b"") -> bytes:
-    """A little-endian TIFF directory: (tag, type, count, value); `following` is where the next directory lies."""
+    """A little-endian TIFF directory: (tag, type, count, value); `following` is the offset of the next directory."""
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + struct.pack("<I", following) + body
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
+from tests.pipelines.conftest import astronaut, encoded
 
 Group = Literal["image", "name", "archive", "table", "label", "list", "settings", "record", "model"]
 # rows: faces come out. quarantined: a row names stage and reason. left out: not an input, nothing is reported.
@@ -113,18 +112,7 @@ def add_writer(
     KINDS[full] = Kind(full, group, ending, write, place, arguments, limit_mib)
 
 
-@cache
-def face() -> Image.Image:
-    """The astronaut's head: a public-domain photograph, 220 x 220 pixels."""
-    from skimage import data
-
-    return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+face = cache(astronaut)
 
 
 @cache

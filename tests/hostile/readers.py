@@ -48,7 +48,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader: `run` takes mutated bytes and a path whose file holds them."""
+    """One reader: `run` takes mutated bytes and a path to a file of them."""
 
     run: Callable[[bytes, Path], object]
     seeds: Callable[[], list[bytes]]

@@ -179,7 +179,7 @@ def points() -> np.ndarray:
 
 
 def declared(shape: str, descr: str = "'<f4'") -> bytes:
-    """A .npy file that declares a shape and holds nothing of it."""
+    """A .npy file that declares a shape and contains no data."""
     head = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(head)) + head
 

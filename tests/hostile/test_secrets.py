@@ -129,7 +129,7 @@ def test_a_refusal_by_the_store_names_no_credential(planted: str, deca: Any) -> 
 
 
 @pytest.mark.slow
-def test_prefect_holds_nothing_planted(planted: str, prefect_harness: None, tmp_path: Path) -> None:
+def test_prefect_stores_nothing_planted(planted: str, prefect_harness: None, tmp_path: Path) -> None:
     """Parameters, logs, states and artifacts of a flow run, as the API tells them."""
     from prefect.client.orchestration import get_client
 
@@ -195,7 +195,7 @@ def test_places_without_credentials_pass(uri: str) -> None:
     ReconstructConfig(source=uri, dest=uri)
 
 
-def test_what_a_driver_says_is_blotted_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_a_driver_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "planted-0005")
     monkeypatch.setenv("LONG_PLACE", "planted-0006")
     said = "GET https://h/x?sig=abc&a=1 by ftp://ann:pw@h with planted-0005 (AccountKey=zzz==;) at planted-0006"

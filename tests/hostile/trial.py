@@ -2,7 +2,7 @@
 
 The process is forked from one that has the program and the models loaded, so that its peak is what the input costs.
 Watched are its memory, its time, every file it opens for writing, every process it starts and every address it connects
-to (Python's audit events), and all that lies round DEST before and after.
+to (Python's audit events), and all files around DEST before and after.
 """
 
 from __future__ import annotations

@@ -39,14 +39,14 @@ def astronaut() -> Image.Image:
     return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares a size and holds next to nothing."""
+    """Return a PNG that declares a size and contains next to nothing."""
     header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     body = b"IDAT" + zlib.compress(b"\0" * 100)
     chunks = [len(part[4:]).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for part in (header, body)]
@@ -59,7 +59,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def write_photos(folder: Path) -> Path:
-    """Four pictures of one face each, a little different."""
+    """Write four images of one face each, a little different."""
     folder.mkdir()
     for index, angle in enumerate((0, 4, -4, 8)):
         (folder / f"{index}.jpg").write_bytes(encoded(astronaut().rotate(angle), "JPEG", quality=92))
@@ -90,7 +90,7 @@ def trouble(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     files = {
         "truncated.jpg": (jpeg[:3000], "decode"),
         "empty.jpg": (b"", "decode"),
-        "text.jpg": (b"this is a letter, not a picture", "decode"),
+        "text.jpg": (b"this is a letter, not an image", "decode"),
         "cmyk.jpg": (encoded(face.convert("CMYK"), "JPEG", quality=92), "faces 1"),
         "sixteen.png": (encoded(sixteen, "PNG"), "faces 1"),
         "palette.png": (encoded(palette, "PNG", transparency=0), "faces 1"),

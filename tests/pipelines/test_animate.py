@@ -100,7 +100,7 @@ def test_an_image_with_a_preset_writes_every_output(place):
     gltf = glb_json(files["glb"])
     assert gltf["animations"][0]["channels"]
     assert "smile" in gltf["meshes"][0]["extras"]["targetNames"]
-    with np.load(files["npz"]) as arrays:
+    with np.load(files["npz"], allow_pickle=False) as arrays:
         assert np.allclose(arrays["exp"], smile.exp)
         assert np.allclose(arrays["times"], smile.times)
     assert verify(str(place / "smile")).ok

@@ -1,4 +1,4 @@
-"""What commands import: help, errors in arguments and looks at a dataset must not wait for what trains networks."""
+"""Help, argument errors and status import none of the heavy libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.pipelines.test_cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "torchvision", "ray", "prefect", "pandas", "matplotlib", "scipy", "numba", "sklearn", "faiss"}
-# Runs commands in a row and tells of each its exit code and which of HEAVY are imported by then.
+# Runs commands in a row and reports of each its exit code and which of HEAVY are imported by then.
 SCRIPT = """
 import contextlib, io, json, sys
 from pipelines import cli
@@ -67,12 +67,12 @@ def test_status_and_verify_import_nothing_heavy(tmp_path):
     assert verified[0] == 0, verified[2]
     assert nowhere[0] == 1
     assert "no plan at" in nowhere[2]
-    assert nowhere[1] == []  # so nor had the others
+    assert nowhere[1] == []  # so the others imported nothing either
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    (tmp_path / "photo.jpg").write_bytes(b"not looked at")
+    (tmp_path / "photo.jpg").write_bytes(b"never read")
     return tmp_path / "photo.jpg"
 
 
@@ -89,7 +89,7 @@ def test_errors_in_arguments_import_nothing_heavy(photo, tmp_path):
         ("reconstruct", photo, out, "--bundle", none): "A bundle is a folder",
         ("reconstruct", photo, out, "--resume"): "no plan at",
         ("reconstruct", none, "--show"): f"{none} does not exist",
-        ("reconstruct", tmp_path, "--show"): "--show is for one picture",
+        ("reconstruct", tmp_path, "--show"): "--show takes one image",
         ("fit", none, out): f"{none} does not exist",
         ("plan", none, out): f"{none} does not exist",
         ("plan", photo, out, "--checkpoint", none): "A checkpoint is a folder",
@@ -108,3 +108,4 @@ def test_errors_in_arguments_import_nothing_heavy(photo, tmp_path):
         assert (code, heavy) == (1, []), (command, printed)
         assert cases[command] in printed, (command, printed)
         assert printed.count("\n") == 1
+    assert not list(tmp_path.rglob("_*"))  # no plan, no run

@@ -1,4 +1,4 @@
-"""The evaluate flow from a world on disk to its report; going on, refusing, retrying."""
+"""The evaluate flow from a world on disk to its report; resuming, refusing, retrying."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Two people, two pictures of each, in tars."""
+    """Two subjects, two images of each, in tars."""
     dest = tmp_path_factory.mktemp("world")
     world = {"identities": 2, "images_per_identity": 2, "size": 160, "seed": 8, "max_yaw": 20.0, "layout": "tar"}
     synth(SynthConfig.model_validate({**world, "dest": str(dest), "ray": {"workers": 0}}))
@@ -98,7 +98,7 @@ def test_a_benchmark_without_one_readable_image_fails(archive, checkpoint, tmp_p
 
 
 @pytest.mark.slow
-def test_a_lost_picture_is_named_and_comes_back_with_a_retry(archive, checkpoint, done, tmp_path):
+def test_a_lost_image_is_named_and_comes_back_with_a_retry(archive, checkpoint, done, tmp_path):
     world = tmp_path / "world"
     shutil.copytree(archive, world)
     [tar] = (world / "photos").iterdir()
@@ -109,7 +109,7 @@ def test_a_lost_picture_is_named_and_comes_back_with_a_retry(archive, checkpoint
     spoilt = run(world, tmp_path / "out", checkpoint)
     assert (spoilt.outcome, spoilt.quarantined) == ("partial", {"decode": 1})
     assert spoilt.methods[0].pictures == 3
-    # Picture 2 was to be moved by the lost one, which is said and not made up.
+    # Image 2 was to be animated by the lost one: counted as missing, not invented.
     assert spoilt.methods[0].metrics["transfer_mm"].pictures == 2
     assert "decode 1" in (tmp_path / "out/_report/report.html").read_text()
     tar.write_bytes(good)

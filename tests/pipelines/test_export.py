@@ -1,4 +1,4 @@
-"""`deca export` from a photograph to files, and what the command says when it cannot."""
+"""`deca export` from a photograph to files, and the command's errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.pipelines.conftest import astronaut, encoded
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The astronaut, photographed once and on no picture once."""
+    """Reconstructions of one photograph of the astronaut."""
     folder = tmp_path_factory.mktemp("astronaut")
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_bytes(encoded(astronaut(), "JPEG", quality=92))
@@ -87,7 +87,7 @@ def sparse_targets(folder: Path) -> set[bool]:
 
 
 @pytest.mark.slow
-def test_targets_are_whole_in_new_plans_and_sparse_in_those_of_before(deca, heads, tmp_path):
+def test_targets_are_dense_in_new_plans_and_sparse_in_earlier_ones(deca, heads, tmp_path):
     def said(*options: object) -> str:
         code, words = deca("export", heads, tmp_path / "out", "--workers", 0, *options)
         return f"{code} {words}"

@@ -1,4 +1,4 @@
-"""What flows say while Prefect's server restarts, and the deployments of prefect.yaml on a real server."""
+"""Flows while Prefect's server restarts, and the deployments of prefect.yaml on a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from pipelines.deploy_local import free_port
+from schemas.ingest import IngestConfig
 from schemas.progress import UnitProgress
+from schemas.train import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -25,7 +27,7 @@ def progress(done: int) -> UnitProgress:
 
 
 def served(port: int):
-    """Prefect's client talks to a port."""
+    """Point Prefect's client at a port."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     return temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"})
@@ -50,7 +52,7 @@ def test_a_server_that_is_away_costs_no_run(monkeypatch):
             artifact(progress(done))
     flows.logger.removeHandler(listener)
     assert len(said) == 2  # of eleven, the first and the last
-    assert all("the run goes on" in record.getMessage() for record in said)
+    assert all("the run continues" in record.getMessage() for record in said)
 
 
 @pytest.mark.slow
@@ -74,7 +76,7 @@ def test_a_report_waits_for_a_server_that_comes_back(prefect_harness, monkeypatc
 
 
 def forward_one(port: int, real: int, after: float) -> None:
-    """Nobody listens at `port` for a while; then one connection goes on to `real`."""
+    """Leave `port` closed for a while; then forward one connection to `real`."""
     time.sleep(after)
     with socket.create_server(("127.0.0.1", port)) as server:
         inward, _ = server.accept()
@@ -104,6 +106,16 @@ def test_what_the_server_refuses_is_an_error(prefect_harness):
 
     with pytest.raises((PrefectHTTPStatusError, ValueError)):
         report(create_markdown_artifact, "text", key="Not A Key")
+
+
+@pytest.mark.parametrize(
+    ("flow", "scheduled", "kind"), [("ingest", "nightly", IngestConfig), ("train", "weekly", TrainConfig)]
+)
+def test_scheduled_deployments_have_settings_of_their_flow(flow, scheduled, kind):
+    mine = {entry["name"]: entry for entry in DEPLOYMENTS if entry["entrypoint"].endswith(f":{flow}")}
+    assert set(mine) == {scheduled, "adhoc"}
+    kind.model_validate(mine[scheduled]["parameters"]["config"])
+    assert mine[scheduled]["schedules"][0]["active"] is False
 
 
 def test_all_deployments_are_taken_by_a_server_that_checks_their_parameters(prefect_harness):

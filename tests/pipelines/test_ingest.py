@@ -31,26 +31,26 @@ PATTERN = {"identity": {"pattern": "{identity}/{image}"}}
 
 
 def place(name: str) -> float:
-    """Where the rule of the documentation puts an identity."""
+    """Return the place of an identity by the documented rule."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
-# Two people in the first half of the places and two in the second.
+# Two subjects in the first half of the places and two in the second.
 FIRST = [name for name in map("p{}".format, range(40)) if place(name) < 0.5][:2]
 SECOND = [name for name in map("p{}".format, range(40)) if place(name) >= 0.5][:3]
-PEOPLE = [*FIRST, *SECOND[:2]]
+SUBJECTS = [*FIRST, *SECOND[:2]]
 
 
-def write_picture(path: Path, angle: float) -> None:
+def write_image(path: Path, angle: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(astronaut().rotate(angle), "JPEG", quality=92))
 
 
-def write_people(folder: Path, names: list[str]) -> Path:
-    """Two pictures of one and the same face for each name."""
+def write_subjects(folder: Path, names: list[str]) -> Path:
+    """Write two images of one and the same face for each name."""
     for number, name in enumerate(names):
-        for picture in range(2):
-            write_picture(folder / name / f"{picture}.jpg", 2 * number - 3 + picture)
+        for image in range(2):
+            write_image(folder / name / f"{image}.jpg", 2 * number - 3 + image)
     return folder
 
 
@@ -79,18 +79,18 @@ def written(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
-    """Four people, two pictures each, ingested undisturbed; tests only read it."""
+    """Four subjects, two images each, ingested undisturbed; tests only read it."""
     folder = tmp_path_factory.mktemp("ingest")
-    summary = ingest(config(write_people(folder / "photos", PEOPLE), folder / "out"))
+    summary = ingest(config(write_subjects(folder / "photos", SUBJECTS), folder / "out"))
     assert (summary.outcome, summary.faces, summary.identities, summary.version) == ("complete", 8, 4, 1)
     return folder / "out"
 
 
-def test_faces_lie_sorted_by_identity(done):
+def test_faces_are_sorted_by_identity(done):
     table = faces_table(done)
-    who = table["identity_id"].to_pylist()
-    assert who == [name for name in sorted(PEOPLE, key=place) for _ in range(2)]
-    assert [Path(uri).parent.name for uri in table["source_uri"].to_pylist()] == who
+    identities = table["identity_id"].to_pylist()
+    assert identities == [name for name in sorted(SUBJECTS, key=place) for _ in range(2)]
+    assert [Path(uri).parent.name for uri in table["source_uri"].to_pylist()] == identities
     assert set(table["identity_source"].to_pylist()) == {"label"}
     version = current(f"{done}/faces")
     assert [shard.rows for shard in version.shards] == [4, 4]
@@ -115,7 +115,7 @@ def test_foreign_readers_open_the_shards(done, reader, tmp_path):
 
         query = "select identity_id, count(*), min(octet_length(crop.bytes)) from read_parquet(?) group by 1 order by 1"
         rows = duckdb.connect().execute(query, [uris]).fetchall()
-        assert [row[:2] for row in rows] == [(name, 2) for name in sorted(PEOPLE)]
+        assert [row[:2] for row in rows] == [(name, 2) for name in sorted(SUBJECTS)]
         assert all(row[2] > 1000 for row in rows)
     else:
         import datasets
@@ -127,7 +127,7 @@ def test_foreign_readers_open_the_shards(done, reader, tmp_path):
 
 
 def test_second_run_writes_nothing(done):
-    """And takes away what a run left that was killed before its summary had a name."""
+    """It also deletes the temporary summary of a killed run."""
     killed = done / "_report/.deca-elsewhere-2-0a1b2c3d-summary.json.tmp"
     killed.write_bytes(b"")
     os.utime(killed, (0, 0))  # of another host, and a day old
@@ -141,15 +141,13 @@ def test_second_run_writes_nothing(done):
 
 
 def test_growth_touches_only_what_it_must(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE), tmp_path / "out"
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS), tmp_path / "out"
     ingest(config(photos, out))
-    first, parts = (
-        current(f"{out}/faces"),
-        {commit.unit: commit.sha256 for commit in read_commits(f"{out}/annotations")},
-    )
+    first = current(f"{out}/faces")
+    parts = {commit.unit: commit.sha256 for commit in read_commits(f"{out}/annotations")}
     before = {name: content for name, (_, content) in written(out / "faces" / "data").items()}
-    write_picture(photos / SECOND[0] / "new.jpg", 9)
-    write_picture(photos / SECOND[2] / "new.jpg", -9)
+    write_image(photos / SECOND[0] / "new.jpg", 9)
+    write_image(photos / SECOND[2] / "new.jpg", -9)
     grown = ingest(config(photos, out))
     assert (grown.units_run, grown.faces_run, grown.images, grown.faces, grown.identities) == (1, 2, 10, 10, 5)
     commits = {commit.unit: commit.sha256 for commit in read_commits(f"{out}/annotations")}
@@ -158,16 +156,16 @@ def test_growth_touches_only_what_it_must(tmp_path):
     assert (second.version, second.shards[0]) == (2, first.shards[0])
     assert second.shards[1] != first.shards[1]
     after = {name: content for name, (_, content) in written(out / "faces" / "data").items()}
-    assert {name: after[name] for name in before} == before  # who has opened version 1 still reads it
+    assert {name: after[name] for name in before} == before  # readers of version 1 still have it
     assert len(after) == len(before) + 1
     assert verify_faces(f"{out}/faces").ok
     assert faces_table(out)["identity_id"].to_pylist() == sorted(faces_table(out)["identity_id"].to_pylist(), key=place)
 
 
 @pytest.mark.slow
-def test_changed_filters_only_group_anew(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
-    write_picture(photos / PEOPLE[0] / "2.jpg", 5)
+def test_changed_filters_only_regroup(tmp_path):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:2]), tmp_path / "out"
+    write_image(photos / SUBJECTS[0] / "2.jpg", 5)
     ingest(config(photos, out))
     again = ingest(config(photos, out, shards={"min_images": 3, "val_fraction": 0.0}))
     assert (again.units_run, again.new_version, again.version, again.faces) == (0, True, 2, 3)
@@ -178,8 +176,8 @@ def test_changed_filters_only_group_anew(tmp_path):
 
 
 def test_a_run_that_keeps_no_face_fails_and_publishes_nothing(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
-    (photos / PEOPLE[0] / "bad.jpg").write_bytes(b"a letter")
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:2]), tmp_path / "out"
+    (photos / SUBJECTS[0] / "bad.jpg").write_bytes(b"a letter")
     none = config(photos, out, filters={"min_eye_distance": 500})
     said = (
         r"^no face of 5 images was kept: 4 x eye_distance \(filters.min_eye_distance=500.0\), 1 x decode ImageError "
@@ -191,18 +189,18 @@ def test_a_run_that_keeps_no_face_fails_and_publishes_nothing(tmp_path):
     assert not (out / "faces").exists()
     assert ingest(config(photos, out)).faces == 4
     before = written(out / "faces")
-    with pytest.raises(NoRowsError, match=r"4 x few images \(shards.min_images=3\)"):
+    with pytest.raises(NoRowsError, match=r"4 x few pictures \(shards.min_images=3\)"):
         ingest(config(photos, out, shards={"min_images": 3}))
     assert written(out / "faces") == before
 
 
 @pytest.mark.slow
 def test_faces_that_were_all_erased_are_not_lost(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
     ingest(config(photos, out))
-    erase([str(out)], Asked(identities=frozenset(PEOPLE[:1])))
+    erase([str(out)], Asked(identities=frozenset(SUBJECTS[:1])))
     assert ingest(config(photos, out)).faces == 0
-    write_picture(photos / PEOPLE[0] / "new.jpg", 9)
+    write_image(photos / SUBJECTS[0] / "new.jpg", 9)
     grown = ingest(config(photos, out))
     assert (grown.outcome, grown.faces, grown.left_out) == ("complete", 0, {"erased": 1})
 
@@ -215,27 +213,27 @@ def test_photographs_without_a_face_fail(tmp_path):
     with pytest.raises(NoRowsError, match="nothing came of 2 images: 2 x detect NoFaceError"):
         ingest(config(photos, out, identity={}))
     assert not (out / "faces").exists()
-    write_picture(photos / "c.jpg", 0)
+    write_image(photos / "c.jpg", 0)
     assert ingest(config(photos, out, identity={})).faces == 1
 
 
 @pytest.mark.slow
 def test_changed_annotators_are_refused_with_the_next_command(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
     ingest(config(photos, out))
     other = config(photos, out, annotate={"max_faces": 1})
     with pytest.raises(PlanConflict, match=r"max_faces 100 -> 1.*--resume.*--new"):
         ingest(other)
     resumed = ingest(other.model_copy(update={"existing": "resume"}))
     assert (resumed.units_run, resumed.new_version) == (0, False)
-    anew = ingest(other.model_copy(update={"existing": "new"}))
-    assert (anew.units_run, anew.version, anew.faces) == (1, 2, 2)
+    new = ingest(other.model_copy(update={"existing": "new"}))
+    assert (new.units_run, new.version, new.faces) == (1, 2, 2)
 
 
-def test_to_refuse_growth_can_be_asked_for(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+def test_existing_refuse_refuses_growth(tmp_path):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
     ingest(config(photos, out))
-    write_picture(photos / PEOPLE[0] / "new.jpg", 9)
+    write_image(photos / SUBJECTS[0] / "new.jpg", 9)
     with pytest.raises(PlanConflict, match="1 added"):
         ingest(config(photos, out, existing="refuse"))
 
@@ -243,7 +241,7 @@ def test_to_refuse_growth_can_be_asked_for(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("below", ["a/o[u]t", ""])
 def test_a_dest_inside_the_source_is_no_source(tmp_path, below):
-    photos = write_people(tmp_path / "photos", PEOPLE[:1])
+    photos = write_subjects(tmp_path / "photos", SUBJECTS[:1])
     inside = config(photos, photos / below, identity={"method": "none"})
     assert ingest(inside).images == 2
     again = ingest(inside)
@@ -255,42 +253,42 @@ def test_a_dest_inside_the_source_is_no_source(tmp_path, below):
 
 @pytest.mark.slow
 def test_a_pattern_that_matches_nothing_ends_the_run_before_any_work(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
-    with pytest.raises(IdentityError, match=rf"nobody_.*{PEOPLE[0]}/0\.jpg"):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
+    with pytest.raises(IdentityError, match=rf"nobody_.*{SUBJECTS[0]}/0\.jpg"):
         ingest(config(photos, out, identity={"pattern": "nobody_{identity}.png"}))
     assert not list((out / "annotations").glob("_commits/*"))
-    assert ingest(config(photos, out)).faces == 2  # the plan is good, and the right pattern goes on with it
+    assert ingest(config(photos, out)).faces == 2  # the plan is good, and the right pattern resumes it
 
 
 @pytest.mark.slow
-def test_a_pattern_may_match_late_pictures_only(tmp_path):
-    photos = write_people(tmp_path / "photos", PEOPLE[:1])
-    for picture in range(4):
-        write_picture(photos / f"{picture}.jpg", picture)  # no folder: these come first, in units of their own
+def test_a_pattern_may_match_late_images_only(tmp_path):
+    photos = write_subjects(tmp_path / "photos", SUBJECTS[:1])
+    for image in range(4):
+        write_image(photos / f"{image}.jpg", image)  # no folder: these come first, in units of their own
     summary = ingest(config(photos, tmp_path / "out"))
     assert (summary.annotated, summary.faces, summary.left_out) == (6, 2, {"no label": 4})
 
 
 @pytest.mark.slow
-def test_a_table_that_names_nobody_ends_the_run_before_any_work(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+def test_a_table_without_a_match_ends_the_run_before_any_work(tmp_path):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
     table = tmp_path / "people.csv"
     table.write_text("path,identity\nelsewhere/0.jpg,ann\n")
     with pytest.raises(IdentityError, match=r"elsewhere/0\.jpg"):
         ingest(config(photos, out, identity={"table": str(table)}))
     assert not list((out / "annotations").glob("_commits/*"))
-    table.write_text(f"path,identity\n{PEOPLE[0]}/1.jpg,ann\n")
+    table.write_text(f"path,identity\n{SUBJECTS[0]}/1.jpg,ann\n")
     assert ingest(config(photos, out, identity={"table": str(table)})).left_out == {"no label": 1}
 
 
 @pytest.mark.slow
 def test_clusters_stay_when_photographs_arrive(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:2]), tmp_path / "out"
     clustered = {"identity": {}}
     first = ingest(config(photos, out, **clustered))
-    assert (first.faces, first.identities) == (4, 1)  # the pictures are all of one face
+    assert (first.faces, first.identities) == (4, 1)  # the images are all of one face
     [name] = set(faces_table(out)["identity_id"].to_pylist())
-    write_picture(photos / "a" / "first.jpg", 6)  # sorts before all others
+    write_image(photos / "a" / "first.jpg", 6)  # sorts before all others
     grown = ingest(config(photos, out, **clustered))
     assert (grown.faces, grown.version) == (5, 2)
     assert set(faces_table(out)["identity_id"].to_pylist()) == {name}
@@ -298,8 +296,8 @@ def test_clusters_stay_when_photographs_arrive(tmp_path):
 
 
 @pytest.mark.slow
-def test_to_group_anew_is_asked_of_one_run(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:1]), tmp_path / "out"
+def test_regrouping_is_per_run(tmp_path):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:1]), tmp_path / "out"
     ingest(config(photos, out, identity={}))
     ingest(config(photos, out, identity={"regroup": True}))
     assert stored_config(f"{out}/annotations", IngestConfig).identity.regroup is False
@@ -307,7 +305,7 @@ def test_to_group_anew_is_asked_of_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:2]), tmp_path / "out"
     names = sorted(path.relative_to(tmp_path) for path in photos.rglob("*.jpg"))
     listing = tmp_path / "list.txt"
     listing.write_text("\n".join([*map(str, names), str(names[0]), "photos/gone/1.jpg"]))
@@ -317,7 +315,7 @@ def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
     [row] = standing_quarantine(f"{out}/annotations")
     assert row.uri.endswith("photos/gone/1.jpg")
     assert "photos/gone/1.jpg" in (out / "faces" / "card.html").read_text()
-    write_picture(photos / "gone" / "1.jpg", 1)
+    write_image(photos / "gone" / "1.jpg", 1)
     retry = stored_config(f"{out}/annotations", IngestConfig).model_copy(update={"existing": "retry"})
     mended = ingest(retry)
     assert (mended.outcome, mended.faces, mended.identities, mended.version) == ("complete", 5, 3, 2)
@@ -325,12 +323,12 @@ def test_a_missing_object_of_a_list_is_quarantined_and_comes_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_picture_that_changes_after_the_plan(tmp_path):
-    photos, out = write_people(tmp_path / "photos", PEOPLE[:2]), tmp_path / "out"
+def test_an_image_that_changes_after_the_plan(tmp_path):
+    photos, out = write_subjects(tmp_path / "photos", SUBJECTS[:2]), tmp_path / "out"
     planned = ingest.prepare(config(photos, out))
     ingest.freeze_plan(planned, ingest.weights(planned))
-    changed = photos / PEOPLE[0] / "0.jpg"
-    write_picture(changed, 11)
+    changed = photos / SUBJECTS[0] / "0.jpg"
+    write_image(changed, 11)
     os.utime(changed, ns=(1, 1))
     summary = ingest(planned.model_copy(update={"existing": "resume"}))
     assert (summary.faces, summary.quarantined) == (3, {"read": 1})
@@ -356,7 +354,7 @@ def test_trouble_with_sidecars(tmp_path):
         "no-label": (None, mask),
     }
     for name, (landmarks, area) in labels.items():
-        write_picture(photos / f"{name}.jpg", 0)
+        write_image(photos / f"{name}.jpg", 0)
         Image.fromarray(area).save(photos / f"{name}_mask.png")
         (photos / f"{name}.person.txt").write_text("ann\n")
         if landmarks is not None:
@@ -412,8 +410,8 @@ def test_prefect_flow_leaves_artifacts(done, tmp_path, prefect_harness):
 
     from pipelines import flows
 
-    photos = write_people(tmp_path / "photos", PEOPLE[:2])
-    (photos / PEOPLE[0] / "bad.jpg").write_bytes(b"a letter")
+    photos = write_subjects(tmp_path / "photos", SUBJECTS[:2])
+    (photos / SUBJECTS[0] / "bad.jpg").write_bytes(b"a letter")
     state = flows.ingest(config(photos, tmp_path / "out"), return_state=True)
     assert state.is_completed()
     assert state.name == "Partial"
@@ -431,21 +429,7 @@ def test_prefect_flow_leaves_artifacts(done, tmp_path, prefect_harness):
 def test_a_prefect_flow_that_keeps_nothing_fails(tmp_path, prefect_harness):
     from pipelines import flows
 
-    photos = write_people(tmp_path / "photos", PEOPLE[:1])
+    photos = write_subjects(tmp_path / "photos", SUBJECTS[:1])
     state = flows.ingest(config(photos, tmp_path / "out", filters={"min_eye_distance": 500}), return_state=True)
     assert state.is_failed()
     assert "2 x eye_distance" in state.message
-
-
-def test_deployments_name_flows_and_settings_that_exist():
-    import yaml
-
-    from pipelines import flows
-
-    deployments = yaml.safe_load(Path(flows.__file__).parents[1].joinpath("prefect.yaml").read_text())["deployments"]
-    mine = {entry["name"]: entry for entry in deployments if entry["entrypoint"].endswith(":ingest")}
-    assert set(mine) == {"nightly", "adhoc"}
-    IngestConfig.model_validate(mine["nightly"]["parameters"]["config"])
-    assert mine["nightly"]["schedules"][0]["active"] is False
-    for entry in deployments:
-        assert hasattr(flows, entry["entrypoint"].partition(":")[2])

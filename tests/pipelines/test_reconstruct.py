@@ -67,7 +67,7 @@ def test_rows_of_a_small_archive(done):
     assert np.abs(displacement).max() <= 0.01
     assert set(table["checkpoint"].to_pylist()) == {checkpoint_hash(SHIPPED)}
     landmarks = fixed_values(table, "landmarks")[0]
-    assert 60 < landmarks[:, 0].mean() < 160  # the face is in the middle of the picture of 220 pixels
+    assert 60 < landmarks[:, 0].mean() < 160  # the face is in the middle of the image of 220 pixels
     assert (done / "_report" / "contact_sheet.png").is_file()
     summary = json.loads((done / "_report" / "summary.json").read_text())
     assert summary["trained"] is True
@@ -115,7 +115,7 @@ def test_every_kind_of_trouble_ends_as_rows_or_in_quarantine(trouble, tmp_path):
 
 @pytest.mark.slow
 def test_endings_and_what_is_left_out(tmp_path):
-    """One image as seven kinds of file: six are read, the seventh is told, and the outcome says that it is missing."""
+    """One image as seven kinds of file: six are read, the seventh is left out and makes the outcome partial."""
     folder, dest = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
     for name, kind in {
@@ -134,7 +134,7 @@ def test_endings_and_what_is_left_out(tmp_path):
     left_out = {".cr2": 1} if ".heic" in readable_endings() else {".cr2": 1, ".heic": 1}
     assert summary.images_left_out == left_out
     line = ("images left out", left_out_words(left_out))
-    assert line in summary_lines(summary)
+    assert line in summary_lines(summary, reconstruct.lines)
     assert line in status_report(str(dest)).lines()
     assert not status_report(str(dest)).complete
     chosen = {"inputs": {"extensions": ["jpg", "jfif"]}}
@@ -142,8 +142,8 @@ def test_endings_and_what_is_left_out(tmp_path):
     assert (summary.outcome, summary.images, summary.images_left_out) == ("complete", 2, {})
 
 
-def test_pictures_of_nobody_known_cannot_share_a_skull(done):
-    """Photographs say not who is on them: the rows stay, and the error names what would tell."""
+def test_images_without_identities_have_no_consensus(done):
+    """The rows stay, and the error names the command that assigns identities."""
     settings = config(done.parent / "photos", done, existing="resume", consensus="identity", price_per_hour=2.5)
     with pytest.raises(ConsensusError, match="deca ingest"):
         reconstruct(settings)
@@ -152,7 +152,7 @@ def test_pictures_of_nobody_known_cannot_share_a_skull(done):
 
 
 @pytest.mark.slow
-def test_upright_and_rotated_pictures_give_the_same_landmarks(trouble, tmp_path):
+def test_upright_and_rotated_images_give_the_same_landmarks(trouble, tmp_path):
     folder, _ = trouble
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in ("rotated.jpg", "ü.jpg"):
@@ -160,7 +160,7 @@ def test_upright_and_rotated_pictures_give_the_same_landmarks(trouble, tmp_path)
     reconstruct(config(folder, tmp_path / "out"))
     table = pq.read_table(committed_parts(str(tmp_path / "out")))
     upright, rotated = fixed_values(table, "landmarks")
-    assert np.abs(upright - rotated).max() < 3  # two JPEG encodings of one picture
+    assert np.abs(upright - rotated).max() < 3  # two JPEG encodings of one image
 
 
 @pytest.mark.parametrize("reader", ["pandas", "duckdb", "datasets"])

@@ -25,13 +25,13 @@ def config(dest: Path, **changes: object) -> SynthConfig:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Two people, two pictures of each; tests only read it."""
+    """Two subjects, two images of each; tests only read it."""
     dest = tmp_path_factory.mktemp("world")
     assert synth(config(dest)).outcome == "complete"
     return dest
 
 
-def test_truth_has_a_row_a_picture(world):
+def test_truth_has_a_row_an_image(world):
     table = pq.read_table(committed_parts(str(world / "truth.parquet")))
     assert table["identity_id"].to_pylist() == ["000000", "000000", "000001", "000001"]
     for path, digest in zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True):
@@ -56,14 +56,14 @@ def test_same_seed_same_bytes_and_nothing_to_do_twice(world, tmp_path):
     assert synth(config(tmp_path / "again")).units_run == 0
 
 
-def test_flat_names_do_not_tell_who_it_is(tmp_path):
+def test_flat_names_do_not_contain_the_identity(tmp_path):
     synth(config(tmp_path, layout="flat", images_per_identity=1))
     names = [path.name for path in (tmp_path / "photos").iterdir()]
     assert len(names) == 2
     assert all(len(name) == len("0123456789abcdef.jpg") and "000000" not in name for name in names)
 
 
-def test_tars_hold_the_same_pictures_and_are_a_source(world, tmp_path):
+def test_tars_contain_the_same_images_and_are_a_source(world, tmp_path):
     synth(config(tmp_path, layout="tar"))
     items = list(discover(str(tmp_path / "photos")))
     assert [item.member for item in items] == ["000000/000.jpg", "000000/001.jpg", "000001/000.jpg", "000001/001.jpg"]

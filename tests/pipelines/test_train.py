@@ -1,4 +1,4 @@
-"""The train flow: three stages end to end, going on, refusing, starting over, kill -9, faces/, using the model."""
+"""The train flow: three stages end to end, resuming, refusing, starting over, kill -9, faces/, using the model."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def model_of(dest: Path) -> bytes:
     return (dest / MODEL / WEIGHTS_FILE).read_bytes()
 
 
-def test_all_stages_leave_checkpoints_curves_pictures_and_a_model(done: Path) -> None:
+def test_all_stages_write_checkpoints_curves_sheets_and_a_model(done: Path) -> None:
     from PIL import Image
 
     store = Store(done)
@@ -95,7 +95,7 @@ def test_all_stages_leave_checkpoints_curves_pictures_and_a_model(done: Path) ->
     # E_c is frozen in the detail stage, so its landmarks stay; before, it learns.
     nme = [row["nme"] for stage in ("coarse", "detail") for row in read_metrics(store, stage)[1]]
     assert nme[0] != nme[1]
-    assert nme[1] == pytest.approx(nme[2], abs=0.01)  # other validation pictures, of the same people
+    assert nme[1] == pytest.approx(nme[2], abs=0.01)  # other validation images, of the same subjects
 
 
 def test_the_same_run_again_does_nothing(done: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_same_run_again_does_nothing(done: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_pruning_left_goes_with_the_next_run(tmp_path: Path) -> None:
+def test_the_next_run_deletes_what_a_pruning_left(tmp_path: Path) -> None:
     """As after a listing that was older than the last checkpoints; how many are kept may change from run to run."""
     settings = {**QUICK, "pretrain": OFF, "detail": OFF, "checkpoint_every": 1}
     train(small_config(tmp_path, **settings, keep_last=2, keep_best=0))
@@ -132,8 +132,8 @@ def test_resume_keeps_the_stored_settings(tmp_path: Path) -> None:
     assert summary.stages["pretrain"]["steps"] == 1
     assert model_of(tmp_path) == finished
     # --new with the other settings starts over.
-    anew = other.model_copy(update={"existing": "new", "pretrain": small_config(tmp_path, **only).pretrain})
-    assert train(anew).stages_run[0] == "pretrain"
+    restarted = other.model_copy(update={"existing": "new", "pretrain": small_config(tmp_path, **only).pretrain})
+    assert train(restarted).stages_run[0] == "pretrain"
     assert model_of(tmp_path) != finished
     assert json.loads((tmp_path / CONFIG).read_text())["seed"] == 9
 
@@ -143,7 +143,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         train(small_config(tmp_path, existing="resume"))
 
 
-def test_a_driver_that_is_killed_between_stages_goes_on(done: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_between_stages_resumes(done: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, env=environment, check=False)
     assert died.returncode == -signal.SIGKILL
@@ -205,7 +205,7 @@ def test_progress_says_loss_speed_waiting_and_the_time_left(tmp_path: Path) -> N
     assert lines["use it"].endswith(f"--checkpoint {tmp_path}/model")
 
 
-def test_presets_give_way_to_what_is_said() -> None:
+def test_given_settings_win_over_presets() -> None:
     places = {"source": "world", "dest": "out", "preset": "small"}
     config = TrainConfig.model_validate({**places, "coarse": {"steps": 7}, "weights": {"detail": {"mrf": 0}}})
     preset = TrainConfig.model_validate(places)
@@ -230,13 +230,3 @@ def test_prefect_flow_leaves_artifacts(done: Path, prefect_harness: None) -> Non
     assert f"[curves]({done}/{CURVES})" in artifacts["train-report"].data
     summary = {row["what"]: row["value"] for row in json.loads(artifacts["train-summary"].data)}
     assert summary["model"] == f"{done}/{MODEL}"
-
-
-def test_deployments_name_settings_that_exist() -> None:
-    import yaml
-
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    mine = {entry["name"]: entry for entry in deployments if entry["entrypoint"].endswith(":train")}
-    assert set(mine) == {"adhoc", "weekly"}
-    TrainConfig.model_validate(mine["weekly"]["parameters"]["config"])
-    assert mine["weekly"]["schedules"][0]["active"] is False

@@ -1,4 +1,4 @@
-"""The house rules of Parquet, read back from the files by others."""
+"""Encodings of Parquet files, read back by other readers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.faces import IMAGE
 from schemas.parquet import fixed_array, fixed_field, fixed_values, open_writer, write_table
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MAP = fixed_field("displacement", (16, 16), pa.uint16(), scale=1e-6, offset=-0.01)
 CODES = fixed_field("codes", (9, 3))
 
@@ -23,13 +23,13 @@ def table() -> pa.Table:
     rows = 130
     generator = np.random.default_rng(0)
     schema = pa.schema(
-        [("face_id", pa.string()), ("crop", PICTURE), MAP, CODES, ("score", pa.float64())],
+        [("face_id", pa.string()), ("crop", IMAGE), MAP, CODES, ("score", pa.float64())],
         metadata={"schema_version": "3", "huggingface": '{"info": {"features": {}}}'},
     )
-    pictures = [{"bytes": generator.bytes(200), "path": None} for _ in range(rows)]
+    images = [{"bytes": generator.bytes(200), "path": None} for _ in range(rows)]
     columns = [
         pa.array([f"{row:016x}" for row in range(rows)]),
-        pa.array(pictures, PICTURE),
+        pa.array(images, IMAGE),
         fixed_array(MAP, generator.integers(0, 2**16, (rows, 16, 16), np.uint16)),
         fixed_array(CODES, generator.normal(size=(rows, 9, 3)).astype(np.float32)),
         pa.array(generator.normal(size=rows)),

@@ -1,11 +1,12 @@
-"""Settings that name places, of every flow."""
+"""Settings that name places, of every flow: found, and refused with credentials."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.ablate import AblateConfig
 from schemas.animate import AnimateConfig
@@ -49,7 +50,7 @@ def test_places_are_found_at_any_depth():
 
 
 def test_what_only_the_driver_reads_is_left_out():
-    values = {"dest": "/out", "identity": ["/me.jpg"], "expression": ["/film.mp4"], "checkpoint": "/model"}
+    values = {"dest": "/out", "identity": ["/me.jpg"], "expression": ["/clip.mp4"], "checkpoint": "/model"}
     assert places(AnimateConfig.model_validate(values)) == {"dest": "/out", "checkpoint": "/model"}
 
 
@@ -72,3 +73,21 @@ def test_every_setting_that_is_named_like_a_place_is_one(flow: type[BaseModel]):
                 assert "without_credentials" in str(kind), f"{model.__name__}.{name}"
                 seen.add(name)
     assert "dest" in seen
+
+
+PLACES = {"source", "dest", "checkpoint", "bundle", "start", "faces"}
+PLACES |= {"identity", "expression", "identities"}  # of an animation
+SECRET = "s3://AKIA:letmein@bucket/photos"
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_places_refuse_credentials(kind: Any) -> None:
+    for name in PLACES & kind.model_fields.keys():
+        field = kind.model_fields[name]
+        if field.annotation is int or hasattr(field.annotation, "model_fields"):  # a count, a group of settings
+            continue
+        adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
+        value: Any = (SECRET,) if "tuple" in str(field.annotation) else SECRET
+        with pytest.raises(ValidationError, match="URI with credentials") as caught:
+            adapter.validate_python(value)
+        assert "letmein" not in caught.value.errors()[0]["msg"]

@@ -354,7 +354,7 @@ def test_what_is_no_world_is_refused_with_the_next_command(archive, checkpoint, 
         WorldTruth(str(tmp_path))
     other = tmp_path / "other"
     dataclasses.replace(bundle, v_template=bundle.v_template * np.float32(1.01)).save(other)
-    with pytest.raises(EvaluateError, match="photographed over"):
+    with pytest.raises(EvaluateError, match="was rendered from"):
         check_inputs(EvaluateConfig(source=archive, dest=str(tmp_path / "out"), bundle=str(other), ray={"workers": 0}))
     photo = next((Path(archive) / "photos").rglob("*.jpg"))
     data = photo.read_bytes()

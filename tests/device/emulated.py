@@ -1,14 +1,14 @@
-"""A CUDA device that is not there: tensors that say they are on it, hold their values, and refuse what a GPU refuses.
+"""An emulated CUDA device: tensors that report it, keep their values on the CPU, and refuse what a GPU refuses.
 
 torch's own fake tensors (`FakeTensorMode`) know devices and shapes and no values: they stop at the first `float(loss)`,
 `nonzero` or mask, and with a CUDA build at the first backward pass, where autograd asks the driver for a context. A
-`PretendTensor` carries its value on the CPU: whole runs go through, and what they answer can be compared with the CPU's
-answer. Which operations may mix devices is what fake tensors say: test_pretend.py holds both side by side.
+`EmulatedTensor` stores its value on the CPU: whole runs work, and their results can be compared with the CPU's. Fake
+tensors define which operations may mix devices: test_emulated.py compares both.
 
 To autograd's C++ its device is "meta", the only one that asks for no driver, stream or guard; in Python it is "cuda:0".
 
 What it cannot show, and only `--device cuda` does:
-- kernels: Triton's rasteriser (numba's stands in for it), cuDNN, the fused and foreach optimisers, torch.compile;
+- kernels: Triton's rasteriser (numba's replaces it), cuDNN, the fused and foreach optimisers, torch.compile;
 - streams and pinned memory: a copy that is read too early, host memory that is freed under a copy;
 - rounding and determinism: values are the CPU's, and sums by atomics (index_add) do not vary as a GPU's do;
 - autocast beyond convolutions, linear layers and matrix products, which are the ones it halves here;
@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 CUDA = torch.device("cuda", 0)
-OTHERS_MAY_LIE_ELSEWHERE = ("aten::copy_", "aten::_to_copy")
-# An index may lie on the CPU: it is moved.
+MIXED_DEVICES = ("aten::copy_", "aten::_to_copy")
+# An index may be on the CPU: it is moved.
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
 SCALARS_FROM_CPU = (*INDEXING, "aten::fill_", "aten::fill", "aten::masked_fill", "aten::masked_fill_")
 # What autocast runs in half precision, as far as this project's networks call it.
@@ -48,13 +48,13 @@ class WrongDevice(RuntimeError):
     """An operation between devices, as a GPU would refuse it."""
 
 
-class PretendTensor(Tensor):
-    """A tensor on `cuda:0` by its own account; `value` lies on the CPU."""
+class EmulatedTensor(Tensor):
+    """A tensor that reports `cuda:0`; `value` is on the CPU."""
 
     value: Tensor
 
     @staticmethod
-    def __new__(cls, value: Tensor) -> PretendTensor:
+    def __new__(cls, value: Tensor) -> EmulatedTensor:
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             value.size(),
@@ -106,22 +106,22 @@ class PretendTensor(Tensor):
     def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, device=device or CUDA, **options)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> PretendTensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmulatedTensor:
         copied = self.detach().clone().requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             copied = torch.nn.Parameter(copied, self.requires_grad)
         return memo.setdefault(id(self), copied)
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"PretendTensor({self.value!r})"
+        return f"EmulatedTensor({self.value!r})"
 
     # What makes `nn.Module.to` exchange a parameter whole instead of its C++ half.
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["value"], None
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], meta: None, size: Any, stride: Any) -> PretendTensor:
-        return PretendTensor(inner["value"])
+    def __tensor_unflatten__(inner: dict[str, Tensor], meta: None, size: Any, stride: Any) -> EmulatedTensor:
+        return EmulatedTensor(inner["value"])
 
 
 def _listless(index: Any) -> Any:
@@ -138,31 +138,31 @@ def _halved(one: Tensor, dtype: torch.dtype) -> Tensor:
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation on values, its answer on the device where torch would put it. Raises WrongDevice."""
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    here = any(isinstance(one, PretendTensor) for one in tensors)
+    here = any(isinstance(one, EmulatedTensor) for one in tensors)
     if kwargs.get("device") is not None:
         here = torch.device(kwargs["device"]).type in ("cuda", "meta")
         kwargs = {**kwargs, "device": torch.device("cpu")}
         kwargs.pop("pin_memory", None)
     elif here:
         _check(func, args, tensors)
-    inner_args, inner_kwargs = tree_map_only(PretendTensor, lambda one: one.value, (args, kwargs))
+    inner_args, inner_kwargs = tree_map_only(EmulatedTensor, lambda one: one.value, (args, kwargs))
     answer = func(*inner_args, **inner_kwargs)
     if here and torch.Tag.inplace_view in func.tags:  # squeeze_ and the like: the wrapper's own shape changes as well
         with no_dispatch():
             func(*args, **kwargs)
     if func._schema.name == "aten::copy_":
-        here = isinstance(args[0], PretendTensor)
+        here = isinstance(args[0], EmulatedTensor)
     if not here:
         return answer
-    return _aliased(func, args, kwargs, tree_map_only(Tensor, PretendTensor, answer))
+    return _aliased(func, args, kwargs, tree_map_only(Tensor, EmulatedTensor, answer))
 
 
 def _check(func: Any, args: Any, tensors: list[Tensor]) -> None:
     name = func._schema.name
-    if name in OTHERS_MAY_LIE_ELSEWHERE:
+    if name in MIXED_DEVICES:
         return
-    elsewhere = [one for one in tensors if not isinstance(one, PretendTensor)]
-    if name in INDEXING and isinstance(args[0], PretendTensor):
+    elsewhere = [one for one in tensors if not isinstance(one, EmulatedTensor)]
+    if name in INDEXING and isinstance(args[0], EmulatedTensor):
         elsewhere = [one for one in elsewhere if all(one is not index for index in args[1])]
     scalars = torch.Tag.pointwise in func.tags or name in SCALARS_FROM_CPU
     changed = args[0] if func._schema.is_mutable and args and isinstance(args[0], Tensor) else None
@@ -191,15 +191,15 @@ def _aliased(func: Any, args: Any, kwargs: dict[str, Any], answer: Any) -> Any:
     return same if isinstance(answer, tuple) else same[0] if same else None
 
 
-class _Pretending(TorchDispatchMode):
-    """Catches what has no pretend tensor among its arguments: factories, and copies to the device."""
+class _Emulating(TorchDispatchMode):
+    """Catches what has no emulated tensor among its arguments: factories, and copies to the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 @contextlib.contextmanager
-def pretend_cuda() -> Iterator[torch.device]:
+def emulated_cuda() -> Iterator[torch.device]:
     """A machine with one GPU, as far as torch says, in this thread and in those that start meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         answers: dict[str, Callable[..., Any]] = {
@@ -224,7 +224,7 @@ def pretend_cuda() -> Iterator[torch.device]:
         torch._C._set_only_lift_cpu_tensors(True)
         torch._C._ensureCUDADeviceGuardSet()
         try:
-            with _Pretending():
+            with _Emulating():
                 yield torch.device("cuda")
         finally:
             torch._C._set_only_lift_cpu_tensors(lifted)
@@ -232,7 +232,7 @@ def pretend_cuda() -> Iterator[torch.device]:
 
 def _with_mode(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
     def inside(thread: threading.Thread) -> None:
-        with _Pretending():
+        with _Emulating():
             run(thread)
 
     return inside
@@ -245,7 +245,7 @@ def _without_gradients(mode: Any) -> None:
 
 
 def _pinned(tensor: Tensor, device: Any = None) -> Tensor:
-    if isinstance(tensor, PretendTensor):
+    if isinstance(tensor, EmulatedTensor):
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
     return tensor
 
@@ -254,6 +254,6 @@ def _rasterize(vertices: Tensor, faces: Tensor, height: int, width: int) -> Tens
     """In the place of the Triton kernel, which reads both from the GPU: the CPU's kernel on their values."""
     from deca_core.raster import rasterize
 
-    if not (isinstance(vertices, PretendTensor) and isinstance(faces, PretendTensor)):
+    if not (isinstance(vertices, EmulatedTensor) and isinstance(faces, EmulatedTensor)):
         raise WrongDevice(f"the kernel reads vertices on {vertices.device} and faces on {faces.device} from the GPU")
     return rasterize(vertices.cpu(), faces.cpu(), height, width, "numba").to(vertices.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.device.pretend import PretendTensor, pretend_cuda
+from tests.device.emulated import EmulatedTensor, emulated_cuda
 
 Case = Callable[[Callable[..., Tensor], Callable[..., Tensor]], object]  # makers of tensors there and on the CPU
 
@@ -94,14 +94,14 @@ def test_values_and_gradients_are_the_cpus():
     expected.backward()
     slopes = [value.grad.clone() for value in network.parameters()]
     network.zero_grad()
-    with pretend_cuda() as device:
+    with emulated_cuda() as device:
         network.to(device)
         optimizer = torch.optim.Adam(network.parameters())
         loss = network(values.to(device)).square().sum()
         loss.backward()
         torch.testing.assert_close(loss.detach().cpu(), expected.detach())
         for value, slope in zip(network.parameters(), slopes, strict=True):
-            assert isinstance(value.grad, PretendTensor)
+            assert isinstance(value.grad, EmulatedTensor)
             torch.testing.assert_close(value.grad.cpu(), slope, rtol=1e-4, atol=1e-6)
         before = network[0].weight.detach().clone().cpu()
         optimizer.step()
@@ -109,7 +109,7 @@ def test_values_and_gradients_are_the_cpus():
 
 
 def test_autocast_halves_what_a_gpu_halves():
-    with pretend_cuda() as device:
+    with emulated_cuda() as device:
         layer = torch.nn.Linear(3, 2).to(device)
         values = torch.zeros(1, 3, device=device)
         with torch.autocast("cuda", torch.bfloat16):
@@ -118,13 +118,13 @@ def test_autocast_halves_what_a_gpu_halves():
                 assert layer(values).dtype == torch.float32
 
 
-def test_threads_see_the_device_and_nobody_does_afterwards():
+def test_threads_see_the_device_until_it_ends():
     found: list[torch.device] = []
-    with pretend_cuda() as device:
+    with emulated_cuda() as device:
         thread = threading.Thread(target=lambda: found.append(torch.zeros(1).to(device).device))
         thread.start()
         thread.join()
         assert torch.cuda.is_available()
     assert [one.type for one in found] == ["cuda"]
     assert isinstance(torch.zeros(1), Tensor)
-    assert not isinstance(torch.zeros(1) + 1, PretendTensor)
+    assert not isinstance(torch.zeros(1) + 1, EmulatedTensor)
