@@ -197,8 +197,8 @@ def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -
         for units in range(4):
             progress(UnitProgress(units, 3, units * 4, 12, units * 5, 1, 2.0, 2.5, 3700.0 if units < 3 else 0.0))
     assert capsys.readouterr().err.splitlines() == [
-        "annotate: 0/12 pictures, 0 faces, 2.5 faces/s, 1 in quarantine, 1:01:40 left",
-        "annotate: 12/12 pictures, 15 faces, 2.5 faces/s, 1 in quarantine",
+        "annotate: 0/12 images, 0 faces, 2.5 faces/s, 1 in quarantine, 1:01:40 left",
+        "annotate: 12/12 images, 15 faces, 2.5 faces/s, 1 in quarantine",
     ]
 
 
