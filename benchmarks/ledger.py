@@ -168,7 +168,7 @@ def drive(dest: str) -> dict[str, float]:
             worker.stdin.write(b"".join(b"%d %d\n" % (unit.index, len(unit.items)) for unit in units))
             worker.stdin.flush()
             for unit in units:
-                ledger.take(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
+                ledger.on_result(unit, pickle.load(worker.stdout), began)  # noqa: S301 - of our own child
     cpu = usage()["cpu_seconds"] - before
     worker.stdin.close()
     worker.wait()

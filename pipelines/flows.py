@@ -37,7 +37,7 @@ from tasks.reports.card import CARD, identity_sizes
 from tasks.store.storage import Store
 from tasks.training.report import CURVES, SHEETS
 from tasks.units.plan import load_plan
-from tasks.units.progress import standing
+from tasks.units.progress import progress_state
 from tasks.units.reasons import quarantine_reasons
 
 ARTIFACT_SECONDS = 5.0  # between updates: one costs 11 to 94 ms
@@ -90,8 +90,8 @@ class ProgressArtifact:
         self.next = 0.0
 
     def __call__(self, progress: UnitProgress | TrainProgress) -> None:
-        at = standing("", progress)
-        if time.monotonic() < self.next and not at.ends:
+        at = progress_state("", progress)
+        if time.monotonic() < self.next and not at.last:
             return
         percent = 100.0 * at.done / max(at.total, 1)
         note = f"{at.title.lstrip(', ')} {at.done} of {at.total} {at.unit}, {at.note}".lstrip()

@@ -1,6 +1,6 @@
-"""Work made ahead of whoever consumes it, in threads: bounded, in order, and over as soon as the consumer stops.
+"""Prefetching in threads: bounded, in order, and stopped with the consumer.
 
-For work that leaves the interpreter's lock alone: reading, decoding, resampling, compressing.
+For work that releases the GIL: reading, decoding, resampling, compressing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Thing = TypeVar("Thing")
 Made = TypeVar("Made")
 
 CORES = "DECA_WORKER_CORES"  # variable in a worker's environment: the CPU cores that it reserved
-LOOK = 0.1  # seconds between a blocked maker's looks at whether anybody still waits for its work
+LOOK = 0.1  # seconds between a blocked producer's checks for a stopped consumer
 
 
 def worker_cores(device: str) -> float:
-    """CPU cores that this worker may decode with: those it reserved, as the engine says; where no engine has started
-    this process, 1 for computing on the CPU itself and all of them beside a GPU.
+    """Return the CPU cores that this worker may decode with: those it reserved on Ray ($DECA_WORKER_CORES), else 1 for
+    device "cpu" and all cores for a GPU.
     """
     if (reserved := os.environ.get(CORES)) is not None:
         return float(reserved)
@@ -33,9 +33,9 @@ def worker_cores(device: str) -> float:
 
 
 def ahead(source: Iterable[Thing], depth: int) -> Generator[Thing]:
-    """The things of `source`, which runs in a thread of its own and at most `depth` things ahead.
+    """Yield the items of `source`, which runs in its own thread at most `depth` items ahead.
 
-    What the source raises is raised here, after the things before it. Closing this generator ends the thread.
+    Its errors are raised here, after the items before them. Closing this generator ends the thread.
     """
     made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()
@@ -82,7 +82,7 @@ def ahead(source: Iterable[Thing], depth: int) -> Generator[Thing]:
 def in_order(
     work: Callable[[Thing], Made], things: Iterable[Thing], threads: int, depth: int | None = None
 ) -> Iterator[Made]:
-    """work(thing) of every thing in their order, from `threads` threads; at most `depth` (2 * threads) are begun."""
+    """Yield work(item) in the order of `things`, from `threads` threads; at most `depth` (2 * threads) in flight."""
     source = iter(things)
     with ThreadPoolExecutor(threads) as pool:
         begun: deque[Future[Made]] = deque()

@@ -1,8 +1,7 @@
-"""Log lines: words for people, or one JSON object a line for machines (DECA_LOG=json).
+"""Logging: plain text, or one JSON object per line (DECA_LOG=json).
 
-A JSON line has `time` (UTC), `level`, `event` (the sentence), `rank` where there are ranks, and whatever the place that
-logs has added under `extra={"fields": {...}}`: unit, plan, dataset, counts. No line holds what is on a picture, nor a
-credential.
+A JSON line has `time` (UTC), `level`, `event` (the message), `rank` in distributed training, and the caller's
+`extra={"fields": {...}}`: unit, plan, dataset, counts. No line contains image content or a credential.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import sys
 
 from schemas.secrets import redact, shown
 
-VARIABLE = "DECA_LOG"  # json; anything else: words
-EVENTS = "deca.events"  # what only machines want to know, as every commit of a unit
+VARIABLE = "DECA_LOG"  # json; anything else: plain text
+EVENTS = "deca.events"  # logged only as JSON, such as every commit of a unit
 
 
 class WordsHandler(logging.Handler):
-    """Log lines on what stderr is at that moment: while a progress bar is shown, it puts them above itself."""
+    """Prints to the current sys.stderr, so that a progress bar stays below the log lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(shown(self.format(record)), file=sys.stderr, flush=True)
@@ -49,7 +48,7 @@ def _rank() -> dict[str, int]:
 
 
 def set_up() -> None:
-    """Let the loggers of the product write to stderr, in the way that the environment asks for."""
+    """Configure the product's loggers to write to stderr, in the format of $DECA_LOG."""
     handler: logging.Handler = WordsHandler()
     machines = as_json()
     if machines:
@@ -61,5 +60,5 @@ def set_up() -> None:
 
 
 def as_json() -> bool:
-    """Whether log lines are for machines."""
+    """Whether log lines are JSON."""
     return os.environ.get(VARIABLE, "").lower() == "json"

@@ -1,8 +1,8 @@
-"""Weights and bundles from buckets, fetched once a node: a cache by hash that all processes of a node share.
+"""Download cache for weights and bundles, shared by all processes of a node and keyed by hash.
 
-It lies in `cache_root()`, which `$DECA_CACHE` names. A file appears whole or not at all; while one process fetches, the
-others wait at a lock that its death releases. Entries are locked for as long as a process uses them, and the least
-recently used of the others go when all together exceed `$DECA_CACHE_GB` (default 20).
+Stored in `cache_root()` (`$DECA_CACHE`). Entries appear atomically; while one process downloads, the others wait at a
+lock that its death releases. Entries in use are locked; the least recently used of the others are deleted once the
+cache exceeds `$DECA_CACHE_GB` (default 20).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tasks.store.scratch import scratch_name, sweep
 from tasks.store.storage import StorageError, Store, check_command, open_uri, storage_errors
 
 CACHE_GB = "DECA_CACHE_GB"  # environment
-FETCHED = "fetched"  # one folder an entry, named by its hash; beside it who uses it (.use) and who fetches it (.lock)
-DOWNLOADS = "weights"  # from the libraries' own addresses, one folder a library
+FETCHED = "fetched"  # one folder per entry, named by its hash; locks beside it: in use (.use), downloading (.lock)
+DOWNLOADS = "weights"  # downloaded by libraries, one folder per library
 DEFAULT_GB = 20.0
 KEY = re.compile(r"[0-9a-f]{64}")
 # What drivers know of an object's version, beside its size: S3, Azure, Google, the web, other machines, memory.
@@ -36,13 +36,13 @@ STAMPS = (
     *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created"),
 )
 
-_in_use: list[IO[bytes]] = []  # locks that this process holds until it ends
+_in_use: list[IO[bytes]] = []  # shared locks of this process, held until it exits
 
 logger = logging.getLogger("deca")
 
 
 def copied_folder(uri: str, record: str, data: str, check: Callable[[Path], Any]) -> Path:
-    """A folder of this machine with two files of a remote one: `record`, which holds the hash of `data`.
+    """Return a local folder with two files of a remote one: `record`, and `data`, whose hash it contains.
 
     check: raises a DecaError where the copy is not what its record says; then nothing is kept.
     Raises StorageError where a file is missing or cannot be read.
@@ -65,9 +65,9 @@ def copied_folder(uri: str, record: str, data: str, check: Callable[[Path], Any]
 
 
 def copied_file(uri: str) -> Path:
-    """A file of this machine, under its own name, with the content of a remote one that has no record of its hash.
+    """Return the local copy, under the same name, of a remote file that has no record of its hash.
 
-    Its version is told by size and what the store says of it (etag, or time of change). Raises StorageError.
+    Its version is its size and the store's etag or modification time. Raises StorageError.
     """
     fs, path = open_uri(uri)
     try:
@@ -83,19 +83,19 @@ def copied_file(uri: str) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Alone on this node with what `path` is the lock of; without a lock where the file system has none."""
+    """Hold the exclusive lock file `path`; no lock where the file system has none."""
     with path.open("ab") as lock:
         _lock(lock, fcntl.LOCK_EX)
         yield
 
 
 def sweep_node() -> int:
-    """Delete what processes of this node left that were killed, in the cache and where temp files belong; how many."""
+    """Delete temp files left by killed processes of this node, in the cache and the temp folder; return how many."""
     return sweep([tempfile.gettempdir(), *cache_root().glob("*/"), *(cache_root() / DOWNLOADS).glob("*/")])
 
 
 def _entry(key: str, write: Callable[[Path], None]) -> Path:
-    """The folder of an entry, written where it is missing, and in use until this process ends."""
+    """Return the folder of an entry, written if missing, and marked in use until this process exits."""
     folder = cache_root() / FETCHED / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _entry(key: str, write: Callable[[Path], None]) -> Path:
 
 
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write an entry beside its place and move it there."""
+    """Write an entry to a temp folder and rename it."""
     sweep_node()
     building = folder.with_name(scratch_name("entry"))
     building.mkdir()
@@ -153,14 +153,14 @@ def _delete_unused(entry: Path) -> bool:
     with entry.with_suffix(".use").open("ab") as use:
         try:
             fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # in use, or nobody can tell
+        except OSError:  # in use, or no locks
             return False
         shutil.rmtree(entry)
         return True
 
 
 def _own_copy(key: str, write: Callable[[Path], None]) -> Path:
-    """A copy for this process alone."""
+    """Return a copy for this process alone, deleted at exit."""
     folder = Path(tempfile.gettempdir()) / scratch_name(key[:12])
     folder.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Bytes of a file or object, whole or a range, refused where the content is no longer the one that was planned.
+"""Read a file or object, whole or a range, and refuse content that changed since it was planned.
 
-No request is spent on that: S3's answer to a GET carries the etag, a local file is looked at through its open handle.
-Other stores are only checked by size.
+The check needs no request: S3 returns the etag with a GET, a local file is checked through its open handle. Other
+stores are only checked by size.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ PAUSE = 0.2  # seconds before the second attempt, doubled before each other one
 
 
 class ReadError(DecaError):
-    """A picture that cannot be read as it was planned."""
+    """An image that cannot be read as planned."""
 
 
 def read_bytes(
     uri: str, start: int = 0, length: int | None = None, *, etag: str | None = None, max_bytes: int | None = None
 ) -> bytes:
-    """Bytes from `start` on, fewer where the object ends; ReadError if it has changed or is larger than max_bytes.
+    """Return `length` bytes from `start`, fewer at the end of the object.
 
-    etag: what the plan holds ("<mtime_ns>-<size>" of a local file), None to take what is there.
+    etag: from the plan ("<mtime_ns>-<size>" of a local file), None: no check.
+    Raises ReadError if the object has changed or is larger than max_bytes.
     """
     if length is not None and length <= 0:
         return b""
@@ -54,7 +55,7 @@ def read_bytes(
 
 
 def open_checked(uri: str, etag: str | None, block: int) -> IO[bytes]:
-    """The file for reading in blocks of `block` bytes; ReadError if it has changed since the plan."""
+    """Open a file for reading in blocks of `block` bytes; ReadError if it has changed since the plan."""
     fs, path = open_uri(uri)
     file: Any = fs.open(path, "rb", **({} if is_local(uri) else {"block_size": block}))
     try:
@@ -70,7 +71,7 @@ def open_checked(uri: str, etag: str | None, block: int) -> IO[bytes]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe under a picture's name would keep its reader waiting for ever."""
+    """Open without blocking: a named pipe in place of an image would block forever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -81,7 +82,7 @@ def check_regular(file: IO[bytes], uri: str) -> None:
 
 
 def stamp(found: os.stat_result) -> str:
-    """What stands for the etag of a local file."""
+    """Return the etag of a local file: "<mtime_ns>-<size>"."""
     return f"{found.st_mtime_ns}-{found.st_size}"
 
 

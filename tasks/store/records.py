@@ -1,4 +1,4 @@
-"""JSON records of a dataset: one of an older or a newer schema is refused with the command that helps."""
+"""Read JSON records of a dataset; refuse another schema version with the command to run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ UPGRADE = "python -m pip install --upgrade deca-pipeline"
 
 
 class SchemaError(DecaError):
-    """A dataset that another version of the program wrote; says what to run."""
+    """A dataset written by another version of the program; says what to run."""
 
 
 def read_record(store: Store, name: str, supported: int, mark: str, oldest: int | None = None) -> bytes:
-    """A record as it lies there. SchemaError unless its schema is `supported`; what is no such record passes.
+    """Return a record's bytes. SchemaError unless its schema is `supported`; files of another kind pass.
 
     mark: a field that records of this kind have in every schema; oldest: the earliest schema that is read as well.
     """
@@ -36,16 +36,16 @@ def read_record(store: Store, name: str, supported: int, mark: str, oldest: int 
 
 
 def schema_of(data: bytes, mark: str) -> int | None:
-    """The schema of a record; None where it is damaged, or a record of another kind."""
+    """Return the schema version of a record; None if it is damaged or of another kind."""
     try:
         record = json.loads(data)
-    except (ValueError, RecursionError):  # nested without end
+    except (ValueError, RecursionError):  # nested too deeply
         return None
     version = record.get("schema_version") if isinstance(record, dict) and mark in record else None
     return version if isinstance(version, int) and not isinstance(version, bool) else None
 
 
 def first_complaint(error: ValidationError) -> str:
-    """The first complaint of a validation in one line."""
+    """Return the first validation error in one line."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")

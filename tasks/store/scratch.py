@@ -1,9 +1,8 @@
-"""Temp files and folders whose names say whose they are: what the dead left is swept, what the living use never is.
+"""Temp files and folders named after their process: those of dead processes are swept, those in use never are.
 
-A name holds the boot of the kernel, the container (namespace of process ids), the process, and when that was started: a
-hostname and a process id are shared by containers on one volume, and used again after a restart. Where the system does
-not tell them (macOS), and for what another boot or another container left on a shared volume, nothing can be proved:
-then what nobody has touched for a day is taken for dead.
+A name contains the kernel's boot id, the PID namespace, the process id and its start time, since hostnames and process
+ids are shared by containers on one volume and reused after a restart. Where these are unknown (macOS), and for files of
+another boot or container on a shared volume, files unmodified for a day are taken for abandoned.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ UNKNOWN = ("0" * 12, "0")  # boot and container where the system does not tell
 
 
 def scratch_name(name: str) -> str:
-    """A name for a temp file or folder of this process that will become, or holds, `name`."""
+    """A name for a temp file or folder of this process for `name`."""
     return f"{SCRATCH_PREFIX}{_owner(os.getpid())}+{secrets.token_hex(4)}-{name}{SCRATCH_SUFFIX}"
 
 
@@ -54,7 +53,7 @@ def sweep(folders: Iterable[str | Path]) -> int:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether the process that made a temp file or folder is gone for certain, or nobody has touched it for a day."""
+    """Whether the owner of a temp file or folder is certainly dead, or unknown and it is unmodified for a day."""
     owned, here = OWNED.match(path.name), _here(os.getpid())
     if owned and here != UNKNOWN and owned.groups()[:2] == here:
         return not _lives(int(owned[3]), owned[4])
@@ -66,7 +65,7 @@ def is_abandoned(path: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def _owner(pid: int) -> str:
-    """Who this process is among all of all machines: boot+container+pid+start."""
+    """Return the globally unique id of this process: boot+container+pid+start."""
     fields = _stat(pid) if _here(pid) != UNKNOWN else None
     return "+".join((*_here(pid), str(pid), fields[19] if fields else "0"))
 
@@ -106,6 +105,6 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _touched(path: Path) -> float:
-    """When anything in a file or folder was last changed, in seconds since 1970."""
+    """Return the latest modification time of a file or of anything in a folder, in seconds since 1970."""
     inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     return max(found.lstat().st_mtime for found in (path, *inside))

@@ -1,7 +1,7 @@
 """One dataset folder on any fsspec URI: atomic publish, reads, listing, and errors that say what to do.
 
-A reader never sees half an object: files are written beside the process, made durable, hashed, and put once.
-Credentials come from the environment (AWS_ACCESS_KEY_ID ...) and never stand in a URI.
+Writes are atomic: a file is written locally, synced, hashed, and put once. Credentials come from the environment
+(AWS_ACCESS_KEY_ID ...), never from a URI.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def open_uri(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def check_allowed(uri: str) -> None:
-    """StorageError where a normalised URI that is to be written lies in none of the folders of DECA_ALLOWED_ROOTS.
+    """StorageError where a normalised URI to be written is in none of the folders of DECA_ALLOWED_ROOTS.
 
     Links are followed first. Empty or unset, everything may be written.
     """
@@ -123,7 +123,7 @@ def _lies_in(uri: str, roots: list[str]) -> bool:
 
 
 def _real(uri: str) -> str:
-    """Where a normalised URI leads: without links, `..` and other names of its protocol."""
+    """Return the real place of a normalised URI: links and protocol aliases resolved, `..` refused."""
     if is_local(uri):
         return os.path.realpath(uri)
     protocol, _, rest = uri.partition("://")
@@ -156,7 +156,7 @@ def _explain(action: str, uri: str, error: Exception) -> StorageError:
 
 
 def check_command(uri: str) -> str:
-    """The command with which a person would look at `uri`."""
+    """Return the shell command with which a user can inspect `uri`."""
     if is_local(uri):
         existing = next(str(folder) for folder in (Path(uri), *Path(uri).parents) if os.path.exists(folder))
         return f"ls -ld '{existing}' && df -h '{existing}'"
@@ -175,7 +175,7 @@ def hash_file(path: str | Path) -> tuple[int, str]:
 
 
 class Entry(NamedTuple):
-    """A file of a listing. modified: seconds since the epoch, None where the store does not tell."""
+    """A file of a listing. modified: seconds since the epoch, None if unknown."""
 
     name: str
     bytes: int
@@ -286,7 +286,7 @@ class Store:
     def scratch(self, name: str) -> Iterator[Path]:
         """Path of a local temp file to write `name` into before `publish`; gone afterwards if not published.
 
-        On a local store it lies beside its target, so that publishing is one rename.
+        On a local store it is beside its target, so that publishing is one rename.
         """
         uri = self.join(name)
         check_allowed(uri)
@@ -385,7 +385,7 @@ def _sync(path: Path) -> None:
 
 
 def _link(path: Path, target: Path) -> bool:
-    """Give a finished file its name unless that is taken; False if it is."""
+    """Give a finished file its name; False if that is taken."""
     try:
         os.link(path, target)  # fails on an existing name, unlike os.replace
     except FileExistsError:

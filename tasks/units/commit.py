@@ -1,8 +1,8 @@
-"""What a worker makes of a unit, and how it becomes data: files beside the part, quarantine, part, commit record.
+"""Commit a unit: publish the files beside its part, its quarantine, its part, and last its commit record.
 
-In this order, so that whatever stops in between leaves nothing that a reader would take for data. Rows of whoever is
-erased (tombstones.py) are taken out before a part is published. An erasure may begin while a unit is worked: its
-tombstone comes first, and a unit looks for new ones once it is committed, so one of the two sees the other.
+In this order, so that a crash in between leaves nothing that a reader takes for data. Erased rows (tombstones.py) are
+removed before a part is published. An erasure may begin while a unit is processed: it writes its tombstone first, and a
+unit checks for new tombstones after its commit, so one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tasks.units.compaction import purge
 from tasks.units.plan import Plan
 from tasks.units.ray_cluster import EngineError
 from tasks.units.rewrite import files_left, publish_without, spare
-from tasks.units.tombstones import NOBODY, Erased, read_erased
+from tasks.units.tombstones import NONE_ERASED, Erased, read_erased
 
 FACE = "face_id"
 Some = TypeVar("Some", pa.Table, pa.RecordBatch)
@@ -44,7 +44,7 @@ Some = TypeVar("Some", pa.Table, pa.RecordBatch)
 
 @dataclass
 class Rows:
-    """Rows that are made while they are asked for. Quarantine and files of their output are whole once they end."""
+    """Lazily generated rows. Quarantine and files of their UnitOutput are complete once `batches` is exhausted."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
@@ -52,7 +52,7 @@ class Rows:
 
 @dataclass
 class UnitOutput:
-    """What a worker makes of a unit: its rows, the rows that failed, and the files that it published beside them."""
+    """A worker's result for a unit: its rows, the quarantined rows, and the files published beside the part."""
 
     table: pa.Table | Rows
     quarantine: list[Quarantined] = field(default_factory=list)
@@ -60,7 +60,7 @@ class UnitOutput:
 
 
 class WorkerFault(Exception):
-    """What a worker raised while its rows were being written: the worker's error, not the storage's."""
+    """An error of the worker, not of storage, raised while its rows were being written."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -68,7 +68,7 @@ class WorkerFault(Exception):
 
 
 def settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
-    """Rows made consistent with the unit's items: each retried face gets its own row, with the attempts so far."""
+    """Return the quarantined rows matched to the unit's items: one row per retried face, with its attempts so far."""
     found: dict[tuple[int, int | None], Quarantined] = {}
     for row in rows:
         items = [item for item in unit.items if item.index == row.index]
@@ -81,7 +81,7 @@ def settled(unit: Unit, rows: Sequence[Quarantined]) -> list[Quarantined]:
 
 
 class Withdrawn(Exception):
-    """A part that an erasure took away before it was committed: the unit is to be done again."""
+    """An erasure deleted the part before it was committed: the unit must be processed again."""
 
 
 def commit_unit(
@@ -92,16 +92,16 @@ def commit_unit(
     seconds: float,
     code: str = "",
     files: Sequence[StoredFile] = (),
-    known: Erased = NOBODY,
+    known: Erased = NONE_ERASED,
 ) -> CommitRecord:
-    """Publish a unit's quarantine and part, then its commit record. No table: the unit is given up whole.
+    """Publish a unit's quarantine and part, then its commit record. table None: the unit is given up.
 
-    The same table and rows give the same bytes under the same names, so doing it twice is harmless.
-    code: version of the worker that made the table; empty: the plan's.
-    files: what the worker has published beside the part. known: who was erased when the unit was begun.
+    The same table and rows give the same bytes under the same names, so the call is idempotent.
+    code: code version of the worker; empty: the plan's.
+    files: published by the worker beside the part. known: what was erased when the unit began.
     """
     erased = read_erased(plan.store, known)
-    failed = _living(plan, rows, erased)
+    failed = _not_erased(plan, rows, erased)
     quarantine, part, count, left = _publish_quarantine(plan, unit, failed), None, 0, list(files)
     if table is not None:
         with plan.store.scratch(plan.part_name(unit.index)) as path:
@@ -116,11 +116,11 @@ def commit_unit(
 
 
 def commit_rows(
-    plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started: float, code: str, known: Erased = NOBODY
+    plan: Plan, unit: Unit, rows: Rows, output: UnitOutput, started: float, code: str, known: Erased = NONE_ERASED
 ) -> CommitRecord:
-    """As `commit_unit`, for rows that are still to be made: they are encoded while the worker makes the next ones.
+    """As `commit_unit`, for lazily generated rows: encoding overlaps with the worker.
 
-    Raises WorkerFault, and Withdrawn where the rows are to be made once more.
+    Raises WorkerFault, and Withdrawn where the unit must be processed again.
     """
     with plan.store.scratch(plan.part_name(unit.index)) as path:
         with contextlib.closing(_guarded(rows.batches)) as batches:
@@ -131,7 +131,7 @@ def commit_rows(
         except EngineError as error:
             raise WorkerFault(error) from error
         erased = read_erased(plan.store, known)
-        failed = _living(plan, failed, erased)
+        failed = _not_erased(plan, failed, erased)
         quarantine = _publish_quarantine(plan, unit, failed)
         part, count, files = _publish_part(plan, unit, path, count, output.files, erased)
     seconds = time.monotonic() - started
@@ -140,14 +140,14 @@ def commit_rows(
 
 
 def _without(rows: Some, faces: Collection[str]) -> Some:
-    """A table or batch without the rows of these faces."""
+    """Return a table or batch without the rows of these faces."""
     if not faces or FACE not in rows.schema.names:
         return rows
     return rows.filter(pc.invert(pc.is_in(rows[FACE], pa.array(sorted(faces), pa.string()))))
 
 
 def _guarded(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch]:
-    """The worker's batches; what it raises cannot be taken for a full disk."""
+    """Yield the worker's batches; wrap its errors in WorkerFault, so that its OSError is not taken for a full disk."""
     try:
         yield from batches
     except StorageError:  # of a file beside the part
@@ -203,7 +203,7 @@ def _publish_quarantine(plan: Plan, unit: Unit, rows: Sequence[Quarantined]) -> 
 
 
 def _publish(plan: Plan, unit: Unit, path: Path, name: str) -> StoredFile:
-    """Publish a scratch file of a unit; of one that is renewed under a name with its hash, beside what it renews."""
+    """Publish a scratch file of a unit; on an upgrade the name holds a hash, so that the earlier file stays."""
     if unit.renews is not None:
         name = f"{name.removesuffix('.parquet')}-{hash_file(path)[1][:8]}.parquet"
     size, sha256 = plan.store.publish(path, name)
@@ -213,7 +213,7 @@ def _publish(plan: Plan, unit: Unit, path: Path, name: str) -> StoredFile:
 def _publish_part(
     plan: Plan, unit: Unit, path: Path, count: int, files: Sequence[StoredFile], erased: Erased
 ) -> tuple[StoredFile, int, list[StoredFile]]:
-    """Publish a finished scratch file as a unit's part without the erased: (part, rows, files beside it)."""
+    """Publish a finished scratch file, without erased rows, as a unit's part: (part, rows, files beside it)."""
     left = list(files)
     if erased and (spared := spare(path, files, erased)):
         count, split = spared
@@ -226,12 +226,12 @@ def _publish_part(
 # --- erasure ----------------------------------------------------------------------------------------------------------
 
 
-def _living(plan: Plan, rows: Sequence[Quarantined], erased: Erased) -> list[Quarantined]:
+def _not_erased(plan: Plan, rows: Sequence[Quarantined], erased: Erased) -> list[Quarantined]:
     return [row for row in rows if not (erased and erased.has_quarantined(row, plan.record.root))]
 
 
 def _publish_record(plan: Plan, unit: Unit, commit: CommitRecord, known: Erased) -> CommitRecord:
-    """Commit a unit from which `known` are gone; whoever was erased since goes at once, and then what it renews."""
+    """Commit a unit without `known`; remove what was erased since, then the files of the record it renews."""
     if unit.renews is None:
         publish_commit(plan, commit)
     else:
@@ -242,7 +242,7 @@ def _publish_record(plan: Plan, unit: Unit, commit: CommitRecord, known: Erased)
             commit, known = erase_unit(plan, commit, erased)[0], erased
     except FileNotFoundError as error:
         plan.store.delete(plan.commit_name(commit.unit, commit.revision))
-        raise Withdrawn(f"unit {commit.unit} met an erasure; it is done again without the erased") from error
+        raise Withdrawn(f"unit {commit.unit} met an erasure; it is processed again without the erased rows") from error
     if commit != published:  # another driver may have moved the record meanwhile
         purge(plan)
     if unit.renews is not None:
@@ -251,16 +251,16 @@ def _publish_record(plan: Plan, unit: Unit, commit: CommitRecord, known: Erased)
 
 
 def _names(commit: CommitRecord) -> set[str]:
-    """The files that a record makes data."""
+    """Return the names of all files of a record."""
     files = {commit.part, *(file.file for file in commit.files), commit.quarantine and commit.quarantine.file}
     return {name for name in files if name}
 
 
 def erase_unit(plan: Plan, commit: CommitRecord, erased: Erased) -> tuple[CommitRecord, list[str]]:
-    """Take the erased out of a committed unit: (its record now, files that stay because other rows need them too).
+    """Remove erased rows from a committed unit; return (its new record, files kept because other rows use them too).
 
-    New part and quarantine first, then the files of the erased go, then the record switches, then the old part goes:
-    interrupted anywhere, doing it again ends the same.
+    Order: publish the new part and quarantine, delete the erased files, switch the record, delete the old part.
+    Interrupted anywhere, a second call ends the same.
     """
     store, now, shared = plan.store, commit, list[str]()
     if commit.part is not None:
@@ -288,16 +288,16 @@ def _erase_quarantine(plan: Plan, commit: CommitRecord, erased: Erased) -> Commi
         return commit
     data = plan.store.read(commit.quarantine.file)
     rows = table_to_quarantine(pq.read_table(pa.BufferReader(data)))
-    living = _living(plan, rows, erased)
-    if len(living) == len(rows):
+    kept = _not_erased(plan, rows, erased)
+    if len(kept) == len(rows):
         return commit
-    stages = dict(sorted(Counter(row.stage for row in living).items()))
+    stages = dict(sorted(Counter(row.stage for row in kept).items()))
     file: StoredFile | None = None
-    if living:
+    if kept:
         stem = plan.quarantine_name(commit.unit).removesuffix(".parquet")
         with plan.store.scratch(stem) as path:
-            write_table(quarantine_to_table(living), path, _metadata(plan))
+            write_table(quarantine_to_table(kept), path, _metadata(plan))
             size, sha256 = hash_file(path)
             file = StoredFile(file=f"{stem}-{sha256[:8]}.parquet", bytes=size, sha256=sha256)
             plan.store.publish(path, file.file)
-    return commit.model_copy(update={"quarantined": len(living), "stages": stages, "quarantine": file})
+    return commit.model_copy(update={"quarantined": len(kept), "stages": stages, "quarantine": file})

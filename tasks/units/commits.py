@@ -1,7 +1,7 @@
-"""What is done of a plan: commit records, the parts that they make data, and the quarantine that stands.
+"""Commit records of a plan, their parts, and the quarantined rows that are not superseded ("standing").
 
 Supersede rule: once a retry unit is committed, earlier quarantine rows of the same (item, face) no longer count; what
-still fails stands in the retry unit's own quarantine. Where the records lie: tasks/units/snapshots.py.
+still fails is in the retry unit's own quarantine. How records are stored: tasks/units/snapshots.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = tuple[int, int | None]  # (item index, face index): what a quarantine row 
 
 
 def committed_units(plan: Plan) -> NDArray[np.int64]:
-    """Indices of the committed units in order; no record is opened, only snapshots are."""
+    """Return the sorted indices of the committed units; opens snapshots, but no single record."""
 
     def read(listing: Listing) -> NDArray[np.int64]:
         units = [np.array([record.unit for record in listing.records], np.int64)]
@@ -49,7 +49,7 @@ def committed_units(plan: Plan) -> NDArray[np.int64]:
 
 
 def pending(plan: Plan) -> list[int]:
-    """Units without a commit, in order: plan − commits."""
+    """Return the sorted indices of units without a commit: plan − commits."""
     return np.setdiff1d(np.arange(plan.units), committed_units(plan), assume_unique=True).tolist()
 
 
@@ -63,9 +63,9 @@ def publish_commit(plan: Plan, commit: CommitRecord) -> None:
 
 
 def replace_commit(plan: Plan, before: CommitRecord, now: CommitRecord) -> CommitRecord:
-    """Publish `now` in the place of `before`; as it is published.
+    """Publish `now` in place of `before` and return it with its new revision.
 
-    Under a name of its own, for a driver may be about to delete that of `before`, which it has in a snapshot.
+    Under a new name: a driver that has `before` in a snapshot may be about to delete that name.
     """
     if not plan.compacts:
         publish_commit(plan, now)
@@ -77,7 +77,7 @@ def replace_commit(plan: Plan, before: CommitRecord, now: CommitRecord) -> Commi
 
 
 def read_commits(dest: str) -> Iterator[CommitRecord]:
-    """Commit records of the stored plan, by unit; memory holds few of them, however many there are."""
+    """Yield the commit records of the stored plan by unit, in bounded memory."""
     plan = load_plan(dest)
     return _commits(plan, list_commits(plan))
 
@@ -90,7 +90,7 @@ def _commits(plan: Plan, listing: Listing) -> Iterator[CommitRecord]:
                 yield _commit(plan, row)
                 after = row["unit"]
             return
-        except FileNotFoundError as error:  # became part of a snapshot, or was written anew
+        except FileNotFoundError as error:  # moved into a snapshot, or rewritten
             listing = list_again(plan, listing, error)
 
 
@@ -105,19 +105,19 @@ def _commit(plan: Plan, row: dict[str, object]) -> CommitRecord:
 
 
 def commit_table(plan: Plan, columns: Sequence[str]) -> pa.Table:
-    """`unit` and these columns (of SNAPSHOT_SCHEMA) of all commit records, by unit: 10 to 100 bytes a record."""
+    """Return `unit` and these columns of SNAPSHOT_SCHEMA for all commit records, by unit: 10 to 100 bytes a record."""
     return listed(plan, lambda listing: read_columns(plan, listing, columns))
 
 
 def committed_parts(dest: str) -> list[str]:
-    """URIs of the parts that are data, by unit. Read these, never a glob: a part without a commit is not data."""
+    """Return the URIs of the committed parts, by unit. Read these, never a glob: an uncommitted part is not data."""
     plan = load_plan(dest)
     return [plan.store.join(part.file) for part in read_parts(plan)]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that is data, as its commit record has it."""
+    """A committed part, as in its commit record."""
 
     unit: int
     file: str  # name below the dataset
@@ -128,12 +128,12 @@ class Part:
 
     @property
     def short(self) -> str:
-        """The first digits of its hash, which plans over its rows hold."""
+        """The first 16 digits of its hash, which plans over its rows store."""
         return self.sha256[:16]
 
 
 def read_parts(plan: Plan) -> list[Part]:
-    """The parts that are data, by unit, of no rows too: 400 bytes of memory each."""
+    """Return the committed parts by unit, empty ones included: 400 bytes of memory each."""
     table = commit_table(plan, ["part", "rows", "bytes", "sha256", "origin"])
     table = table.filter(table["part"].is_valid())
     columns = (table[name].to_pylist() for name in ("unit", "part", "rows", "bytes", "sha256", "origin"))
@@ -144,7 +144,7 @@ def read_parts(plan: Plan) -> list[Part]:
 
 
 def _checked(plan: Plan, name: str) -> str:
-    """A name out of a commit record; PlanError for a forged one, which could lead a reader anywhere."""
+    """Return a name of a commit record; PlanError if it is forged and leads out of the dataset."""
     try:
         return inside(name)
     except ValueError as error:
@@ -157,12 +157,12 @@ def _checked(plan: Plan, name: str) -> str:
 
 
 def standing_quarantine(dest: str) -> list[Quarantined]:
-    """Quarantined rows that no later committed retry unit has taken over."""
+    """Return the quarantined rows that no later committed retry unit supersedes."""
     return [row for _, row in standing_rows(load_plan(dest))]
 
 
 def standing_rows(plan: Plan) -> Iterator[tuple[int, Quarantined]]:
-    """(unit, row) of the rows that stand, by unit; memory holds those of some files, and what was retried."""
+    """Yield (unit, row) of the standing rows by unit; memory: the rows of READ_THREADS files, and the retried keys."""
     table = commit_table(plan, ["quarantine"])
     superseded: dict[Row, int] = {}
     for unit in plan.iter_units(plan.retry_units.intersection(table["unit"].to_pylist())):
@@ -183,9 +183,9 @@ def standing_rows(plan: Plan) -> Iterator[tuple[int, Quarantined]]:
 
 
 def count_standing(plan: Plan, stages: pa.ChunkedArray) -> dict[str, int]:
-    """Quarantined rows that stand, by stage. Rows are read only where some of them may have been taken over.
+    """Count standing rows by stage. Rows are read only where some may be superseded.
 
-    stages: the column of that name of all commit records.
+    stages: that column of all commit records.
     """
     if plan.retries or plan.replaced:
         return dict(sorted(Counter(row.stage for _, row in standing_rows(plan)).items()))

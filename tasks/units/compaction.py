@@ -1,13 +1,12 @@
-"""Commit records moved into snapshots while a run makes them, so that a plan of 400,000 units opens with few requests.
+"""Compact commit records into snapshots during a run, so that a plan of 400,000 units opens with few requests.
 
-A snapshot is published first; only then the files go whose records it holds. Sixteen snapshots of a level make one of
-the next, so every record is written again a few times and tens of files stay. Killed anywhere, a record lies in two
-places, which readers do not mind (tasks/units/snapshots.py), and the next run goes on.
+A snapshot is published before the files of its records are deleted. Sixteen snapshots of a level are merged into one of
+the next, so every record is rewritten a few times and tens of files remain. After a kill a record may be stored twice,
+which readers handle (tasks/units/snapshots.py), and the next run resumes.
 
-Any number of drivers and erasures may be at it at once, by two rules. A file is deleted only by who has published what
-it holds. And whoever finds, after publishing, that one of those files has gone, or that somebody was erased since the
-run began, looks for rows that do not hold any more (`purge`): a record may have been written anew, and what it said
-before must not come back to the disk.
+Any number of drivers and erasures may run at once, by two rules. A process deletes a file only after publishing its
+content elsewhere. A process that finds, after publishing, one of those files gone, or a new tombstone, removes
+superseded rows (`purge`): a record may have been rewritten, and its earlier content must not return to the disk.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from tasks.units.snapshots import (
 )
 from tasks.units.tombstones import latest_tombstone
 
-BATCH = 1024  # records of a snapshot of the lowest level: fewer stay files of their own until the run ends
+BATCH = 1024  # records of a snapshot of the lowest level
 FANOUT = 16  # snapshots of a level that make one of the next
-KEEP = 64  # records that may stay files of their own at the end: a small dataset has no snapshot
-LIMIT = 128 * 2**20  # bytes of a snapshot that is not merged any more: the lists of files beside parts are long
-# Seconds for which a record that this run has not seen made is left alone: its worker may take it back (Withdrawn).
+KEEP = 64  # single records allowed at the end: a small dataset has no snapshot
+LIMIT = 128 * 2**20  # bytes above which a snapshot is no longer merged: lists of files beside parts are long
+# Minimum age in seconds of other runs' records that are compacted: their worker may still take one back (Withdrawn).
 GRACE = 600.0
 
 
 class Compactor:
-    """Moves the records of a run into snapshots, in a thread of its own; leave it as a context to move the last ones.
+    """Context manager that moves the records of a run into snapshots in a background thread, the last ones on exit.
 
-    Where the run ends with an error, what is not moved stays for the next run.
+    After an error the remaining records are left to the next run.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -71,7 +70,7 @@ class Compactor:
             self.pool.shutdown()
 
     def add(self, commit: CommitRecord) -> None:
-        """Take a record that lies in `_commits/`. Raises what moving earlier ones has raised."""
+        """Queue a record stored in `_commits/`. Raises the errors of earlier moves."""
         self.waiting.append((commit, time.time()))
         if len(self.waiting) >= BATCH:
             self._wait()
@@ -86,7 +85,7 @@ class Compactor:
 
 
 def _finish(plan: Plan, waiting: Sequence[tuple[CommitRecord, float]], stones: int) -> None:
-    """Move the last records of a run, with those that killed runs have left, unless there are few."""
+    """Move the last records of a run and those left by killed runs, unless there are few."""
     if not plan.compacts:
         return
     listing, mine = list_commits(plan), {(commit.unit, commit.revision) for commit, _ in waiting}
@@ -98,7 +97,7 @@ def _finish(plan: Plan, waiting: Sequence[tuple[CommitRecord, float]], stones: i
     ]
     if len(left) + len(waiting) <= KEEP:
         return
-    with suppress(FileNotFoundError):  # written anew, or moved by another driver, at this moment: the next run's work
+    with suppress(FileNotFoundError):  # concurrently rewritten or moved: left to the next run
         _fold(plan, [*(commit_to_row(*one) for one in waiting), *read_records(plan, left)], stones=stones)
     merge(plan)
 
@@ -109,7 +108,7 @@ def _move(plan: Plan, waiting: Sequence[tuple[CommitRecord, float]], stones: int
 
 
 def _fold(plan: Plan, rows: Sequence[Row], level: int = 0, stones: int = 0) -> None:
-    """Move records into a snapshot. stones: the latest tombstone before they were made."""
+    """Move records into a snapshot. stones: number of the latest tombstone before they were written."""
     latest = {row["unit"]: row for row in sorted(rows, key=lambda row: (row["unit"], row["revision"]))}
     write_snapshot(plan, level, latest.values())
     there = {record.name for record in list_commits(plan).records}
@@ -120,7 +119,7 @@ def _fold(plan: Plan, rows: Sequence[Row], level: int = 0, stones: int = 0) -> N
 
 
 def merge(plan: Plan) -> None:
-    """Make one snapshot of sixteen, as long as a level has so many."""
+    """Merge sixteen snapshots of a level into one, as long as a level has so many."""
     while True:
         listing = list_commits(plan)
         level, some = next(((level, some) for level, some in _by_level(listing) if len(some) >= FANOUT), (0, []))
@@ -136,7 +135,7 @@ def merge(plan: Plan) -> None:
 
 
 def _by_level(listing: Listing) -> list[tuple[int, list[Snapshot]]]:
-    """The sixteen first snapshots, or fewer, of each level that are small enough to be merged."""
+    """Return the first FANOUT snapshots of each level that are small enough to be merged."""
     levels: dict[int, list[Snapshot]] = {}
     for snapshot in listing.snapshots:
         if snapshot.bytes <= LIMIT:
@@ -145,7 +144,7 @@ def _by_level(listing: Listing) -> list[tuple[int, list[Snapshot]]]:
 
 
 def compact(plan: Plan) -> int:
-    """Move all records into snapshots, where nobody is at work on the plan; returns how many went. For `migrate`."""
+    """Move all records into snapshots while no run uses the plan; return how many. For `migrate`."""
     listing = list_commits(plan)
     _delete_superseded(plan, listing)
     records = listing.latest
@@ -158,20 +157,20 @@ def compact(plan: Plan) -> int:
     return len(records)
 
 
-# --- what was written anew --------------------------------------------------------------------------------------------
+# --- superseded records -----------------------------------------------------------------------------------------------
 
 
 def _delete_superseded(plan: Plan, listing: Listing) -> None:
-    """Delete records that another file of their unit supersedes: whoever wrote that was killed before they did."""
+    """Delete records that a later file of their unit supersedes: its writer was killed before it could."""
     plan.store.delete_many([record.name for record in set(listing.records).difference(listing.latest)])
 
 
 def purge(plan: Plan) -> None:
-    """Delete what does not hold any more, in snapshots too: what was erased must not lie in there either."""
+    """Delete superseded records and snapshot rows: erased content must not remain there either."""
     _delete_superseded(plan, list_commits(plan))
     while stale := listed(plan, lambda listing: _stale(plan, listing)):
         for snapshot, units in stale.items():
-            with suppress(FileNotFoundError):  # merged at this moment: it is looked at again
+            with suppress(FileNotFoundError):  # concurrently merged: the loop lists again
                 rows = (row for row in read_snapshot(plan, snapshot) if row["unit"] not in units)
                 if (first := next(rows, None)) is not None:
                     write_snapshot(plan, snapshot.level, chain([first], rows))
@@ -179,7 +178,7 @@ def purge(plan: Plan) -> None:
 
 
 def _stale(plan: Plan, listing: Listing) -> dict[Snapshot, set[int]]:
-    """Units by snapshot whose row in it one of a higher revision supersedes, wherever that lies."""
+    """Return, by snapshot, the units whose row is superseded by a higher revision in any file."""
     units = [np.array([record.unit for record in listing.latest], np.int64)]
     revisions = [np.array([record.revision for record in listing.latest], np.int64)]
     for snapshot in listing.snapshots:

@@ -1,4 +1,4 @@
-"""Units on Ray actors: every pending unit of a plan is worked, published and committed, whatever dies on the way.
+"""Run the pending units of a plan on Ray actors and commit them, whichever workers die on the way.
 
 Plain actors with `ray.wait`, one unit in flight each, so that a death is charged to the unit that caused it. Ray itself
 restarts and retries nothing; attempts, deadlines and the give-up rule are here. With workers=0 the same units run in
@@ -34,18 +34,19 @@ from tasks.units.plan import Plan
 from tasks.units.process_state import restored_threads, sigterm_interrupts
 from tasks.units.ray_cluster import EngineError, connect, everywhere, node_resources, resources_of, working_nodes
 from tasks.units.shared_paths import SharedPaths, paths_of_run
-from tasks.units.tombstones import NOBODY, read_erased
+from tasks.units.tombstones import NONE_ERASED, read_erased
 from tasks.units.upgrade import outdated, renewals
 
 POLL_SECONDS = 1.0  # how late a deadline may be noticed
+LIVENESS_SECONDS = 10.0  # without a result, after which the cluster's nodes are checked
+EXIT_SECONDS = 10.0  # grace for actors to exit by themselves, so that they clean up
+
 events = logging.getLogger(EVENTS)
 logger = logging.getLogger("deca")
-LOOK_SECONDS = 10.0  # between looks at whether the cluster is still there, where no unit ends
-EXIT_SECONDS = 10.0  # that workers have to begin to end by themselves: then they clean up, whatever the driver does
 
 
 class Worker(Protocol):
-    """Built once in each process by a picklable factory; turns items into rows. One bad row never raises."""
+    """Turns items into rows; built once per process by a picklable factory. One bad row never raises."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput: ...
 
@@ -59,18 +60,18 @@ class RunSummary:
 
     units_run: int
     units_skipped: int  # committed before
-    units_failed: int  # given up whole; their items are in quarantine
+    units_failed: int  # given up; all their items are in quarantine
     rows: int
     quarantined: dict[str, int]  # by stage
     seconds: float
-    busy_seconds: float = 0.0  # of all workers together, on units that they committed or failed, reading to commit
+    busy_seconds: float = 0.0  # summed over workers, from the start of a unit to its commit or failure
     workers: int = 0
-    cores: float = 0.0  # that each of them held
-    gpus: float = 0.0
+    cores: float = 0.0  # per worker
+    gpus: float = 0.0  # per worker
 
 
 class WorkerStartError(EngineError):
-    """A worker that cannot be built: a model that does not load, a missing file."""
+    """The factory failed: a model that does not load, a missing file."""
 
 
 class RunInterrupted(EngineError):
@@ -89,34 +90,34 @@ class _Failure:
 
 
 class _Runner:
-    """Works and commits units; lives in an actor or in this process."""
+    """Runs and commits units, in an actor or in this process."""
 
     def __init__(
         self, plan: Plan, factory: Factory, threads: int, paths: SharedPaths, cores: float | None = None
     ) -> None:
-        """cores: that its actor reserves."""
+        """cores: reserved by its actor; None in this process."""
         self.plan, self.factory, self.threads = plan, factory, threads
         self.paths, self.cores = paths, cores
-        self.erased = NOBODY
+        self.erased = NONE_ERASED
 
     def start(self) -> None:
-        """Build the worker; whatever the factory raises is raised."""
+        """Build the worker. Raises what the factory raises."""
         self.paths.check_here()
         sweep_node()
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        self._hold_threads()
+        self._set_threads()
         arrow_without_pandas()
         if self.cores is not None:
             os.environ[CORES] = str(self.cores)
         self.worker = self.factory()
 
-    def _hold_threads(self) -> None:
-        if torch := sys.modules.get("torch"):  # only where the worker, or this process before it, brought it
+    def _set_threads(self) -> None:
+        if torch := sys.modules.get("torch"):  # only if already imported
             torch.set_num_threads(self.threads)
 
     def run(self, unit: Unit) -> CommitRecord | _Failure:
-        """Work one unit and commit it. A worker's exception is a _Failure; only storage may raise."""
-        self._hold_threads()
+        """Process and commit one unit. A worker's exception is returned as a _Failure; only storage raises."""
+        self._set_threads()
         started = time.monotonic()
         code = code_version()
         erased = self.erased = read_erased(self.plan.store, self.erased)
@@ -143,7 +144,7 @@ class _Runner:
 
 
 class _Ledger:
-    """The driver's side of a run: units to do, attempts, and sums over the commits so far."""
+    """The driver's state of a run: units left, attempts, totals of the commits so far."""
 
     def __init__(
         self,
@@ -156,40 +157,40 @@ class _Ledger:
     ) -> None:
         self.plan, self.compactor = plan, compactor
         self.attempts, self.on_progress = attempts, on_progress or (lambda progress: None)
-        waiting = pending(plan)
-        todo = waiting if only is None else [index for index in waiting if index in only]
-        self.todo, self.skipped = len(todo) + len(renewed), plan.units - len(waiting) - len(renewed)
+        uncommitted = pending(plan)
+        todo = uncommitted if only is None else [index for index in uncommitted if index in only]
+        self.todo, self.skipped = len(todo) + len(renewed), plan.units - len(uncommitted) - len(renewed)
         self.items_total = sum(file.items for file in plan.files)
-        self.items_before = self.items_total - plan.count_items([*waiting, *renewed])
-        self.fresh = chain(plan.iter_units(todo), renewals(plan, renewed))
-        self.again: deque[Unit] = deque()
-        self.tries: Counter[int] = Counter()
+        self.items_before = self.items_total - plan.count_items([*uncommitted, *renewed])
+        self.first_attempts = chain(plan.iter_units(todo), renewals(plan, renewed))
+        self.retries: deque[Unit] = deque()
+        self.failures: Counter[int] = Counter()
         self.units = self.items = self.rows = self.quarantined = 0  # committed by this run
         self.stages: Counter[str] = Counter()  # of the quarantined rows
         self.given_up = 0
-        self.kept = 0  # units that were to be renewed, and could not: their earlier rows stay
+        self.kept = 0  # units whose upgrade failed: their earlier rows stay
         self.busy = 0.0
         self.workers, self.cores, self.gpus = 0, 0.0, 0.0  # cores and GPUs of one worker
         self.started = time.monotonic()
-        self.working: float | None = None  # since the first worker is up: rates leave out what starting takes
+        self.working: float | None = None  # when the first worker was up: rates exclude the start
 
     def next_unit(self) -> Unit | None:
         self.working = self.working or time.monotonic()
-        return self.again.popleft() if self.again else next(self.fresh, None)
+        return self.retries.popleft() if self.retries else next(self.first_attempts, None)
 
-    def take(self, unit: Unit, result: CommitRecord | _Failure, began: float) -> None:
-        """Book a commit; after a failure try again, or give the unit up: its items go to quarantine.
+    def on_result(self, unit: Unit, result: CommitRecord | _Failure, began: float) -> None:
+        """Count a commit; after a failure queue a retry, or give the unit up: its items go to quarantine.
 
-        began: when a worker took the unit up.
+        began: monotonic time at which the unit was submitted.
         """
         self.busy += time.monotonic() - began
         where = {"dataset": self.plan.dest, "plan": self.plan.fingerprint[:8], "unit": unit.index}
         if isinstance(result, _Failure):
-            self.tries[unit.index] += 1
-            failed = {**where, "error": result.error, "attempt": self.tries[unit.index]}
+            self.failures[unit.index] += 1
+            failed = {**where, "error": result.error, "attempt": self.failures[unit.index]}
             events.warning("unit failed: %s", result.error, extra={"fields": failed})
-            if self.tries[unit.index] < self.attempts:
-                self.again.append(unit)
+            if self.failures[unit.index] < self.attempts:
+                self.retries.append(unit)
                 return
             if unit.renews is not None:
                 self.kept += 1
@@ -257,14 +258,14 @@ def run_units(
     on_progress: OnUnitProgress | None = None,
     only: Collection[int] | None = None,
 ) -> RunSummary:
-    """Work every pending unit of `plan` and commit it. Calling it again goes on where it stopped.
+    """Run and commit every pending unit of `plan`; calling it again resumes.
 
-    With ray.upgrade units of an earlier result version follow, at most ray.upgrade_limit: see tasks/units/upgrade.py.
+    With ray.upgrade, units of an earlier result version follow, at most ray.upgrade_limit: see tasks/units/upgrade.py.
 
-    factory: picklable, without arguments, builds the worker once in each process (functools.partial of a class).
-    only: leave pending units with other indices alone.
+    factory: picklable, without arguments, builds the worker once per process (functools.partial of a class).
+    only: indices of the pending units to run; None: all.
     Raises StorageError where the destination cannot be written, WorkerStartError where the factory fails, EngineError
-    where workers keep dying, RunInterrupted on Ctrl-C or SIGTERM; what is committed stays in every case.
+    where workers keep dying, RunInterrupted on Ctrl-C or SIGTERM; committed units are kept in every case.
     """
     config = ray or RayConfig()
     plan.store.check_writable()
@@ -273,11 +274,11 @@ def run_units(
         renewed = list(outdated(plan))[: config.upgrade_limit] if config.upgrade else []
         ledger = _Ledger(plan, compactor, config.attempts, on_progress, only, renewed)
         if ledger.todo:
-            _work(plan, factory, config, ledger)
+            _run(plan, factory, config, ledger)
     return ledger.summary()
 
 
-def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
+def _run(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> None:
     if config.workers != 0:
         connect(config)  # before the signal handler: ray.init sets its own
     try:
@@ -287,7 +288,7 @@ def _work(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) -> N
                 _run_here(plan, factory, config, ledger)
             else:
                 with paths_of_run(plan, factory, config) as paths:
-                    _Crew(plan, factory, config, ledger, paths).run()
+                    _ActorPool(plan, factory, config, ledger, paths).run()
     except KeyboardInterrupt as error:
         done = ledger.skipped + ledger.units
         raise RunInterrupted(
@@ -308,15 +309,15 @@ def _run_here(plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger) 
         ledger.workers, ledger.cores, ledger.gpus = 1, float(config.threads), gpus
         while (unit := ledger.next_unit()) is not None:
             began = time.monotonic()
-            ledger.take(unit, runner.run(unit), began)
+            ledger.on_result(unit, runner.run(unit), began)
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Flight:
-    """What an actor is at: a unit, or (None) building its worker."""
+class _Task:
+    """The running task of an actor: a unit, or (None) building its worker."""
 
     actor: Any
     unit: Unit | None
@@ -324,140 +325,142 @@ class _Flight:
     began: float = field(default_factory=time.monotonic)
 
 
-class _Crew:
-    """The actors of one run."""
+class _ActorPool:
+    """The actors of one run, each with one task in flight."""
 
     def __init__(self, plan: Plan, factory: Factory, config: RayConfig, ledger: _Ledger, paths: SharedPaths) -> None:
         import ray
 
         self.ray, self.config, self.ledger = ray, config, ledger
-        cpus, gpus, self.size = resources_of(config, node_resources())
+        cpus, gpus, size = resources_of(config, node_resources())
         self.needs = f"{cpus:g} CPU and {gpus:g} GPU a worker, cluster: {ray.cluster_resources()}"
         remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Runner)
         self.build = lambda: remote.remote(plan, factory, config.threads, paths.renewed(), cpus)
-        logger.info("%d workers of %g CPU and %g GPU", min(self.size, ledger.todo), cpus, gpus)
-        ledger.workers, ledger.cores, ledger.gpus = min(self.size, ledger.todo), cpus, gpus
-        self.flights: dict[Any, _Flight] = {}
-        self.leaving: dict[Any, Any] = {}  # actors that were asked to end, by what tells that they have
+        ledger.workers, ledger.cores, ledger.gpus = min(size, ledger.todo), cpus, gpus
+        logger.info("%d workers of %g CPU and %g GPU", ledger.workers, cpus, gpus)
+        self.tasks: dict[Any, _Task] = {}  # by object reference
+        self.exiting: dict[Any, Any] = {}  # actors asked to exit, by the reference of that call
         self.deaths = 0  # in a row
-        self.killed = False  # whether any worker may have left something behind
+        self.killed = False  # a killed worker may leave temp files
         self.seen = time.monotonic()  # last sign of life of the cluster
 
     def run(self) -> None:
-        """Keep one unit in flight on every actor until none is left."""
+        """Keep one unit in flight per actor until none is left."""
         try:
             for _ in range(self.ledger.workers):
-                self.hire()
-            while self.flights:
-                ready, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
+                self.start()
+            while self.tasks:
+                ready, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=POLL_SECONDS)
                 now = time.monotonic()
                 if ready:
                     self.seen = now
-                elif now - self.seen > LOOK_SECONDS:
-                    self.look()
-                late = [ref for ref, flight in self.flights.items() if flight.deadline < now and ref not in ready]
+                elif now - self.seen > LIVENESS_SECONDS:
+                    self.check_cluster()
+                late = [ref for ref, task in self.tasks.items() if task.deadline < now and ref not in ready]
                 for ref in ready:
-                    self.land(ref, self.flights.pop(ref))
+                    self.on_result(ref, self.tasks.pop(ref))
                 for ref in late:
-                    self.expire(self.flights.pop(ref))
+                    self.on_timeout(self.tasks.pop(ref))
         finally:
             self.close()
 
     def close(self) -> None:
-        """End every actor, and take away on each node what those left that were killed."""
-        for flight in self.flights.values():
-            self.kill(flight)
-        if self.leaving and working_nodes():
-            _, late = self.ray.wait(list(self.leaving), num_returns=len(self.leaving), timeout=EXIT_SECONDS)
+        """End every actor, and sweep what killed ones left on each node."""
+        for task in self.tasks.values():
+            self.kill(task)
+        if self.exiting and working_nodes():
+            _, late = self.ray.wait(list(self.exiting), num_returns=len(self.exiting), timeout=EXIT_SECONDS)
             for ref in late:
-                self.ray.kill(self.leaving[ref], no_restart=True)
+                self.ray.kill(self.exiting[ref], no_restart=True)
         if self.killed:
             everywhere(_sweep, self.ledger.plan)
 
-    def look(self) -> None:
-        """Raise EngineError where Ray's nodes are gone: it would wait for their workers' results for ever."""
+    def check_cluster(self) -> None:
+        """Raise EngineError if no node is alive: ray.wait would block forever."""
         self.seen = time.monotonic()
         if not any(node["Alive"] for node in self.ray.nodes()):
             raise EngineError(
                 "Ray's node died (no memory left? look at dmesg). What is committed stays; go on with the same command"
             )
 
-    def hire(self) -> None:
+    def start(self) -> None:
+        """Create an actor that builds its worker."""
         actor = self.build()
-        self.flights[actor.start.remote()] = _Flight(actor, None, time.monotonic() + self.config.start_timeout_s)
+        self.tasks[actor.start.remote()] = _Task(actor, None, time.monotonic() + self.config.start_timeout_s)
 
-    def kill(self, flight: _Flight) -> None:
+    def kill(self, task: _Task) -> None:
         self.killed = True
-        self.ray.kill(flight.actor, no_restart=True)
-        self.dismiss(flight)  # tells when it is gone
+        self.ray.kill(task.actor, no_restart=True)
+        self.stop(task)  # its reference resolves once the actor is gone
 
-    def dismiss(self, flight: _Flight) -> None:
-        """Let an idle actor end by itself, so that it cleans up."""
-        self.leaving[flight.actor.__ray_terminate__.remote()] = flight.actor
+    def stop(self, task: _Task) -> None:
+        """Let an idle actor exit by itself, so that it cleans up."""
+        self.exiting[task.actor.__ray_terminate__.remote()] = task.actor
 
-    def employ(self, flight: _Flight) -> None:
-        """The next unit for a free actor, or its dismissal."""
+    def submit(self, task: _Task) -> None:
+        """Give a free actor the next unit, or stop it if none is left."""
         unit = self.ledger.next_unit()
         if unit is None:
-            self.dismiss(flight)
+            self.stop(task)
             return
         deadline = time.monotonic() + self.config.unit_timeout_s
-        self.flights[flight.actor.run.remote(unit)] = _Flight(flight.actor, unit, deadline)
+        self.tasks[task.actor.run.remote(unit)] = _Task(task.actor, unit, deadline)
 
-    def land(self, ref: Any, flight: _Flight) -> None:
-        """Take what an actor returned, or bury it."""
+    def on_result(self, ref: Any, task: _Task) -> None:
+        """Hand a finished task's result to the ledger and submit the next unit; handle errors and deaths."""
         errors = self.ray.exceptions
         try:
             result = self.ray.get(ref)
         except errors.RayTaskError as error:  # raised by the worker's factory, or by storage
-            self.dismiss(flight)
-            if flight.unit is None:
+            self.stop(task)
+            if task.unit is None:
                 raise _start_error(error.cause) from error
             if isinstance(error.cause, StorageError):
                 raise StorageError(str(error.cause)) from error
-            raise EngineError(f"unit {flight.unit.index} could not be committed: {error.cause}") from error
+            raise EngineError(f"unit {task.unit.index} could not be committed: {error.cause}") from error
         except errors.RayError as error:
-            self.died(flight, error)
+            self.on_death(task, error)
             return
-        if flight.unit is not None:
+        if task.unit is not None:
             self.deaths = 0
-            self.ledger.take(flight.unit, result, flight.began)
-        self.employ(flight)
+            self.ledger.on_result(task.unit, result, task.began)
+        self.submit(task)
 
-    def died(self, flight: _Flight, error: Exception) -> None:
+    def on_death(self, task: _Task, error: Exception) -> None:
+        """Charge a death to its unit and start a new actor; EngineError after max_deaths_in_a_row."""
         if getattr(error, "actor_init_failed", False):
             raise _start_error(error) from error
-        self.kill(flight)  # Ray may only have lost sight of it
+        self.kill(task)  # it may still run if only its connection was lost
         self.deaths += 1
         if self.deaths >= self.config.max_deaths_in_a_row:
             raise EngineError(
                 f"{self.deaths} workers died in a row, the last with: {str(error).splitlines()[0]} "
                 "Look at memory (dmesg) and `ray logs`, then go on with --resume; fewer workers need less memory"
             ) from error
-        if flight.unit is not None:
+        if task.unit is not None:
             failure = _Failure("WorkerDied", f"the worker process died on this unit ({type(error).__name__})")
-            self.ledger.take(flight.unit, failure, flight.began)
+            self.ledger.on_result(task.unit, failure, task.began)
         self.replace()
 
-    def expire(self, flight: _Flight) -> None:
-        """Kill an actor that is over its time."""
-        self.kill(flight)
-        if flight.unit is not None:
+    def on_timeout(self, task: _Task) -> None:
+        """Kill an actor that missed its deadline."""
+        self.kill(task)
+        if task.unit is not None:
             message = f"no result after {self.config.unit_timeout_s:g} s (ray.unit_timeout_s)"
-            self.ledger.take(flight.unit, _Failure("UnitTimeout", message), flight.began)
+            self.ledger.on_result(task.unit, _Failure("UnitTimeout", message), task.began)
             self.replace()
-        elif not self.flights:
+        elif not self.tasks:
             raise EngineError(
                 f"no worker started in {self.config.start_timeout_s:g} s (ray.start_timeout_s): {self.needs}. Ask for "
                 "less with ray.cpus_per_worker and ray.gpus_per_worker, or look at `ray status`"
             )
 
     def replace(self) -> None:
-        """A new actor for a dead one, if there is a unit for it."""
-        in_flight = sum(flight.unit is not None for flight in self.flights.values())
-        starting = len(self.flights) - in_flight
+        """Start an actor for a dead one, if there is a unit for it."""
+        in_flight = sum(task.unit is not None for task in self.tasks.values())
+        starting = len(self.tasks) - in_flight
         if self.ledger.todo - self.ledger.units - self.ledger.kept - in_flight > starting:
-            self.hire()
+            self.start()
 
 
 def _sweep(plan: Plan) -> None:

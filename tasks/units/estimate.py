@@ -1,6 +1,6 @@
-"""What a plan will take, from a few of its units that are really run: bytes, hours, money.
+"""Estimate bytes, hours and cost of a plan from a sample of its units.
 
-The units that are run are the plan's own and are committed as such: the run that follows has them done already.
+The sampled units are processed and committed as usual, so the run that follows skips them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Use:
-    """What workers hold: cores and GPUs, times seconds."""
+    """Reserved resources: cores and GPUs, times seconds."""
 
     core_seconds: float
     gpu_seconds: float
 
     @classmethod
     def of(cls, run: RunSummary) -> Use:
-        """What a run held from its beginning to its end, starting and waiting included."""
+        """Return what a run reserved from start to end, startup and idle time included."""
         return cls(run.workers * run.cores * run.seconds, run.workers * run.gpus * run.seconds)
 
     @property
     def hours(self) -> float:
-        """GPU-hours where GPUs take part, else core-hours: what is paid for."""
+        """GPU-hours if any GPU was reserved, else core-hours: what is billed."""
         return (self.gpu_seconds or self.core_seconds) / HOUR
 
     @property
@@ -42,13 +42,13 @@ class Use:
         return "GPU-hours" if self.gpu_seconds else "core-hours"
 
     def price(self, per_hour: float | None) -> float | None:
-        """Money for the hours; None where an hour has no price."""
+        """Return the cost of the hours; None without a price per hour."""
         return None if per_hour is None else round(self.hours * per_hour, 4)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the units that were run came to."""
+    """Totals of the sampled units."""
 
     units: int
     images: int
@@ -59,13 +59,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A plan before its start, or where it stands."""
+    """Size of a plan and the estimate of what is left of it."""
 
     images: int
     units: int
     left: int  # images without a commit before this estimate
-    bytes_in: int  # of the pictures whose size the source tells
-    unsized: int  # pictures whose size it does not tell
+    bytes_in: int  # of the images of known size
+    unsized: int  # images of unknown size
     sample: Sample | None  # None: nothing was run
 
     def _scaled(self, value: float, images: int) -> float:
@@ -83,7 +83,7 @@ class Estimate:
 
     @property
     def use(self) -> Use | None:
-        """What the images that are left take, those of the sample included; starting workers comes on top."""
+        """Resources for the images left, the sample included; without the startup of workers."""
         if self.sample is None:
             return None
         busy = self.sample.use
@@ -91,9 +91,9 @@ class Estimate:
 
 
 def estimate(plan: Plan, factory: Factory, ray: RayConfig, units: int) -> Estimate:
-    """Run and commit `units` pending units, spread evenly over the plan, and conclude from them. 0: run none.
+    """Run and commit `units` pending units, spread evenly over the plan, and extrapolate. 0: run none.
 
-    ray: as the run that follows will have it: what an image takes depends on who else computes.
+    ray: as in the run that follows, since the time per image depends on how many workers run at once.
     """
     waiting = pending(plan)
     left = plan.count_items(waiting)
@@ -121,7 +121,7 @@ def spread(units: Sequence[int], count: int) -> list[int]:
 
 
 def planned_bytes(plan: Plan) -> tuple[int, int]:
-    """(bytes of the planned pictures, pictures whose size is not known)."""
+    """Return (bytes of the planned images, number of images of unknown size)."""
     total = unknown = 0
     for file in plan.inputs.files:
         sizes = pq.read_table(pa.BufferReader(plan.store.read(file.file)), columns=["size"])["size"]

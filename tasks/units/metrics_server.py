@@ -1,4 +1,4 @@
-"""Figures of a running flow for Prometheus, on http://HOST:PORT/metrics where DECA_METRICS_PORT is set.
+"""Metrics of a running flow for Prometheus, on http://HOST:PORT/metrics where DECA_METRICS_PORT is set.
 
 The driver serves them: it sees every commit, so workers need no ports. Served from the first report of progress to the
 end of the process; one process serves one flow at a time.
@@ -22,7 +22,7 @@ logger = logging.getLogger("deca")
 
 
 class Exporter:
-    """What Prometheus reads; `prometheus_client` comes with Ray."""
+    """The metrics and their HTTP server; `prometheus_client` comes with Ray."""
 
     def __init__(self, port: int, host: str) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
@@ -43,7 +43,7 @@ class Exporter:
         logger.info("metrics on http://%s:%d/metrics", host, self.port)
 
     def units(self, dataset: str, progress: UnitProgress, rows: int, stages: dict[str, int]) -> None:
-        """A commit: rows and quarantined rows by stage are those of this unit alone."""
+        """Update after a commit. rows, stages: of this unit alone."""
         self.faces.labels(dataset).inc(rows)
         for stage, count in stages.items():
             self.quarantined.labels(dataset, stage).inc(count)
@@ -52,14 +52,14 @@ class Exporter:
         self.busy.labels(dataset).set(progress.busy_share)
 
     def training(self, progress: TrainProgress) -> None:
-        """A report of a training stage."""
+        """Update after a report of a training stage."""
         self.step.labels(progress.stage).set(progress.step)
         self.images.labels(progress.stage).set(progress.timing.images_per_second)
         self.wait.labels(progress.stage).set(progress.timing.data_wait_share)
 
 
 def watched(on_progress: Callable[[TrainProgress], None] | None) -> Callable[[TrainProgress], None] | None:
-    """A training's `on_progress` that also serves what it is told, where there is somebody to serve."""
+    """Return an `on_progress` for training that also updates the exporter, if there is one."""
     served = exporter()
     if served is None:
         return on_progress
@@ -74,7 +74,7 @@ def watched(on_progress: Callable[[TrainProgress], None] | None) -> Callable[[Tr
 
 @lru_cache(maxsize=1)
 def exporter() -> Exporter | None:
-    """The exporter of this process; None where nobody asked for one, or its port is taken (which is logged)."""
+    """Return the exporter of this process; None if not configured, or if its port is taken (which is logged)."""
     text = os.environ.get(VARIABLE)
     if not text:
         return None

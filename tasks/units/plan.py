@@ -1,10 +1,10 @@
-"""The plan of one dataset: what is to be done, frozen, and the rounds that came later.
+"""The plan of one dataset: its frozen items and units, and later rounds.
 
     _plan.json                      the frozen plan; written last, so that a half-written plan is none
     _plan/units-*.parquet           its items, one row group a unit
     _plan/round-00001.json + -units-  rounds: quarantined rows, or new and changed inputs; units follow the earlier ones
     _commits/00042-<fp8>.json       a unit is done; without it the part is not data. Many of them make a snapshot, and
-                                    one that is written anew gets a new name (-r1): tasks/units/commits.py
+                                    a rewritten one gets a new name (-r1): tasks/units/commits.py
     _quarantine/00042-<fp8>.parquet rows of that unit that failed
     files/ab/...                    files of rows, where a flow writes such; the commit record holds their hashes
     part-00042-<fp8>.parquet        rows of that unit (-<sha8> more once rows of replaced inputs were taken out)
@@ -44,25 +44,25 @@ class PlanError(DecaError):
 
 
 class PlanConflict(PlanError):
-    """Another plan lies at the destination; `differences` name what differs."""
+    """The destination has another plan; `differences` lists what differs."""
 
     def __init__(self, dest: str, differences: list[str]) -> None:
         self.dest, self.differences = dest, differences
         grown = all(text.startswith("inputs: ") for text in differences)
         super().__init__(
             f"{dest} holds a plan that differs from this run: {'; '.join(differences)}. Run again with --resume "
-            f"(go on with the stored plan as it is){', --extend (plan what is new or changed)' if grown else ''} "
+            f"(use the stored plan as it is){', --extend (plan what is new or changed)' if grown else ''} "
             "or with --new (drop the earlier plan and its results)"
         )
 
 
 class ResultsConflict(PlanError):
-    """The stored rows mean something else than those that this program makes (schemas/results.py)."""
+    """The stored rows have another result version than this program writes (schemas/results.py)."""
 
     def __init__(self, plan: Plan, before: int, now: int) -> None:
         flow = plan.record.config.get("flow", "plan")
         changed = f" ({changes})" if (changes := changes_since(flow, before)) else ""
-        ways = ". Run again with --upgrade (make them anew, in place) or with --new (drop them)"
+        ways = ". Run again with --upgrade (recompute them in place) or with --new (drop them)"
         super().__init__(
             f"{plan.dest} holds {flow} rows of version {before}, this program makes version {now}{changed}"
             + (ways if before < now else f". Run: {UPGRADE}")
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def inputs(self) -> PlanRecord:
-        """The record that a new plan over all inputs so far would have: the frozen one unless it was extended."""
+        """Return the record of a new plan over all inputs so far: the frozen one unless it was extended."""
         extensions = [later for later in self.rounds if later.kind == "extend"]
         if not extensions:
             return self.record
@@ -114,17 +114,17 @@ class Plan:
 
     @cached_property
     def replaced(self) -> frozenset[int]:
-        """Indices of items that an extension has planned anew because their content had changed."""
+        """Indices of items that an extension planned again because their content had changed."""
         return frozenset(index for later in self.rounds for index in later.replaced)
 
     @property
     def upgraded(self) -> bool:
-        """Whether rows of an earlier result version are being made anew."""
+        """Whether rows of an earlier result version are being recomputed."""
         return any(later.kind == "upgrade" for later in self.rounds)
 
     @property
     def result_version(self) -> int:
-        """What rows mean that are made from now on."""
+        """Result version of new rows."""
         return next(
             (one.result_version for one in reversed(self.rounds) if one.result_version), self.record.result_version
         )
@@ -148,7 +148,7 @@ class Plan:
 
     @property
     def compacts(self) -> bool:
-        """Whether its commit records may come to lie in snapshots: programs of the time of schema 2 would not know."""
+        """Whether commit records may be compacted into snapshots, which programs of schema 2 cannot read."""
         return self.record.schema_version > OLDEST
 
     def quarantine_name(self, unit: int) -> str:
@@ -173,14 +173,14 @@ class Plan:
         return total
 
     def iter_units(self, indices: Collection[int] | None = None) -> Iterator[Unit]:
-        """Units in order (those of `indices` only) without replaced items; memory holds one file of 64 units."""
+        """Yield units in order (only those of `indices`) without replaced items; memory: one file of 64 units."""
         wanted = None if indices is None else set(indices)
         for file in self.files:
             inside = range(file.first_unit, file.first_unit + file.units)
             chosen = [index for index in inside if wanted is None or index in wanted]
             if chosen:
                 parquet = pq.ParquetFile(pa.BufferReader(self.store.read(file.file)))
-                # All at once: to read them one by one costs a driver of small units more than all else that it does.
+                # All at once: reading row groups one by one would dominate the driver's time on small units.
                 groups = [index - file.first_unit for index in chosen]
                 items = iter(table_to_items(parquet.read_row_groups(groups, use_threads=False), self.record.root))
                 for index, group in zip(chosen, groups, strict=True):
@@ -189,7 +189,7 @@ class Plan:
 
 
 def load_plan(dest: str) -> Plan:
-    """The plan stored at `dest`; PlanError if there is none or another version wrote it."""
+    """Return the plan stored at `dest`; PlanError if there is none or another version wrote it."""
     store = Store(dest)
     try:
         record = PlanRecord.model_validate_json(read_record(store, PLAN, SCHEMA_VERSION, "items_sha256", OLDEST))

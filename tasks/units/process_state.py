@@ -1,4 +1,4 @@
-"""What a run changes of its own process while it lasts, and puts back."""
+"""Context managers that change process state during a run and restore it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does; only the main thread can see to that."""
+    """Raise KeyboardInterrupt on SIGTERM; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -30,7 +30,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_threads() -> Iterator[None]:
-    """Undo what a runner sets for its own process, where that is ours."""
+    """Restore OMP_NUM_THREADS and torch's threads, which a runner in this process changes."""
     variable, torch = os.environ.get("OMP_NUM_THREADS"), sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
     try:

@@ -1,4 +1,4 @@
-"""Progress of a run for people: a bar in a terminal, a line every half minute elsewhere."""
+"""Show the progress of a run: a bar in a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ events = logging.getLogger(EVENTS)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a run is: `done` of `total` of a unit, and a note with the rest."""
+class ProgressState:
+    """A progress report for display: `done` of `total`, and a note with rates and ETA."""
 
     title: str
     done: int
     total: int
-    unit: str
+    unit: str  # of `done` and `total`
     note: str
-    ends: bool  # the last report of the run, or of a stage of it
+    last: bool  # the last report of the run or training stage
 
 
-def standing(title: str, progress: UnitProgress | TrainProgress) -> Standing:
-    """What a progress report says, in words."""
+def progress_state(title: str, progress: UnitProgress | TrainProgress) -> ProgressState:
+    """Return a progress report in words."""
     if isinstance(progress, TrainProgress):
         title = f"{title}, {progress.stage}"
-        ends = progress.step == progress.steps
-        return Standing(title, progress.step, progress.steps, "steps", _training_note(progress), ends)
-    ends = progress.units_done == progress.units_total
+        last = progress.step == progress.steps
+        return ProgressState(title, progress.step, progress.steps, "steps", _training_note(progress), last)
+    last = progress.units_done == progress.units_total
     flow = UNIT_FLOWS.get(title, UNIT_FLOWS["ingest"])
     note = _units_note(progress, flow.rows)
-    return Standing(title, progress.items_done, progress.items_total, flow.items, note, ends)
+    return ProgressState(title, progress.items_done, progress.items_total, flow.items, note, last)
 
 
 class TerminalProgress:
-    """Shows what `run_units` or a training stage reports; give the object as its `on_progress`.
+    """Displays progress; pass it as `on_progress` of `run_units` or of a training stage.
 
     >>> with TerminalProgress("annotate") as progress:  # doctest: +SKIP
     ...     run_units(plan, factory, config.ray, progress)
@@ -73,10 +73,10 @@ class TerminalProgress:
             self.bar.stop()
 
     def __call__(self, progress: UnitProgress | TrainProgress) -> None:
-        now, at = time.monotonic(), standing(self.title, progress)
+        now, at = time.monotonic(), progress_state(self.title, progress)
         if self.bar:
             self.bar.update(self.task, description=at.title, completed=at.done, total=at.total, note=at.note)
-        elif at.ends or now - self.last_line >= LINE_SECONDS:
+        elif at.last or now - self.last_line >= LINE_SECONDS:
             self.last_line = now
             if as_json():
                 fields = {"done": at.done, "total": at.total, "unit_of_count": at.unit, "note": at.note}

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined where there is one, else started on this machine."""
+"""Connect to the Ray cluster of a run, or start one on this machine; resources per worker."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from deca_core.errors import DecaError
 from schemas.engine import RayConfig
 
 CLUSTER_WORKERS = 64
-LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units carry names, not pictures
+LOCAL_OBJECT_STORE = 256 * 2**20  # bytes: units hold URIs, not images
 HOME = Path(__file__).resolve().parents[2]  # the folder that these packages are imported from
-NODE_SECONDS = 120.0  # that a node has to answer: a process starts there first
+NODE_SECONDS = 120.0  # timeout for a node's answer, which includes the start of a process there
 
 Answer = TypeVar("Answer")
 
 
 class EngineError(DecaError):
-    """A run that cannot go on; what is committed stays."""
+    """A run that cannot continue; what is committed stays."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def connect(config: RayConfig) -> None:
 
 
 def _cores_to_start(config: RayConfig) -> int | None:
-    """CPUs of a cluster that is started for these workers; None: the machine's."""
+    """Return the CPUs of a cluster to start for these workers; None: all of the machine."""
     if not config.workers:
         return None
     if config.cpus_per_worker is None:
@@ -83,7 +83,7 @@ def _cores_to_start(config: RayConfig) -> int | None:
 
 @contextlib.contextmanager
 def _at_home() -> Iterator[None]:
-    """Work in the folder that our packages are imported from.
+    """Change to the folder that our packages are imported from.
 
     Ray puts the driver's working directory first on every worker's `sys.path`. In a user's folder a file `tasks.py` or
     a folder `schemas/` would be imported instead of ours.
@@ -103,7 +103,7 @@ def move_to(folder: str) -> None:
 
 
 def is_joined(address: str | None) -> bool:
-    """Whether a run with this address in its settings joins a cluster, which may have, or come to have, many nodes."""
+    """Whether a run with this address joins an existing cluster, which may have several nodes, now or later."""
     return _address(address) != "local"
 
 
@@ -112,7 +112,7 @@ def _address(given: str | None) -> str:
 
 
 def working_nodes() -> list[Node]:
-    """The nodes of the connected cluster that are alive and take work."""
+    """Return the nodes of the connected cluster that are alive and have CPUs or GPUs."""
     import ray
 
     return [
@@ -123,16 +123,16 @@ def working_nodes() -> list[Node]:
 
 
 def this_node() -> Node:
-    """The node that this process belongs to, a driver or a worker."""
+    """Return the node of this process, a driver or a worker."""
     import ray
 
     return Node(ray.get_runtime_context().get_node_id(), socket.gethostname(), ray.util.get_node_ip_address())
 
 
 def on_nodes(nodes: Sequence[Node], function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `function(*args)` returns on each node, or the exception that it ends with there, TimeoutError after long.
+    """Return per node the result of `function(*args)` or its exception; TimeoutError after NODE_SECONDS.
 
-    It takes no CPU, so a cluster that is full answers, too.
+    The task reserves no CPU, so a full cluster answers too.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -157,7 +157,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def everywhere(function: Callable[..., Any], *args: Any) -> None:
-    """Call `function(*args)` on every node, or here where this is the only one. For tidying up: no error is raised."""
+    """Call `function(*args)` on every node, or here if this is the only one. For cleanup: errors are ignored."""
     nodes = working_nodes()
     if [node.id for node in nodes] == [this_node().id]:
         function(*args)
@@ -165,18 +165,18 @@ def everywhere(function: Callable[..., Any], *args: Any) -> None:
         on_nodes(nodes, function, *args)
 
 
-# --- what a worker holds ----------------------------------------------------------------------------------------------
+# --- resources per worker ---------------------------------------------------------------------------------------------
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Resources of every node that is alive."""
+    """Return the resources of every node that is alive."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def holds_gpus(config: RayConfig) -> bool:
-    """Whether a worker might find a GPU: in this process, or on any node of the cluster, which is joined to ask."""
+    """Whether a worker may get a GPU: in this process, or on any node of the cluster. Connects to the cluster."""
     if config.workers == 0:
         import torch
 
@@ -186,10 +186,10 @@ def holds_gpus(config: RayConfig) -> bool:
 
 
 def resources_of(config: RayConfig, nodes: Sequence[dict[str, float]]) -> tuple[float, float, int]:
-    """(CPUs a worker, GPUs a worker, workers) on these nodes, by `node_resources`.
+    """Return (CPUs per worker, GPUs per worker, workers) on these nodes, from `node_resources`.
 
-    A worker with a GPU gets its share of the cores of the node that has the fewest of them to a GPU, so that all nodes
-    with GPUs hold as many workers as they have GPUs.
+    With GPUs, CPUs per worker follow from the node with the fewest cores per GPU, so that no GPU stays idle for lack of
+    cores.
     """
     cluster = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     gpus = config.gpus_per_worker
@@ -206,23 +206,23 @@ def resources_of(config: RayConfig, nodes: Sequence[dict[str, float]]) -> tuple[
 
 
 def expected_workers(config: RayConfig) -> int:
-    """How many workers a run will have, without asking Ray: what a plan is cut for.
+    """Return the expected number of workers without asking Ray, for the size of units.
 
-    A cluster is not joined only to count its machines: it counts as one of CLUSTER_WORKERS.
+    A cluster is not joined for that: CLUSTER_WORKERS is assumed.
     """
     if config.workers is not None:
         return max(1, config.workers)
     if is_joined(config.address):
         return CLUSTER_WORKERS
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch = sys.modules.get("torch")  # where it is not loaded, no worker will want a GPU
+    torch = sys.modules.get("torch")  # where it is not imported, no worker uses a GPU
     gpus = torch.cuda.device_count() if torch else 0
     return resources_of(config, [{"CPU": float(allowed), "GPU": float(gpus)}])[2]
 
 
 def on_worker(work: Callable[[], Answer], config: RayConfig) -> Answer:
-    """What `work` (picklable) answers where a worker would run: in a task that holds what a worker holds, which may be
-    on another machine than this one; with workers=0 in this process.
+    """Return the result of `work` (picklable), run in a Ray task with a worker's resources, maybe on another machine;
+    with workers=0 in this process.
 
     Raises what `work` raises, and EngineError where no such task starts or its process dies.
     """
@@ -258,7 +258,7 @@ def _call_in(work: Callable[[], Answer], folder: str) -> Answer:
 
 
 class Pinboard:
-    """An actor where a worker pins up how far it is, for the driver to read: plain values, so it imports little."""
+    """An actor to which a worker writes its progress for the driver: plain values, so it imports little."""
 
     def __init__(self) -> None:
         self.latest: dict[str, Any] | None = None

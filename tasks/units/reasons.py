@@ -1,4 +1,4 @@
-"""Why rows were lost, the commonest reason first; and the end of a flow that has lost every one of them."""
+"""Quarantine reasons by frequency, and the error of a flow that produced no row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MESSAGE_LIMIT = 300  # characters of a reason's first message there
 
 
 class NoRowsError(DecaError):
-    """A flow of which nothing came, though all was tried: why, by number, and where to look."""
+    """All units are done and no row was produced; lists the reasons by frequency and the next command."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Reason:
 
 
 def quarantine_reasons(plan: Plan) -> list[Reason]:
-    """Standing quarantine by stage and error, the most frequent first."""
+    """Return the standing quarantine by stage and error, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for _, row in standing_rows(plan):
@@ -51,10 +51,9 @@ def quarantine_reasons(plan: Plan) -> list[Reason]:
 
 
 def check_rows(plan: Plan, new: int, what: str) -> None:
-    """Raise NoRowsError where all units are done and not one row came of them, or nothing was planned at all.
+    """Raise NoRowsError if all units are done without any row, or if nothing was planned.
 
-    new: rows that this run has made; what: the plan's items are. Rows that are gone because they were erased are not
-    lost.
+    new: rows of this run; what: plural noun of the plan's items. Erased rows do not count as lost.
     """
     if not plan.inputs.items:
         raise NoRowsError(f"{plan.record.source} holds no {what}, so there is nothing to do")
@@ -68,14 +67,14 @@ def check_rows(plan: Plan, new: int, what: str) -> None:
 
 
 def by_number(lost: Iterable[tuple[int, str]]) -> str:
-    """(rows, reason) as text, the commonest first."""
+    """Return (rows, reason) pairs as text, the most frequent first."""
     ordered = sorted(lost, key=lambda entry: -entry[0])
     rest = [f"{len(ordered) - NAMED} other reasons"] if len(ordered) > NAMED else []
     return ", ".join([*(f"{rows} x {reason}" for rows, reason in ordered[:NAMED]), *rest]) or "no reason is recorded"
 
 
 def counted(plan: Plan, what: str) -> str:
-    """How many items a plan has, in words; what: the plural."""
+    """Return the number of items of a plan as text; what: the plural noun."""
     return f"{plan.inputs.items} {what if plan.inputs.items != 1 else what.removesuffix('s')}"
 
 

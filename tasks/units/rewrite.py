@@ -1,4 +1,4 @@
-"""Committed parts rewritten without some of their rows; the commit record switches from the old part to the new one."""
+"""Rewrite committed parts without some of their rows; the commit record switches from the old part to the new."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCE_COLUMN = "source_uri"
 
 @dataclass(frozen=True)
 class Files:
-    """Files beside a part, once rows have gone."""
+    """Files beside a part after rows were removed."""
 
     stay: list[StoredFile]
     gone: list[str]  # named by rows that went, and by no other; or by their own name of the erased
@@ -32,8 +32,8 @@ class Files:
 def drop_rows(store: Store, commit: CommitRecord, uris: Collection[str]) -> CommitRecord:
     """Publish the part of `commit` without the rows of these source URIs; the record to commit in its place.
 
-    The same record where there are no such rows. The new part's name holds its hash, so that the old one stays whole
-    until the commit is replaced. Files of these rows leave the record and stay where they are, to be written anew.
+    The same record where there are no such rows. The new part's name contains its hash, so that the old one stays
+    whole until the commit is replaced. Files of these rows leave the record and stay stored, to be overwritten.
     Raises ValueError for a dataset without a column of source URIs.
     """
     if commit.part is None:
@@ -64,7 +64,7 @@ def publish_without(
 
 
 def spare(path: Path, files: Sequence[StoredFile], erased: Erased) -> tuple[int, Files] | None:
-    """Take the erased out of a part that is not published yet; (rows left, files left), None where it holds none."""
+    """Remove erased rows from an unpublished part; return (rows left, files left), None if it has none."""
     parquet = pq.ParquetFile(path)
     ids = parquet.read(columns=id_columns(parquet.schema_arrow))
     going = erased.rows(ids)
@@ -81,7 +81,7 @@ def spare(path: Path, files: Sequence[StoredFile], erased: Erased) -> tuple[int,
 def files_left(
     files: Sequence[StoredFile], table: pa.Table, going: NDArray[np.bool_], erased: Erased | None = None
 ) -> Files:
-    """What becomes of the files of a part: a row owns those that any of its texts names.
+    """Split the files of a part after rows are removed: a row owns the files that any of its texts names.
 
     erased: files that no row names go as well where their own name holds one of these ids.
     """

@@ -1,4 +1,4 @@
-"""Plans made, and their later rounds: over what a source has gained (extend), or over quarantined rows (retry)."""
+"""Make plans and their later rounds: over new and changed inputs (extend), or over quarantined rows (retry)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tasks.units.plan import (
 from tasks.units.rewrite import drop_rows
 from tasks.units.upgrade import outdated
 
-SPLIT = 16  # a unit that was given up is retried in pieces of 1/16, so that the second round isolates the culprit
+SPLIT = 16  # a given-up unit is retried in sixteenths, so that the second round isolates the failing image
 
 logger = logging.getLogger("deca")
 
@@ -64,15 +64,15 @@ def open_or_build(
     workers: int | None = None,
     upgrade: bool = False,
 ) -> Plan:
-    """The plan at `dest`: the stored one where it equals what was asked for, else a new one.
+    """Return the plan at `dest`: the stored one if it equals the request, else a new one.
 
-    config: settings that influence results (nothing about Ray); weights: name -> hash of every model that takes part;
+    config: settings that influence results (nothing about Ray); weights: name -> hash of every model used;
     items: the plan's items where `source` is a name and not a place to list.
     mode: "auto" refuses a stored plan that differs (PlanConflict), "resume" takes it as it is without looking at the
     source, "extend" adds a round over new and changed inputs, "new" drops it and its results.
     workers: how many there will be, so that small archives are cut into units for all of them (`UnitsConfig.size_for`);
     None: units are as large as the setting says. A stored plan keeps its units whatever this is.
-    upgrade: take a stored plan whose rows are of an earlier result version; `run_units` makes them anew.
+    upgrade: take a stored plan whose rows are of an earlier result version; `run_units` recomputes them.
     Raises SourceError, StorageError, PlanError.
     """
     store = Store(dest)
@@ -110,7 +110,7 @@ def open_or_build(
 
 
 def _note_left_out(plan: Plan, draft: PlanRecord) -> Plan:
-    """The plan, its record knowing what the last look at the source has left out; all else stays as it is."""
+    """Store the images left out by the latest listing of the source in the plan's record; return the plan."""
     record = plan.record.model_copy(update={"images_left_out": draft.images_left_out})
     if record != plan.record:
         plan.store.write(PLAN, record.stored())
@@ -118,9 +118,9 @@ def _note_left_out(plan: Plan, draft: PlanRecord) -> Plan:
 
 
 def check_results(plan: Plan, upgrade: bool = False) -> Plan:
-    """The plan, if this program may add rows to it; with `upgrade` also one whose rows are of an earlier version.
+    """Return the plan if this program may add rows to it; with `upgrade` also if its rows are of an earlier version.
 
-    Raises ResultsConflict where rows of two meanings would stand side by side.
+    Raises ResultsConflict where rows of two result versions would be mixed.
     """
     now, before = result_version(plan.record.config), plan.result_version
     if now < before or (now > before and not upgrade):
@@ -131,7 +131,7 @@ def check_results(plan: Plan, upgrade: bool = False) -> Plan:
 
 
 def begin_upgrade(plan: Plan) -> Plan:
-    """The plan with a round from which on its rows are of this program's version, if they are of an earlier one."""
+    """Return the plan with an upgrade round to this program's result version, if its rows are of an earlier one."""
     now = result_version(plan.record.config)
     if plan.result_version == now:
         return plan
@@ -140,7 +140,7 @@ def begin_upgrade(plan: Plan) -> Plan:
 
 
 def drop_plan(dest: str) -> None:
-    """Delete a plan and its results at `dest`; the record first, so that nothing half is valid. Tombstones stay."""
+    """Delete a plan and its results at `dest`; the record first, so that no partial plan is valid. Tombstones stay."""
     store = Store(dest)
     store.delete(PLAN)
     store.delete_many(store.list(COMMITS))
@@ -151,7 +151,7 @@ def drop_plan(dest: str) -> None:
 
 
 def _publish_draft(store: Store, draft: PlanRecord, folder: Path) -> None:
-    """Put the item files, then the record; names carry the fingerprint, so two runs at once do not mix."""
+    """Publish the item files, then the record; names carry the fingerprint, so two runs at once do not mix."""
     files = [_publish_units(store, folder, file, draft.fingerprint[:8]) for file in draft.files]
     record = draft.model_copy(update={"files": files})
     try:
@@ -172,10 +172,10 @@ def _publish_units(store: Store, folder: Path, file: UnitFile, mark: str) -> Uni
 
 
 def plan_retry(dest: str) -> Plan:
-    """The plan with one more round over the standing quarantine; unchanged where nothing stands or all is under way.
+    """Return the plan with a retry round over the standing quarantine; unchanged if all of it is already planned.
 
-    Rows of one face become items with that face_index; attempts count on. Units that were given up whole are cut into
-    sixteenths (then into single pictures) to isolate what kills the worker.
+    Rows of one face become items with that face_index; attempts are kept. Given-up units are split into sixteenths
+    (then into single images) to isolate what kills the worker.
     """
     plan = load_plan(dest)
     retried = plan.retry_units
@@ -197,7 +197,7 @@ def plan_retry(dest: str) -> Plan:
 
 
 def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) -> list[Item]:
-    """The planned items behind quarantined rows, in order of index and face."""
+    """Return the planned items of quarantined rows, by index and face."""
     rows: dict[int, list[Quarantined]] = {}
     for _, row in standing.values():
         rows.setdefault(row.index, []).append(row)
@@ -214,7 +214,7 @@ def _retry_items(plan: Plan, standing: Mapping[Row, tuple[int, Quarantined]]) ->
 
 
 def _extend(plan: Plan, draft: PlanRecord, folder: Path, units: UnitsConfig, workers: int | None) -> Plan:
-    """The plan with one more round over new and changed inputs; itself where the inputs are the same.
+    """Return the plan with an extend round over new and changed inputs; unchanged if the inputs are the same.
 
     Rows of inputs that are gone stay, those of the earlier content of changed ones are taken out. PlanConflict where
     anything but the inputs differs.
@@ -254,7 +254,7 @@ def _extend(plan: Plan, draft: PlanRecord, folder: Path, units: UnitsConfig, wor
 
 
 def _take_out(plan: Plan, uris: set[str]) -> list[int]:
-    """Rewrite the committed parts without rows of these inputs; the indices that the inputs have had."""
+    """Rewrite the committed parts without rows of these inputs; return the inputs' item indices."""
     units: set[int] = set()
     indices: set[int] = set()
     for unit in plan.iter_units():

@@ -1,7 +1,7 @@
-"""Local paths on a cluster of several nodes: allowed where every node proves that it sees the same files there.
+"""Check that local paths lead to the same files on every node of a cluster.
 
 A folder that only the driver's machine has would be missing on the others or, worse, be another one: rows would be made
-with other weights, and parts written where nobody finds them. The driver notes a few files of every path with size and
+with other weights, and parts written to the wrong disk. The driver notes a few files of every path with size and
 hash (in DEST a file with a random word, which it writes); a node looks for them.
 """
 
@@ -229,6 +229,6 @@ def _below(file: Path, place: str) -> str:
 
 
 def _remove_empty(folder: str) -> None:
-    """Take a folder away that was made to ask for it, unless something lies in it now."""
+    """Remove a folder that was made for the check, unless it is no longer empty."""
     with suppress(OSError):
         os.rmdir(folder)

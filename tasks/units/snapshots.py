@@ -1,11 +1,11 @@
-"""Where commit records lie: one file each, or many of them in snapshots; read as one ledger, in the order of units.
+"""Stored commit records, one file each or many in a snapshot, read as one ledger by unit.
 
-    _commits/00042-<fp8>.json                                 a record; -r1, -r2 ... where it was written anew
+    _commits/00042-<fp8>.json                                 a record; -r1, -r2 ... if rewritten
     _commits/snapshot-<fp8>-<level>-<first>-<last>-<sha16>.parquet   records of units first .. last, one a row
 
-Of a unit the highest revision holds, wherever it lies, so it does not matter in which order files come and go as long
-as nobody deletes one before what it holds is published elsewhere (compaction.py). A reader whose file has gone
-since it was listed lists again.
+The highest revision of a unit wins, whichever file it is in, so files may appear and disappear in any order as long as
+one is deleted only after its content is published elsewhere (compaction.py). A reader lists again if a listed file is
+gone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Snapshot(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in `_commits/` of a plan: records by unit and revision, snapshots by their first unit."""
+    """Files in `_commits/` of a plan: records by unit and revision, snapshots by their first unit."""
 
     records: tuple[Record, ...]
     snapshots: tuple[Snapshot, ...]
@@ -78,7 +78,7 @@ class Listing:
 
 
 def list_commits(plan: Plan) -> Listing:
-    """What lies there now; what has no such name is none of ours: `verify` tells."""
+    """List the commit files of a plan; other names are ignored here and reported by `verify`."""
     records, snapshots, mark = list[Record](), list[Snapshot](), plan.fingerprint[:8]
     for entry in plan.store.entries(COMMITS):
         if (found := RECORD.fullmatch(entry.name)) and found[2] == mark:
@@ -89,7 +89,7 @@ def list_commits(plan: Plan) -> Listing:
 
 
 def listed(plan: Plan, read: Callable[[Listing], Found]) -> Found:
-    """What `read` makes of a listing; of a fresh one where a file has gone since."""
+    """Return `read(listing)`; list again if a listed file is gone."""
     listing = list_commits(plan)
     while True:
         try:
@@ -99,7 +99,7 @@ def listed(plan: Plan, read: Callable[[Listing], Found]) -> Found:
 
 
 def list_again(plan: Plan, before: Listing, error: FileNotFoundError) -> Listing:
-    """The listing after a file was missed; PlanError where the store goes on listing what it does not have."""
+    """Return a new listing after a missing file; PlanError if the store still lists it."""
     now = list_commits(plan)
     if now == before:
         raise PlanError(f"{error} is listed and cannot be read. Run: deca verify {plan.dest}") from error
@@ -110,7 +110,7 @@ def list_again(plan: Plan, before: Listing, error: FileNotFoundError) -> Listing
 
 
 def read_records(plan: Plan, records: Iterable[Record]) -> Iterator[Row]:
-    """Records as rows, in their order; memory holds WINDOW of them. FileNotFoundError where one has gone."""
+    """Yield records as rows, in order; memory: WINDOW of them. FileNotFoundError if one is gone."""
     source = iter(records)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         while some := list(islice(source, WINDOW)):
@@ -137,7 +137,7 @@ def _read_record(plan: Plan, record: Record) -> Row:
 def write_snapshot(plan: Plan, level: int, rows: Iterable[Row]) -> Snapshot:
     """Publish rows, which come by unit, as a snapshot; there must be one. FileNotFoundError as of what is read.
 
-    No two have the same name, even of the same rows, so that whoever takes back their own takes nobody else's.
+    Names are unique even for equal rows, so that a process that deletes its own snapshot deletes no other.
     """
     metadata = {"fingerprint": plan.fingerprint, "writer": secrets.token_hex(8)}
     gone: FileNotFoundError | None = None
@@ -192,7 +192,7 @@ def open_snapshot(plan: Plan, snapshot: Snapshot) -> pq.ParquetFile:
 
 
 def hash_in(name: str) -> str:
-    """The first digits of the SHA-256 that the name of a snapshot holds."""
+    """Return the first 16 digits of the SHA-256 in the name of a snapshot."""
     return name.removesuffix(".parquet").rpartition("-")[2]
 
 
@@ -205,7 +205,7 @@ def _damaged(plan: Plan, snapshot: Snapshot, why: str) -> PlanError:
 
 
 def read_snapshot(plan: Plan, snapshot: Snapshot, after: int = -1) -> Iterator[Row]:
-    """Rows of a snapshot by unit, without units up to `after`; memory holds a row group."""
+    """Yield the rows of a snapshot with units above `after`, by unit; memory: one row group."""
     parquet = open_snapshot(plan, snapshot)
     for group in range(parquet.num_row_groups):
         if parquet.metadata.row_group(group).column(0).statistics.max > after:
@@ -218,7 +218,7 @@ def read_snapshot(plan: Plan, snapshot: Snapshot, after: int = -1) -> Iterator[R
 
 
 def stream_rows(plan: Plan, listing: Listing, after: int = -1) -> Iterator[Row]:
-    """The row that holds of every unit above `after`, by unit. FileNotFoundError where a file has gone."""
+    """Yield the current row of every unit above `after`, by unit. FileNotFoundError if a file is gone."""
     streams = [
         (snapshot.first, _ranked(read_snapshot(plan, snapshot, after), False))
         for snapshot in listing.snapshots

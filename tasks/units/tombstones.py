@@ -1,14 +1,14 @@
-"""Who is erased from a dataset, and which rows, items and files that makes.
+"""Tombstones of a dataset: which faces, images and identities are erased, and which rows, items and files match.
 
-Every flow that writes rows asks here, once a unit. Columns are known by their names: those that end in `face_id`,
-`image_id` or `identity_id` name faces, pictures and people, and `label` is who a picture says it shows. What a person
-named for an animation (`identity`, `expression`, `name`) may be any of them, or a text around one.
+Every flow that writes rows reads them once per unit. Columns are matched by name: those that end in `face_id`,
+`image_id` or `identity_id`, and `label`, the identity in the source's metadata. An animation's `identity`, `expression`
+and `name` may be any of these ids, or a text that contains one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +43,7 @@ class EraseError(DecaError):
 class Erased:
     """Ids that are erased. identities: hashes, see `identity_hash`."""
 
-    number: int = 0  # of the latest tombstone; 0: nobody is erased
+    number: int = 0  # of the latest tombstone; 0: nothing is erased
     faces: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
     identities: frozenset[str] = frozenset()
@@ -77,7 +77,7 @@ class Erased:
         elif name in NAMED:
             hit = [text is not None and self._named(text) for text in distinct.to_pylist()]
         else:
-            hit = [person is not None and self.has_identity(person) for person in distinct.to_pylist()]
+            hit = [identity is not None and self.has_identity(identity) for identity in distinct.to_pylist()]
         if not any(hit):
             return np.zeros(len(values), bool)
         return pc.is_in(values, value_set=distinct.filter(pa.array(hit))).to_numpy()
@@ -95,17 +95,17 @@ class Erased:
     # --- items and files ----------------------------------------------------------------------------------------------
 
     def has_item(self, item: Item) -> bool:
-        """Whether a planned picture is erased as a whole; a row of faces/ is known only once it is read."""
+        """Whether a planned image is erased as a whole; a row of faces/ is known only once it is read."""
         return bool(self.images) and item.image_id in self.images
 
     def has_quarantined(self, row: Quarantined, root: str) -> bool:
-        """Whether a quarantined row is about an erased picture or face. root: of the plan."""
+        """Whether a quarantined row is about an erased image or face. root: of the plan."""
         image = image_id_of(row.uri, root)
         face = None if row.face_index is None else f"{image}-{row.face_index:02d}"
         return image in self.images or (face is not None and face in self.faces)
 
     def names(self, text: str) -> bool:
-        """Whether a file's name, or a text, holds the id of an erased face or picture."""
+        """Whether a file's name, or a text, holds the id of an erased face or image."""
         return self._pattern is not None and self._pattern.search(text) is not None
 
     @cached_property
@@ -114,7 +114,7 @@ class Erased:
         return re.compile(rf"(?<![0-9A-Za-z])(?:{'|'.join(ids)})(?![0-9A-Za-z])") if ids else None
 
 
-NOBODY = Erased()
+NONE_ERASED = Erased()
 
 
 def id_columns(schema: pa.Schema) -> list[str]:
@@ -137,36 +137,33 @@ def read_ids(store: Store, name: str) -> pa.Table:
 # --- in storage -------------------------------------------------------------------------------------------------------
 
 
-def read_erased(store: Store, known: Erased = NOBODY) -> Erased:
-    """Everybody who is erased from a dataset. known: what an earlier look of the same run found; then one listing."""
-    names = [name for name in store.list(ERASED) if NAME.fullmatch(name)]
-    if not names or NAME.fullmatch(names[-1])[1] == f"{known.number:06d}":  # type: ignore[index]
-        return known if names else NOBODY
-    stones = list(_read(store, names))
-    return Erased.of((request for stone in stones for request in stone.requests), max(stone.number for stone in stones))
+def read_erased(store: Store, known: Erased = NONE_ERASED) -> Erased:
+    """Return what is erased from a dataset. known: an earlier result; while it is current, one listing suffices."""
+    if latest_tombstone(store) == known.number:
+        return known
+    stones = read_tombstones(store)
+    return Erased.of((request for stone in stones for request in stone.requests), stones[-1].number if stones else 0)
 
 
 def read_tombstones(store: Store) -> list[Tombstone]:
-    """Every tombstone of a dataset, in order."""
+    """Return every tombstone of a dataset, in order. Raises EraseError for a damaged one."""
     names = [name for name in store.list(ERASED) if NAME.fullmatch(name)]
-    return sorted(_read(store, names), key=lambda stone: stone.number)
-
-
-def _read(store: Store, names: Iterable[str]) -> Iterator[Tombstone]:
+    stones = []
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda name: read_record(store, name, SCHEMA_VERSION, "requests"), names)
         for name, data in zip(names, found, strict=True):
             try:
-                yield Tombstone.model_validate_json(data)
+                stones.append(Tombstone.model_validate_json(data))
             except ValidationError as error:
                 raise EraseError(
-                    f"{store.join(name)} is damaged, so it is not known who must stay away. Bring it back from a copy; "
-                    f"deca audit {store.uri} tells which others there are"
+                    f"{store.join(name)} is damaged, so what must stay erased is unknown. Restore it from a copy; "
+                    f"deca audit {store.uri} lists the others"
                 ) from error
+    return sorted(stones, key=lambda stone: stone.number)
 
 
 def latest_tombstone(store: Store) -> int:
-    """Number of the latest tombstone, by its name alone; 0 where there is none."""
+    """Return the number of the latest tombstone, from the listing alone; 0 if there is none."""
     return max((int(found[1]) for name in store.list(ERASED) if (found := NAME.fullmatch(name))), default=0)
 
 
@@ -175,5 +172,5 @@ def tombstone_name(number: int) -> str:
 
 
 def put_tombstone(store: Store, stone: Tombstone) -> None:
-    """Write a tombstone, which from here on keeps its faces away. FileExistsError where another has the number."""
+    """Write a tombstone; from then on its faces stay erased. FileExistsError where another has the number."""
     store.create(tombstone_name(stone.number), stone.model_dump_json(indent=1).encode())

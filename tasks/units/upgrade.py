@@ -1,9 +1,9 @@
-"""Rows of an earlier result version made anew in place (schemas/results.py says what such a version is).
+"""Recompute rows of an earlier result version in place (see schemas/results.py).
 
-An upgrade begins with a round that has no units and says what rows mean from now on. Every run then works, after the
-pending units, committed ones whose record says an earlier version. Such a unit keeps its index and its items; its new
-part lies under a name of its own, then the commit record switches, then the old part goes. So a run may end anywhere,
-rows of a unit are there at any time, and ids, erasures and rounds stay what they were.
+An upgrade begins with a round without units that sets the new result version. Every run then processes, after the
+pending units, committed units of an earlier version. Such a unit keeps its index and items; its new part is published
+under a new name, the commit record switches, the old part is deleted. So a run may be killed anywhere, rows of a unit
+are always available, and ids, erasures and rounds are unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.units.plan import Plan
 
 
 def outdated(plan: Plan) -> dict[int, int]:
-    """Committed units with rows of an earlier result version and that version, in order; none if not upgraded."""
+    """Return {committed unit: its earlier result version}, in order; empty unless the plan is being upgraded."""
     if not plan.upgraded:
         return {}
     table = commit_table(plan, ["versions"])
@@ -26,9 +26,9 @@ def outdated(plan: Plan) -> dict[int, int]:
 
 
 def renewals(plan: Plan, indices: Collection[int]) -> Iterator[Unit]:
-    """Committed units to be worked again, in order, each with its record of before.
+    """Yield committed units to recompute, in order, each with its current record.
 
-    What a later retry has taken over comes from the unit of that retry, which is worked again by itself.
+    Items superseded by a later retry are left to the unit of that retry, which is recomputed itself.
     """
     wanted = set(indices)
     if not wanted:

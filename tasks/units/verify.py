@@ -1,4 +1,4 @@
-"""Where a dataset stands, and whether its files are still what was committed."""
+"""Status of a dataset, and verification of its files against the commit records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROW_KEY = ("face_id", "method")  # unique together; only evaluations/ has a row 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a dataset stands."""
+    """Counts of a dataset."""
 
     dest: str
     source: str
@@ -40,16 +40,16 @@ class Status:
     quarantined: dict[str, int]  # standing rows by stage
     retries: int
     images_left_out: dict[str, int] = field(default_factory=dict)  # by ending: nothing here reads them
-    outdated: int = 0  # units with rows of an earlier result version, while an upgrade makes them anew
+    outdated: int = 0  # units with rows of an earlier result version, while an upgrade recomputes them
 
     @property
     def complete(self) -> bool:
-        """Nothing pending, nothing in quarantine, no image left out, nothing to be made anew."""
+        """Nothing pending, nothing in quarantine, no image left out, nothing to recompute."""
         return not (self.pending or self.quarantined or self.images_left_out or self.outdated)
 
 
 def status(dest: str) -> Status:
-    """Counts of a dataset, from its plan, commits and quarantine."""
+    """Return the counts of a dataset, from its plan, commits and quarantine."""
     plan = load_plan(dest)
     ledger = commit_table(plan, ["rows", "bytes", "files_bytes", "stages"])
     total = {name: pc.sum(ledger[name]).as_py() or 0 for name in ("rows", "bytes", "files_bytes")}
@@ -73,7 +73,7 @@ def status(dest: str) -> Status:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. Leftovers are files that no record names: harmless, and never read."""
+    """Result of `verify`. Leftovers are files that no record names: harmless, and never read."""
 
     files: int  # hashed
     rows: int
@@ -86,28 +86,28 @@ class Verification:
 
 
 def verify(dest: str) -> Verification:
-    """Hash every committed file again and look for what is missing, changed, doubled or left over.
+    """Hash every committed file and report what is missing, changed, duplicated or left over.
 
     Memory: the names of parts, and 8 bytes a row.
     """
     plan = load_plan(dest)
     seen, named = _Seen(plan.store), {PLAN, *(round_name(later.round) for later in plan.rounds)}
     for file in plan.files:
-        seen.look(file)
+        seen.check(file)
         named.add(file.file)
     rows = 0
     try:
         for commit in read_commits(dest):
             rows += commit.rows
             for one in _files_of(commit):
-                seen.look(one)
+                seen.check(one)
             named.update(name for name in (commit.part, commit.quarantine and commit.quarantine.file) if name)
     except PlanError as error:
         return Verification(seen.files, rows, [*seen.problems, str(error)])
     listing = list_commits(plan)
     named.update(record.name for record in listing.latest)
     for snapshot in listing.snapshots:
-        seen.look_at_snapshot(snapshot.name)
+        seen.check_snapshot(snapshot.name)
         named.add(snapshot.name)
     present = [name for name in plan.store.list() if PART_NAME.fullmatch(name)]
     present += chain(*(plan.store.list(folder) for folder in (COMMITS, QUARANTINE, PLAN_FOLDER)))
@@ -124,7 +124,7 @@ def _files_of(commit: CommitRecord) -> Iterator[StoredFile]:
 
 
 class _Seen:
-    """The files looked at so far, one at a time: a part may be large."""
+    """Accumulates problems and row ids over the checked files, one file in memory at a time."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.files = store, 0
@@ -132,8 +132,8 @@ class _Seen:
         self.hashes = bytearray()  # 64 bits of every row's id
         self.parts: list[str] = []  # that have ids
 
-    def look(self, file: StoredFile) -> None:
-        """Hash a published file, and note the ids in it."""
+    def check(self, file: StoredFile) -> None:
+        """Hash a published file and collect its row ids."""
         self.files += 1
         try:
             data = self.store.read(file.file)
@@ -148,8 +148,8 @@ class _Seen:
             self.hashes += b"".join(map(_short, ids))
             self.parts.append(file.file)
 
-    def look_at_snapshot(self, name: str) -> None:
-        """Hash a snapshot of commit records; its name says what it must be."""
+    def check_snapshot(self, name: str) -> None:
+        """Hash a snapshot of commit records against its name."""
         self.files += 1
         try:
             if hash_in(name) != hashlib.sha256(self.store.read(name)).hexdigest()[:16]:
@@ -158,7 +158,7 @@ class _Seen:
             return
 
     def doubled(self) -> list[str]:
-        """Names the ids that occur more than once, at most ten of them: their parts are read once more."""
+        """Return at most ten ids that occur more than once; reads the parts again."""
         values = np.sort(np.frombuffer(self.hashes, np.uint64))
         twice = set(np.unique(values[1:][values[1:] == values[:-1]]).tolist())
         counts: Counter[str] = Counter()
@@ -169,7 +169,7 @@ class _Seen:
 
 
 def _ids(part: bytes) -> list[str] | None:
-    """The row keys of a part, as "face_id A"; None where it has none."""
+    """Return the row keys of a part, as "face_id A"; None without a face_id column."""
     parquet = pq.ParquetFile(pa.BufferReader(part))
     columns = [name for name in ROW_KEY if name in parquet.schema_arrow.names]
     if "face_id" not in columns:

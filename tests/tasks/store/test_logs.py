@@ -58,14 +58,14 @@ def test_a_run_says_every_unit_in_json(
     assert [line["done"] for line in lines if line["event"] == "reconstruct"] == [0, 10]
 
 
-def test_people_are_spared_the_units(
+def test_plain_logs_omit_unit_events(
     photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DECA_LOG", raising=False)
     set_up()
     run_units(open_or_build(tmp_path / "out", str(photos(4)), units=FOUR), HashWorker, HERE)
-    logging.getLogger("deca").info("%d pictures", 4)
-    assert capsys.readouterr().err == "4 pictures\n"
+    logging.getLogger("deca").info("%d images", 4)
+    assert capsys.readouterr().err == "4 images\n"
 
 
 def test_a_line_stays_one_line_and_names_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:

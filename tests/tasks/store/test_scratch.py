@@ -19,7 +19,7 @@ NAME = "from tasks.store.scratch import scratch_name; print(scratch_name('part.p
 
 @pytest.fixture
 def forgetful() -> Iterator[None]:
-    """Who we are is asked anew in the test, and after it."""
+    """Clear the cached process id before and after the test."""
     for known in (scratch._owner, scratch._here):
         known.cache_clear()
     yield
@@ -71,7 +71,7 @@ def test_what_cannot_be_proved_goes_after_a_day(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [mine]  # however old: its process lives
 
 
-def test_a_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+def test_a_zombie_process_is_dead(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", NAME], stdout=subprocess.PIPE, text=True) as zombie:
         assert zombie.stdout is not None
         path = tmp_path / zombie.stdout.readline().strip()

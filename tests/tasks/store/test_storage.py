@@ -93,7 +93,7 @@ def test_unwritable_places_are_found_before_any_work(tmp_path: Path, s3: Any) ->
 def test_a_write_test_that_was_killed_is_gone_after_the_next(
     tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a bucket nobody sweeps temp files: what a dead run's write test left would stay for ever."""
+    """Temp files on a bucket are never swept: the leftover of a killed write test would stay forever."""
     for store in (Store(tmp_path / "out"), Store(s3.uri("killed-preflight"))):
         with monkeypatch.context() as patch:
             patch.setattr(Store, "delete", Mock(side_effect=KeyboardInterrupt))

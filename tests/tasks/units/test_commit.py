@@ -58,7 +58,7 @@ def test_an_error_between_batches_is_raised(tmp_path):
 
 
 class Streaming:
-    """A row a picture, and a file beside it; quarantine is known when the last row is out."""
+    """A row per image, and a file beside it; quarantine is known when the last row is out."""
 
     def __init__(self, store: Store, fault: str = "") -> None:
         self.store, self.fault = store, fault
@@ -124,7 +124,7 @@ def test_dropping_a_plan_drops_its_files(plan):
 
 
 def test_a_workers_disk_error_is_its_own_and_not_the_storages(plan):
-    """What the worker raises gives up its unit; the run goes on, and nothing half-written is left."""
+    """What the worker raises gives up its unit; the run continues, and nothing half-written is left."""
     summary = run_units(plan, lambda: Streaming(plan.store, "os"), HERE)
     assert (summary.units_failed, summary.rows) == (1, 3)
     lost = [row for row in standing_quarantine(plan.dest) if row.stage == "unit"]

@@ -38,8 +38,8 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compaction, name, value)
 
 
-def told(dest: str) -> list[dict[str, object]]:
-    """Everything that the commit records say but for the time it took."""
+def records_of(dest: str) -> list[dict[str, object]]:
+    """All commit records without their seconds."""
     return [commit.model_dump(exclude={"seconds"}) for commit in read_commits(dest)]
 
 
@@ -61,11 +61,11 @@ def test_a_run_leaves_few_files_and_the_same_records(tmp_path: Path, monkeypatch
     single = make_plan(str(tmp_path / "single"), 30)
     run_units(single, Rows, HERE)
     assert len(list_commits(single).records) == 30
-    assert told(plan.dest) == told(single.dest)
+    assert records_of(plan.dest) == records_of(single.dest)
 
 
 class AtOnce(ThreadPoolExecutor):
-    """Runs what it is given before it goes on, so that steps have an order."""
+    """Runs each call before `submit` returns, so that steps have an order."""
 
     def submit(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         future = super().submit(call, *args, **kwargs)
@@ -109,10 +109,10 @@ def test_an_end_at_any_step_of_a_run_loses_nothing(tmp_path: Path, monkeypatch: 
             with pytest.raises(Killed):
                 run_units(plan, Rows, HERE)
         assert verify(plan.dest).problems == []
-        committed = len(told(plan.dest))
+        committed = len(records_of(plan.dest))
         assert status(plan.dest).committed == committed == 8 - len(pending(plan))
         assert run_units(plan, Rows, HERE).units_skipped == committed
-        assert told(plan.dest) == told(whole.dest)
+        assert records_of(plan.dest) == records_of(whole.dest)
         assert (verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [])
         assert len(list_commits(plan).records) <= 1
 
@@ -163,7 +163,7 @@ def test_retry_erase_and_drop(tmp_path: Path) -> None:
     assert [one.rows for one in read_commits(plan.dest)] == [1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 1, 0, 0]
     assert (verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [])
     rows = [row for snapshot in list_commits(plan).snapshots for row in read_snapshot(plan, snapshot)]
-    assert [row["unit"] for row in rows if row["unit"] == 3] == []  # its record lies alone, written anew
+    assert [row["unit"] for row in rows if row["unit"] == 3] == []  # its record is a rewritten file of its own
     assert [record.revision for record in list_commits(plan).records] == [1]
 
     drop_plan(plan.dest)
@@ -205,7 +205,7 @@ def as_of_schema_2(plan: Plan) -> Plan:
     return load_plan(plan.dest)
 
 
-def test_a_dataset_of_schema_2_goes_on_as_it_was_until_it_is_migrated(tmp_path: Path) -> None:
+def test_schema_2_dataset_is_unchanged_until_migrated(tmp_path: Path) -> None:
     plan = as_of_schema_2(make_plan(str(tmp_path / "out"), 9))
     run_units(plan, Rows, HERE, only=range(6))
     plan = as_of_schema_2(plan)
@@ -217,18 +217,18 @@ def test_a_dataset_of_schema_2_goes_on_as_it_was_until_it_is_migrated(tmp_path: 
     assert listing.snapshots == ()
     assert [(one.unit, one.revision) for one in listing.records] == [(unit, 0) for unit in range(9)]
     assert [one.rows for one in read_commits(plan.dest)] == [1, 1, 0, 1, 0, 1, 1, 1, 1]
-    before = told(plan.dest)
+    before = records_of(plan.dest)
 
     [done] = migrate(plan.dest)
     assert (done.before, done.after, done.records, done.moved) == (2, 3, 1, 9)
     listing = list_commits(load_plan(plan.dest))
     assert (listing.records, len(listing.snapshots)) == ((), 1)
-    assert [{**one, "schema_version": 3} for one in before] == told(plan.dest)
+    assert [{**one, "schema_version": 3} for one in before] == records_of(plan.dest)
     assert (verify(plan.dest).problems, verify(plan.dest).leftovers) == ([], [])
     assert [(one.records, one.moved) for one in migrate(plan.dest)] == [(0, 0)]
 
 
-def test_a_migration_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_migration_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(8):
         plan = make_plan(str(tmp_path / f"{step}"), 5)
         run_units(as_of_schema_2(plan), Rows, HERE)
@@ -253,7 +253,7 @@ class World:
 
     def __init__(self, dest: str, seed: int) -> None:
         self.plan, self.random = make_plan(dest, 6), random.Random(seed)
-        self.holds: dict[int, CommitRecord] = {}
+        self.current: dict[int, CommitRecord] = {}
         self.memory: list[CommitRecord] = []  # of a driver: records that it has not moved yet
         self.erased: set[int] = set()
         self.inside = False
@@ -275,12 +275,12 @@ class World:
     def published(self, name: str) -> None:
         if RECORD.fullmatch(name):
             made = CommitRecord.model_validate_json(self.plan.store.read(name))
-            if made.unit not in self.holds or made.revision >= self.holds[made.unit].revision:
-                self.holds[made.unit] = made
+            if made.unit not in self.current or made.revision >= self.current[made.unit].revision:
+                self.current[made.unit] = made
 
     def erase(self) -> None:
-        if self.holds:
-            unit = self.random.choice(sorted(self.holds))
+        if self.current:
+            unit = self.random.choice(sorted(self.current))
             self.plan.store.write(tombstone_name(len(self.erased) + 1), b"")
             self.erased.add(unit)
             before = next(one for one in read_commits(self.plan.dest) if one.unit == unit)
@@ -306,14 +306,14 @@ class World:
             compaction._fold(self.plan, rows)
 
     def names(self) -> list[str]:
-        """Names of files beside parts, wherever they stand in a snapshot."""
+        """Names of files beside parts, in any snapshot."""
         snapshots = list_commits(self.plan).snapshots
         rows = [row for snapshot in snapshots for row in read_snapshot(self.plan, snapshot)]
         return [file["file"] for row in rows for file in row["files"]]
 
     def check(self) -> None:
         found = [(one.unit, one.revision, one.rows) for one in read_commits(self.plan.dest)]
-        assert found == [(unit, held.revision, held.rows) for unit, held in sorted(self.holds.items())]
+        assert found == [(unit, held.revision, held.rows) for unit, held in sorted(self.current.items())]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -36,11 +36,11 @@ FOUR = UnitsConfig(items_per_unit=4)
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def undisturbed(source: Path, tmp_path: Path, calm: Path = Path("/nonexistent")) -> dict[str, bytes]:
-    """What a run that nothing happens to leaves behind."""
-    plan = open_or_build(tmp_path / "undisturbed", str(source), units=FOUR)
+def uninterrupted(source: Path, tmp_path: Path, calm: Path = Path("/nonexistent")) -> dict[str, bytes]:
+    """Committed bytes of an uninterrupted run."""
+    plan = open_or_build(tmp_path / "uninterrupted", str(source), units=FOUR)
     run_units(plan, partial(HashWorker, str(calm)), HERE)
-    return committed_bytes(tmp_path / "undisturbed")
+    return committed_bytes(tmp_path / "uninterrupted")
 
 
 def drive(script: str, **environment: str) -> subprocess.Popen[str]:
@@ -134,11 +134,11 @@ def test_crash_between_put_and_commit_leaves_no_data(photos: Callable[..., Path]
     assert verify(plan.dest).leftovers == [plan.part_name(1)]
     assert [path.name for path in (tmp_path / "out").rglob(".deca-*.tmp")]
     assert run_units(plan, HashWorker, HERE).units_skipped == 1
-    assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path)
+    assert committed_bytes(tmp_path / "out") == uninterrupted(source, tmp_path)
     assert list((tmp_path / "out").rglob("*.tmp")) == []
 
 
-def test_storage_that_fails_stops_the_run_and_it_goes_on_later(
+def test_storage_error_stops_the_run_and_it_resumes(
     photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
@@ -213,7 +213,7 @@ class TestRay:
         plan = open_or_build(tmp_path / "out", str(source), units=FOUR)
         summary = run_units(plan, HashWorker, TWO)
         assert (summary.units_run, summary.rows) == (8, 29)
-        assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path)
+        assert committed_bytes(tmp_path / "out") == uninterrupted(source, tmp_path)
 
     @pytest.mark.slow
     def test_from_bucket_to_bucket(self, photos: Callable[..., Path], tmp_path: Path, s3: Any) -> None:
@@ -224,7 +224,6 @@ class TestRay:
         run_units(plan, HashWorker, ONE)
         state = status(plan.dest)
         assert (state.committed, state.pending, state.rows, state.quarantined) == (3, 0, 9, {"decode": 1})
-        assert verify(plan.dest) == verify(plan.dest)
         assert verify(plan.dest).ok
 
     def test_a_killed_worker_costs_nothing(self, photos: Callable[..., Path], tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ class TestRay:
         summary = run_units(plan, worker, TWO)
         killer.join()
         assert (summary.units_run, summary.units_failed, summary.rows) == (3, 0, 12)
-        assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path, tmp_path / "calm")
+        assert committed_bytes(tmp_path / "out") == uninterrupted(source, tmp_path, tmp_path / "calm")
 
     @pytest.mark.slow
     def test_idle_workers_end_by_themselves(self, photos: Callable[..., Path], tmp_path: Path) -> None:
@@ -299,7 +298,7 @@ class TestRay:
             run_units(plan, HashWorker, ONE)
 
 
-def test_killed_driver_goes_on_to_the_same_bytes(
+def test_killed_driver_resumes_to_the_same_bytes(
     photos: Callable[..., Path], tmp_path: Path, ray_cluster: None
 ) -> None:
     """kill -9 of a driver in the middle of a unit, on the running cluster; then the same command again."""
@@ -323,7 +322,7 @@ def test_killed_driver_goes_on_to_the_same_bytes(
     worker = partial(HashWorker, str(tmp_path / "calm"))
     summary = run_units(load_plan(plan.dest), worker, TWO)
     assert summary.units_skipped >= state.committed
-    assert committed_bytes(tmp_path / "out") == undisturbed(source, tmp_path, tmp_path / "calm")
+    assert committed_bytes(tmp_path / "out") == uninterrupted(source, tmp_path, tmp_path / "calm")
     assert verify(plan.dest).ok
     assert json.loads((tmp_path / "out" / plan.commit_name(3)).read_text())["rows"] == 4
 

@@ -1,4 +1,4 @@
-"""What a plan will take, told from a few of its units: bytes, hours, money."""
+"""Estimates of bytes, hours and cost from a sample of units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAP = 0.02
 
 
 class SlowWorker(HashWorker):
-    """Takes NAP seconds a picture, and makes every row as the other does."""
+    """Takes NAP seconds per image, and makes every row as the other does."""
 
     def process(self, items: Sequence[Item]) -> UnitOutput:
         time.sleep(NAP * len(items))
@@ -65,7 +65,7 @@ def test_nothing_is_run_where_nothing_is_asked_or_left(photos: Callable[..., Pat
     assert (found.sample, found.left, found.images) == (None, 0, 5)
 
 
-def test_a_plan_that_has_begun_is_priced_from_where_it_stands() -> None:
+def test_a_started_plan_is_priced_for_what_is_left() -> None:
     sample = Sample(units=2, images=10, rows=12, bytes=1000, use=Use(20.0, 0.0))
     found = Estimate(images=100, units=20, left=50, bytes_in=0, unsized=0, sample=sample)
     assert (found.rows, found.bytes_out) == (120, 10_000)
@@ -85,7 +85,7 @@ def test_units_are_spread_over_the_plan() -> None:
     assert spread([], 5) == spread([1], 0) == []
 
 
-def test_pictures_of_unknown_size_are_counted_apart(tmp_path: Path) -> None:
+def test_images_of_unknown_size_are_counted_apart(tmp_path: Path) -> None:
     items = [Item(index=number, uri=f"{number}.jpg", size=size) for number, size in enumerate((10, -1, 5, -1, 0))]
     plan = open_or_build(tmp_path / "out", "list", items=items, units=UnitsConfig(items_per_unit=2))
     assert planned_bytes(plan) == (15, 2)

@@ -43,19 +43,20 @@ def add(folder: Path, *names: str, data: bytes = b"") -> None:
         (folder / name).write_bytes(data or name.encode())
 
 
+@pytest.fixture(params=["local", "s3"])
+def dest(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return request.getfixturevalue("s3").uri(f"extend/{tmp_path.name}")
+    return str(tmp_path / "out")
+
+
 def sources(dest: str) -> list[str]:
     tables = [pq.read_table(uri, columns=["source_uri"]) for uri in committed_parts(dest)]
     return [Path(uri).name for table in tables for uri in table.column("source_uri").to_pylist()]
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_only_what_is_new_is_worked(
-    photos: Callable[..., Path], tmp_path: Path, where: str, request: pytest.FixtureRequest
-) -> None:
+def test_only_what_is_new_is_worked(photos: Callable[..., Path], dest: str) -> None:
     source = photos(10)
-    dest = str(tmp_path / "out")
-    if where == "s3":
-        dest = request.getfixturevalue("s3").uri(f"extend/{tmp_path.name}")
     run(extend(dest, source))  # the first night: an ordinary plan
     first = load_plan(dest)
     assert (first.rounds, first.units) == ((), 3)
@@ -112,14 +113,8 @@ def test_inputs_that_are_gone_keep_their_rows(
     assert run(extend(dest, source)) == 1
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_changed_inputs_are_planned_again_and_their_old_rows_go(
-    photos: Callable[..., Path], tmp_path: Path, where: str, request: pytest.FixtureRequest
-) -> None:
+def test_changed_inputs_are_planned_again_and_their_old_rows_go(photos: Callable[..., Path], dest: str) -> None:
     source = photos(10, {4: b"bad", 5: b"bad"})
-    dest = str(tmp_path / "out")
-    if where == "s3":
-        dest = request.getfixturevalue("s3").uri(f"extend-changed/{tmp_path.name}")
     run(extend(dest, source))
     untouched = Path(committed_parts(dest)[2]).name
     ids = {row["source_uri"]: row["face_id"] for row in rows(dest)}

@@ -91,7 +91,7 @@ def test_rounds_have_units_of_their_own(photos: Callable[..., Path], tmp_path: P
     counted(plan_retry(out))
 
 
-def test_plans_of_before_go_on(photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_plans_without_unit_size_resume(photos: Callable[..., Path], tmp_path: Path) -> None:
     source, out = photos(40), str(tmp_path / "out")
     open_or_build(out, str(source), units=SIXTEEN)
     record = json.loads((tmp_path / "out" / PLAN).read_text())

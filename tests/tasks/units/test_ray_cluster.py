@@ -22,9 +22,9 @@ GPU_NODE = {"CPU": 64.0, "GPU": 8.0}
         ([LAPTOP], {"cpus_per_worker": 2}, (2.0, 0.0, 1)),
         ([GPU_NODE], {}, (8.0, 1.0, 8)),
         ([GPU_NODE, GPU_NODE], {"gpus_per_worker": 0.5}, (4.0, 0.5, 32)),
-        ([GPU_NODE], {"cpus_per_worker": 1}, (1.0, 1.0, 8)),  # as somebody wants it
+        ([GPU_NODE], {"cpus_per_worker": 1}, (1.0, 1.0, 8)),  # as configured
         ([GPU_NODE, {"CPU": 12.0, "GPU": 4.0}], {}, (3.0, 1.0, 12)),  # fits the node with the fewest
-        ([GPU_NODE, {"CPU": 96.0}], {}, (8.0, 1.0, 8)),  # cores of nodes without GPUs are nobody's share
+        ([GPU_NODE, {"CPU": 96.0}], {}, (8.0, 1.0, 8)),  # cores of nodes without GPUs do not count
         ([{"CPU": 2.0, "GPU": 4.0}], {}, (1.0, 1.0, 2)),
         ([GPU_NODE], {"gpus_per_worker": 0}, (1.0, 0.0, 64)),
     ],
@@ -51,7 +51,7 @@ def test_with_ray_it_is_another_process():
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_that_nobody_has_room_for():
+def test_a_worker_larger_than_every_node():
     with pytest.raises(EngineError, match=r"no worker answered in 1 s .* 99 CPU and 0 GPU a worker\. Ask for less"):
         on_worker(os.getpid, RayConfig(cpus_per_worker=99, start_timeout_s=1))
 

@@ -52,17 +52,17 @@ def test_dest_is_told_by_a_file_that_only_the_driver_can_have_written(tmp_path: 
 @pytest.mark.parametrize("given", ["photos", "photos/a/*.jpg", "photos/a/one.jpg"])
 def test_what_is_read_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.chdir(tmp_path)
-    picture = tmp_path / "photos" / "a" / "one.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"\1" * 200_000)
+    image = tmp_path / "photos" / "a" / "one.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"\1" * 200_000)
     with paths_by_setting({"source": given}, ELSEWHERE) as paths:
         paths.check_here()
-        copy = picture.read_bytes()
-        picture.unlink()
-        picture.write_bytes(copy)  # an equal copy, as in an image of a container, is as good
+        copy = image.read_bytes()
+        image.unlink()
+        image.write_bytes(copy)  # an equal copy, as in an image of a container, is as good
         paths.check_here()
         for other in (copy[:-1] + b"\2", copy[:-1]):
-            picture.write_bytes(other)
+            image.write_bytes(other)
             with pytest.raises(SharedPathError, match=r"source = photos.*one\.jpg is another file"):
                 paths.check_here()
         paths.renewed().check_here()  # changed on the driver's machine, too

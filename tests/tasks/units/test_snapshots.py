@@ -1,4 +1,4 @@
-"""Commit records as one ledger, whether they lie alone or in snapshots."""
+"""Commit records as one ledger, in single files or in snapshots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "WINDOW", 3)
 
 
-def test_records_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
+def test_records_are_the_same_in_files_and_snapshots(tmp_path: Path) -> None:
     plan = make_plan(str(tmp_path / "out"), 40)
     units = random.Random(1).sample(range(40), 30)
     made = {one.unit: one for one in commit(plan, units[:20])}
@@ -70,7 +70,7 @@ def test_files_beside_parts_come_along_and_cut_row_groups(tmp_path: Path, monkey
     assert groups == [4, 2, 1, 1]
 
 
-def test_the_highest_revision_holds_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_highest_revision_wins(tmp_path: Path) -> None:
     plan = make_plan(str(tmp_path / "out"), 6)
     made = commit(plan, range(6))
     compact(plan)
@@ -84,7 +84,7 @@ def test_the_highest_revision_holds_wherever_it_lies(tmp_path: Path) -> None:
     assert commit_table(plan, ["rows"])["rows"].to_pylist() == [0, 1, 1, 3, 4, 5]
 
 
-def test_a_reader_goes_on_where_its_files_went(tmp_path: Path) -> None:
+def test_a_reader_survives_moved_files(tmp_path: Path) -> None:
     plan = make_plan(str(tmp_path / "out"), 20)
     made = commit(plan, range(20))
     reading = read_commits(plan.dest)

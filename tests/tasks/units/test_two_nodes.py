@@ -97,7 +97,7 @@ def bucket() -> Iterator[Bucket]:
         yield server
 
 
-def write_pictures(uri: str, count: int, special: dict[int, bytes]) -> str:
+def write_images(uri: str, count: int, special: dict[int, bytes]) -> str:
     for number in range(count):
         with fsspec.open(f"{uri}/{number:03d}.jpg", "wb") as file:
             file.write(special.get(number, b"") + b"picture %d" % number)
@@ -113,9 +113,9 @@ def left(places: dict[str, Path]) -> list[str]:
 def test_paths_that_one_node_does_not_see(drive, places, s3, bucket) -> None:
     for name in ("photos", "model"):
         (places["data"] / name).mkdir()
-    write_pictures(str(places["data"] / "photos"), 2, {})
+    write_images(str(places["data"] / "photos"), 2, {})
     (places["data"] / "model" / "checkpoint.json").write_text("{}")
-    bucketed = write_pictures(s3.uri("nodes/refused"), 8, {})
+    bucketed = write_images(s3.uri("nodes/refused"), 8, {})
     data, out = places["data"], s3.uri("nodes/refused-out")
     dest, source, checkpoint, engine = drive(
         f"flow(source={bucketed!r}, dest='{data}/out')",
@@ -141,16 +141,16 @@ def test_paths_that_one_node_does_not_see(drive, places, s3, bucket) -> None:
 
 def test_a_share_that_both_nodes_see(drive, places, bucket) -> None:
     (places["shared"] / "photos").mkdir()
-    source = write_pictures(str(places["shared"] / "photos"), 8, {})
+    source = write_images(str(places["shared"] / "photos"), 8, {})
     (said,) = drive(f"units({source!r}, '{places['shared']}/out', {bucket.uri!r})")
     assert said == {"rows": 8, "failed": 0}
     assert not list(places["shared"].rglob(".deca-*"))
 
 
 def test_weights_come_once_a_node_and_the_killed_leave_nothing(drive, places, s3, bucket) -> None:
-    source = write_pictures(s3.uri("nodes/in"), 16, {5: b"kill", 12: b"kill"})
+    source = write_images(s3.uri("nodes/in"), 16, {5: b"kill", 12: b"kill"})
     (said,) = drive(f"units({source!r}, {s3.uri('nodes/out')!r}, {bucket.uri!r})")
-    assert said == {"rows": 12, "failed": 2}  # two units of two pictures killed two workers each
+    assert said == {"rows": 12, "failed": 2}  # two units of two images killed two workers each
     assert bucket.asked["GET"] == 2
     for name in ("cache-1", "cache-2"):
         assert len([path for path in places[name].glob("fetched/*/weights.pth")]) >= 1

@@ -1,4 +1,4 @@
-"""Rows of an earlier result version made anew in place: under limits, retries, new inputs, erasures and kill -9."""
+"""Rows of an earlier result version recomputed in place: under limits, retries, new inputs, erasures and kill -9."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def whole(dest: Path) -> bool:
     return status(str(dest)).complete
 
 
-def test_rows_are_made_anew_in_place(
+def test_rows_are_recomputed_in_place(
     photos: Callable[..., Path], tmp_path: Path, raised: Callable[[int], None]
 ) -> None:
     source, dest, fresh = photos(10), tmp_path / "out", tmp_path / "fresh"
