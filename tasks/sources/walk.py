@@ -79,7 +79,7 @@ def parse_glob(uri: str) -> Glob | None:
     try:
         glob_translate(uri)
     except ValueError as error:
-        raise SourceError(f"{uri}: `**` stands for folders and must be a whole part of the path: a/**/b.jpg") from error
+        raise SourceError(f"{uri}: `**` matches folders and must be a whole part of the path: a/**/b.jpg") from error
     return Glob(base or "/", uri)
 
 
