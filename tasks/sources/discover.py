@@ -161,6 +161,7 @@ def _expand(
         return
     if any(fnmatchcase(place, pattern) for pattern in config.exclude):
         return
+    members: Iterator[tuple[str, int, int]]
     if video:
         frames = video_frames(file.uri)
         members = (frame for frame in frames if _wanted(f"{place}#{frame[0]}", config, any_extension=True))

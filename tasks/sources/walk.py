@@ -74,7 +74,7 @@ def parse_glob(uri: str) -> Glob | None:
     base = uri[: found.start()].rpartition("/")[0]
     if base.endswith(":/"):
         raise SourceError(f"{uri}: a pattern needs a bucket without wildcards in front, as in s3://bucket/**/*.jpg")
-    if _lies_there(uri):
+    if _exists(uri):
         return None
     try:
         glob_translate(uri)
@@ -83,7 +83,7 @@ def parse_glob(uri: str) -> Glob | None:
     return Glob(base or "/", uri)
 
 
-def _lies_there(uri: str) -> bool:
+def _exists(uri: str) -> bool:
     if is_local(uri):
         return os.path.lexists(uri)
     try:
