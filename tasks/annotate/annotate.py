@@ -27,7 +27,7 @@ from tasks.units.engine import UnitOutput
 
 JPEG_QUALITY = 95
 
-# Side of the window round a face that `segment` is given, in sizes of the face: it holds the crop and the portrait
+# Side of the window round a face that `segment` is given, in sizes of the face: it contains the crop and the portrait
 # frame of face parsers at any rotation, and the work depends on the face and not on the image.
 WINDOW_SCALE = 3.0
 
@@ -58,7 +58,7 @@ class Described:
 
 
 class AnnotateWorker:
-    """Turns units into rows of annotations/; holds the annotator, one per Ray actor."""
+    """Turns units into rows of annotations/ with one annotator per Ray actor."""
 
     def __init__(self, config: IngestConfig) -> None:
         self.annotator = load_annotator(config.annotate)

@@ -26,8 +26,8 @@ from tasks.sources.read import read_items
 from tasks.sources.videos import frame_of
 from tasks.store.ahead import in_order
 
-# Images are decoded and faces worked on in groups, so that networks see batches. A group is closed when it holds this
-# many images or this many pixels (three bytes each; one image alone may have more: annotate.max_pixels).
+# Images are decoded and faces worked on in groups, so that networks see batches. A group is closed at this many images
+# or this many pixels (three bytes each; one image alone may have more: annotate.max_pixels).
 IMAGES_AT_ONCE, PIXELS_AT_ONCE = 16, 32_000_000
 DECODERS = 2  # threads: one waits for the disk or the network while the other one decodes
 ROWS_AT_ONCE = 8  # given to a network together: a detector's 8 images of 840 pixels take some GB of activations

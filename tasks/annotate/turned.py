@@ -10,9 +10,9 @@ from PIL import Image
 
 from tasks.annotate.annotators import Detection
 
-# Pixels of the long side at which is looked. dlib's HOG then finds faces from an eighth of that side on; the three
-# looks take 95 to 190 ms of a core where the one that failed took 35 to 380 (images of 320 to 3000 pixels), at 480
-# pixels twice as much.
+# Long side in pixels of the rotated images. dlib's HOG then finds faces from an eighth of that side on; the three
+# detections take 95 to 190 ms of a core where the one that failed took 35 to 380 (images of 320 to 3000 pixels), at
+# 480 pixels twice as much.
 LOOK_SIDE = 320
 # Degrees clockwise that put an image upright, and the value of EXIF's tag Orientation that says so.
 TURNS = {90: 6, 180: 3, 270: 8}

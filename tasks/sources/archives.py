@@ -90,7 +90,7 @@ def read_member(item: Item, max_bytes: int) -> bytes:
 class _Bounded:
     """A tar as tarfile reads it, with an end to its headers and to what it unpacks to; tarfile itself has none.
 
-    headers: bytes read since the last member; what lies between members is skipped by `seek`.
+    headers: bytes read since the last member; what is between members is skipped by `seek`.
     """
 
     def __init__(self, stream: IO[bytes], packed: IO[bytes] | None) -> None:
@@ -105,7 +105,7 @@ class _Bounded:
         return self.stream.read(size)
 
     def drain(self) -> None:
-        """To the end of the packed stream, where its checksum stands."""
+        """Read to the end of the packed stream, where its checksum is."""
         before = -1
         while (at := self.stream.tell()) > before:
             before = at
@@ -157,7 +157,7 @@ def _zip_members(file: IO[bytes], encoding: str) -> Iterator[tuple[str, int, int
     if tail[max(0, end - ZIP64_LOCATOR) : end].startswith(b"PK\x06\x07"):
         end -= ZIP64_LOCATOR + ZIP64_END.size
         _, size, offset = ZIP64_END.unpack_from(tail, end)
-    at = tail_at + end - size  # right before the end records; what is more than `offset` lies before the zip
+    at = tail_at + end - size  # right before the end records; what is more than `offset` precedes the zip
     prefix = at - offset
     if at < 0 or prefix < 0:
         raise zipfile.BadZipFile(f"a directory of {size} bytes at byte {offset} does not fit into the file")

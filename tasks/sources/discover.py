@@ -1,10 +1,9 @@
 """Discovery: every image of a source, streamed in one fixed order, each once.
 
 A source is a folder, a bucket prefix, a pattern, one image, an archive, a Parquet file with images inside, a video,
-or a list of URIs; archives and Parquet files in folders are opened as well, videos on request. What
-looks like an image by its name and is not read here is counted. Order
-is that of the full path by code point, so a folder and its copy in a bucket give the same plan; members, rows, frames
-and lists keep their own order.
+or a list of URIs; archives and Parquet files in folders are opened as well, videos on request. Files that are images
+by their name and are not read are counted. The order is that of the full path by code point, so a folder and its copy
+in a bucket give the same plan; members, rows, frames and lists keep their own order.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def discover(
 ) -> Iterator[Item]:
     """Yield the items of `source` in order, numbered from 0. A damaged archive is one item, which fails when read.
 
-    skip: a folder inside the source to leave out (the output, when it lies there); left_out: counts, by ending, files
+    skip: a folder inside the source to leave out (the output, when it is there); left_out: counts, by ending, files
     that look like images and are not read, unless `config.extensions` says what to take.
     Raises SourceError where the source is missing, cannot be listed, or holds no image.
     """
@@ -146,32 +145,36 @@ def _walked(
 def _expand(
     file: File, place: str, config: SourceConfig, left_out: Counter[str], *, chosen: bool, single: bool = False
 ) -> Iterator[Item]:
-    """The items one file stands for: itself, its members or rows, or none.
+    """Yield the items of one file: itself, its members or rows, or none.
 
     chosen: named by the user, so that its extension does not matter; single: it is the whole source.
     """
     whole = Item(0, file.uri, size=file.size, etag=file.etag)
+    named = chosen or single
     # Photo folders often contain unrelated videos: read only those that are named or requested.
-    video = is_video(file.uri) and (chosen or single or config.videos)
+    video = is_video(file.uri) and (named or config.videos)
     if not is_archive(file.uri) and not is_table(file.uri) and not video:
-        if _wanted(place, config, any_extension=chosen or single):
+        if _wanted(place, config, any_extension=named):
             yield whole
         else:
             _count(place, config, left_out)
         return
     if any(fnmatchcase(place, pattern) for pattern in config.exclude):
         return
+    members: Iterator[tuple[str, int, int]]
     if video:
-        members = _frames(file, place, config)
+        frames = video_frames(file.uri)
+        members = (frame for frame in frames if _wanted(f"{place}#{frame[0]}", config, any_extension=True))
+    elif is_table(file.uri):
+        members = _rows(file, place, config, named)
     else:
-        named = chosen or single
-        members = _rows(file, place, config, named) if is_table(file.uri) else _members(file, place, config, left_out)
+        members = _members(file, place, config, left_out)
     try:
         for member, offset, size in members:
             yield replace(whole, member=member, offset=offset, size=size)
     except (*DAMAGE, FileNotFoundError, PermissionError) as error:
         if single and (video or is_table(file.uri)):
-            hint = "Is it whole? A film cut off before its index cannot be read" if video else "Is it a Parquet file?"
+            hint = "Is it whole? A video cut off before its index cannot be read" if video else "Is it a Parquet file?"
             raise SourceError(f"cannot read {file.uri}: {error}. {hint}") from error
         yield whole
     except (OSError, StorageError) as error:  # a failing disk or network must not shorten the plan
@@ -179,7 +182,7 @@ def _expand(
 
 
 def _members(file: File, place: str, config: SourceConfig, left_out: Counter[str]) -> Iterator[tuple[str, int, int]]:
-    """(member, offset, size) of the images of an archive; what lies beside them (`key.json`) is no item.
+    """(member, offset, size) of the images of an archive; other members (`key.json`) are no items.
 
     Of several images of one name the first counts, for a name gives one id; the others are planned to fail.
     """
@@ -194,33 +197,25 @@ def _members(file: File, place: str, config: SourceConfig, left_out: Counter[str
             _count(f"{place}#{member}", config, left_out, inside=True)
 
 
-def _frames(file: File, place: str, config: SourceConfig) -> Iterator[tuple[str, int, int]]:
-    """(member, timestamp, -1) of the frames of a video."""
-    for member, stamp, size in video_frames(file.uri):
-        if _wanted(f"{place}#{member}", config, any_extension=True):
-            yield member, stamp, size
-
-
 def _rows(file: File, place: str, config: SourceConfig, named: bool) -> Iterator[tuple[str, int, int]]:
     """(member, row, -1) of a Parquet file; nothing where it has no images, unless the user named it."""
     if not named and any(part.startswith("_") for part in place.split("/")):  # as all readers of Parquet folders do
         return
     schema, rows = table_schema(file.uri)
     column = image_column(schema, config.image_column, file.uri)
-    if column is not None:
-        others = (other.name for other in image_columns(schema) if other.struct and other != column)
-        _tell_others(column.name, ", ".join(others))
-    if column is None and named:
-        raise SourceError(f"{file.uri}: no column of images. The columns are {describe(schema)}")
     if column is None:
+        if named:
+            raise SourceError(f"{file.uri}: no column of images. The columns are {describe(schema)}")
         return
+    others = (other.name for other in image_columns(schema) if other.struct and other != column)
+    _log_others(column.name, ", ".join(others))
     for member, row in image_rows(file.uri, column, rows):
         if _wanted(f"{place}#{member}", config, any_extension=True):
             yield member, row, -1
 
 
 @lru_cache(maxsize=64)
-def _tell_others(column: str, others: str) -> None:
+def _log_others(column: str, others: str) -> None:
     """Log other columns that may hold images (masks, most often), once per source."""
     if others:
         logger.info("Parquet: images of the column %s are taken (inputs.image_column), not those of %s", column, others)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 CONVERT, DEVELOP, UNPACK = "convert to PNG or JPEG", "camera raw: develop to JPEG or TIFF", "unpack"
 INSTALL_HEIF = "pip install pillow-heif"
-SHEET = ".deca.png"  # of what `deca reconstruct --show` draws beside a photograph: a result, no image of the source
-INSIDE = " in an archive"  # behind the ending of what lies in an archive and could be read in a folder only
+SHEET = ".deca.png"  # what `deca reconstruct --show` draws beside a photograph: a result, no image of the source
+INSIDE = " in an archive"  # suffix to the ending of archive members that are read in folders only
 
 # Formats of images, each with what to do where the decoder does not read it. Vector drawings of print (.eps, .pdf) and
 # arrays (.npy, .mat, .h5) are not taken for images.

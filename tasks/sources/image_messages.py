@@ -110,8 +110,8 @@ def _listen_to_pillow() -> None:
 
 @cache
 def _listen_to_libtiff() -> Any:
-    """libtiff's two handlers, replaced through the library that Pillow is linked to; where its symbols are not to be
-    had (Windows, a static build) it still prints. Returns objects that must live as long as the process.
+    """libtiff's two handlers, replaced through the library that Pillow is linked to; where its symbols are hidden
+    (Windows, a static build) it still prints. Returns objects that must live as long as the process.
     """
     try:
         library = ctypes.CDLL(_imaging.__file__)

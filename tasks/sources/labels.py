@@ -73,7 +73,7 @@ def read_mask(data: bytes, name: str, max_pixels: int = MAX_PIXELS, values: Mask
 
 
 def _by_itself(mask: NDArray[Any], name: str) -> NDArray[np.bool_]:
-    """Where a mask that says by type and values how it is meant holds skin.
+    """Return where a mask is skin that says by type and values how it is meant.
 
     0 and 1 (bool, or floats between them): above a half. Floats to 15: above 0.5, as the released training code reads
     its masks. 0 to 255 and 0 to 65535: the upper half. Anything else may be classes, and is refused.
@@ -96,7 +96,7 @@ def _by_itself(mask: NDArray[Any], name: str) -> NDArray[np.bool_]:
 
 
 def _chosen(mask: NDArray[Any], name: str, values: LabelMap | tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where a label map holds one of the classes that are skin."""
+    """Return where a label map has one of the classes that are skin."""
     found, wanted = np.unique(mask), SKIN_CLASSES[values] if isinstance(values, str) else values
     said = f"annotate.sidecar.mask_values={values if isinstance(values, str) else list(values)}"
     if mask.dtype.kind == "f" and (found % 1).any():

@@ -33,7 +33,7 @@ class ImageColumn:
 
     @property
     def lists(self) -> int:
-        """How many lists lie one in another."""
+        """Depth of nested lists."""
         return self.steps.count(LIST)
 
     @property
@@ -130,7 +130,7 @@ def _noted_images(schema: pa.Schema) -> set[str]:
     try:
         note = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return {name for key, feature in note["info"]["features"].items() for name in _images_of(key, feature)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever a stranger has put there
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # untrusted metadata of any form
         return set()
 
 

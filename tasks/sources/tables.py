@@ -30,7 +30,7 @@ TABLE_SUFFIX = ".parquet"
 BATCH = 16  # images decoded at once
 BLOCK = 8 * 2**20  # bytes fetched at once from a remote file
 LENGTHS_AT_ONCE = 1024  # rows whose lists are counted at once
-MOST_VALUES = 2**24  # in a row group of lists: a page of some bytes may claim more than memory holds
+MOST_VALUES = 2**24  # in a row group of lists: a page of some bytes may claim more than fits into memory
 
 
 def is_table(uri: str) -> bool:
@@ -53,7 +53,7 @@ def _damage_is_a_value_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # pyarrow's word for what makes no sense; a failing disk has a number
+        if error.errno is None:  # pyarrow's error for damage; that of a failing disk has a number
             raise ValueError(str(error)) from error
         raise
     except (pa.ArrowException, ReadError) as error:  # types that no Arrow has; a bomb
@@ -64,7 +64,7 @@ def _damage_is_a_value_error() -> Iterator[None]:
 
 
 def image_rows(uri: str, column: ImageColumn, rows: int) -> Iterator[tuple[str, int]]:
-    """(member, row) of every image. Only lists cost reading: their lengths stand in no footer. ValueError as damage."""
+    """(member, row) of every image. Only lists cost reading: their lengths are in no footer. ValueError as damage."""
     if not column.lists:
         yield from ((f"{column.name}[{row}]", row) for row in range(rows))
         return
@@ -116,7 +116,7 @@ def _indices(value: Any, steps: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _plain(value: Any) -> Any:
-    """The scalar that an entry of a dictionary stands for."""
+    """Return the value of a dictionary-encoded scalar."""
     return value.value if isinstance(value, pa.DictionaryScalar) else value
 
 
@@ -160,7 +160,7 @@ class _Cursor:
         self.columns: list[ImageColumn] = []
         self.column: ImageColumn | None = None
         self.batches: Iterator[pa.RecordBatch] = iter(())
-        self.first, self.batch = 0, pa.nulls(0)  # rows of the file in hand
+        self.first, self.batch = 0, pa.nulls(0)  # the decoded rows of the file
         self.group = -1
 
     def value(self, item: Item) -> Any:
@@ -207,7 +207,7 @@ class _Cursor:
             self.leaves = [f"{column.top}.{child.name}" for child in fields if child.name in ("bytes", "path")]
 
     def _go_to(self, row: int) -> None:
-        """Decode forwards to the batch of `row`; from the start of its row group if that lies behind or elsewhere."""
+        """Decode forwards to the batch of `row`; from the start of its row group if that is behind or elsewhere."""
         if not 0 <= row < self.starts[-1]:
             raise ReadError(f"there is no row {row}: the file has {self.starts[-1]}")
         assert self.column is not None
@@ -240,7 +240,7 @@ def _descend(value: Any, column: ImageColumn, indices: list[int], item: Item) ->
 def _check_size(parquet: Any, group: int, leaves: list[str], *, counted: bool) -> None:
     """ReadError before pages are unpacked that images could not have been packed from.
 
-    counted: the values lie in lists, so that their number is not that of the rows.
+    counted: the values are in lists, so that their number is not that of the rows.
     """
     metadata = parquet.metadata.row_group(group)
     for chunk in map(metadata.column, range(metadata.num_columns)):

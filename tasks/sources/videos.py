@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -26,7 +26,7 @@ from tasks.store.ranges import ReadError, open_checked
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
 BLOCK = 8 * 2**20  # bytes fetched at once from a remote file
-REST = "rest"  # member that stands for what a damaged file should hold behind its last frame
+REST = "rest"  # member of the item for what is missing behind the last readable frame of a damaged file
 FRAME = re.compile(r"t=(\d+\.\d{6})&frame=(\d+)")
 INDEXED = ("mp4", "mov")  # containers that declare how many frames each stream has
 SEEK_AHEAD = 10.0  # seconds: nearer frames are reached by decoding on
@@ -91,21 +91,15 @@ def read_frame(item: Item, max_bytes: int) -> bytes:
 def _opened(uri: str, etag: str | None) -> Iterator[tuple[Any, Any]]:
     """(container, video stream) of a file; ValueError where it holds no video."""
     with open_checked(uri, etag, BLOCK) as file:
-        container, stream = _open(file)
+        try:
+            container = av.open(file, "r")
+        except av.FFmpegError as error:
+            raise ValueError(f"no video that can be opened ({_words(error)})") from error
         with container:
+            stream = container.streams.best("video")  # not the image of a cover
+            if stream is None:
+                raise ValueError("the file holds no video stream")
             yield container, stream
-
-
-def _open(file: IO[bytes]) -> tuple[Any, Any]:
-    try:
-        container = av.open(file, "r")
-    except av.FFmpegError as error:
-        raise ValueError(f"no video that can be opened ({_words(error)})") from error
-    stream = container.streams.best("video")  # not the image of a cover
-    if stream is None:
-        container.close()
-        raise ValueError("the file holds no video stream")
-    return container, stream
 
 
 def _timestamps(container: Any, stream: Any) -> tuple[list[int], bool]:
@@ -226,7 +220,7 @@ def upright(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
 
     matrix: the frame's display matrix, None where it has none: nine native int32 a b u c d v x y w of FFmpeg, which
     moves the stored pixel (p, q) to (a p + c q, b p + d q), with q and y down. The nearest of the eight is taken: tilts
-    between them are not turned, and where the image lies on the screen (x, y) means nothing here.
+    between them are not turned, and the place of the image on the screen (x, y) is ignored.
     """
     if matrix is None:
         return pixels

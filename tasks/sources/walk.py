@@ -74,16 +74,16 @@ def parse_glob(uri: str) -> Glob | None:
     base = uri[: found.start()].rpartition("/")[0]
     if base.endswith(":/"):
         raise SourceError(f"{uri}: a pattern needs a bucket without wildcards in front, as in s3://bucket/**/*.jpg")
-    if _lies_there(uri):
+    if _exists(uri):
         return None
     try:
         glob_translate(uri)
     except ValueError as error:
-        raise SourceError(f"{uri}: `**` stands for folders and must be a whole part of the path: a/**/b.jpg") from error
+        raise SourceError(f"{uri}: `**` matches folders and must be a whole part of the path: a/**/b.jpg") from error
     return Glob(base or "/", uri)
 
 
-def _lies_there(uri: str) -> bool:
+def _exists(uri: str) -> bool:
     if is_local(uri):
         return os.path.lexists(uri)
     try:

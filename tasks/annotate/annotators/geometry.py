@@ -48,7 +48,7 @@ def portrait_transform(landmarks: NDArray[np.float32], size: int) -> NDArray[np.
     """Upright portrait frame of FFHQ and CelebA-HQ (Karras et al. 2018, appendix C), which face parsers learn from.
 
     The frame is turned with the eyes and the mouth; its half side is the larger of 2 eye distances and 1.8 distances
-    from eyes to mouth, its centre lies a tenth of the latter below the eyes.
+    from eyes to mouth, its centre is a tenth of the latter below the eyes.
     """
     right, left, _, *mouth = five_points(landmarks)
     eyes, to_mouth = (right + left) / 2, (mouth[0] + mouth[1]) / 2 - (right + left) / 2

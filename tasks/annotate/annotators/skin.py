@@ -1,7 +1,7 @@
 """The skin mask of a face from its 68 landmarks and the colour of its cheeks; no network, no weights.
 
 1. Outline: the jaw line (points 0..16) closed by half an ellipse over the brows. Hair, hairline and bald head cannot be
-   distinguished without a network, so only the lower part of the forehead counts: what the mask holds should be skin.
+   distinguished without a network, so only the lower part of the forehead counts: what is in the mask should be skin.
 2. Colour: pixels of the outline far from the robust colour distribution of cheeks and nose are dropped (hair, dark
    glasses, background); lips and brows, which differ in colour but belong to the face, are kept. On the forehead,
    where hair is expected, less distance is allowed than between jaw and brows, where shadow and beard are.
@@ -76,7 +76,7 @@ def bare_region(size: tuple[int, int], points: NDArray[Any]) -> NDArray[np.bool_
 
 
 def _outline(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The polygon that face skin lies in: jaw line from left to right in the image, then back over the forehead."""
+    """Return the polygon around face skin: jaw line from left to right in the image, then back over the forehead."""
     bridge, chin = landmarks[27], landmarks[8]
     axis = (chin - bridge) / max(float(np.hypot(*(chin - bridge))), 1e-6)
     offset = landmarks[JAW] - bridge

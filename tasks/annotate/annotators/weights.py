@@ -22,7 +22,7 @@ from tasks.store.node_cache import DOWNLOADS, copied_file, locked
 from tasks.store.scratch import scratch_name
 from tasks.store.storage import StorageError, normalise, open_uri
 
-# Seconds without an answer after which a download is given up: machines without a way out should learn it soon.
+# Seconds without an answer after which a download is given up: machines without a network should fail soon.
 DOWNLOAD_TIMEOUT = 10
 
 # First bytes of what torch.save writes: a zip, or (before torch 1.6) a pickle.
@@ -85,7 +85,7 @@ def versions(paths: dict[str, Path]) -> dict[str, str]:
 def load_state(path: Path, network: Any) -> Any:
     """Load weights into `network`, in evaluation mode. Tensors only: pickled objects are refused.
 
-    Raises AnnotatorError when the file holds something else, or the weights of another network.
+    Raises AnnotatorError when the file contains something else, or the weights of another network.
     """
     state = read_tensors(path, AnnotatorError)
     try:
@@ -107,7 +107,7 @@ def pick_device(device: str) -> str:
 
 
 def _mirrored(files: Sequence[WeightFile], weights_uri: str) -> dict[str, Path]:
-    """The files that the mirror holds, on this machine."""
+    """Return local paths of the files that the mirror has."""
     try:
         root = normalise(weights_uri)
         filesystem, folder = open_uri(root)

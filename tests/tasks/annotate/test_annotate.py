@@ -33,7 +33,7 @@ from tests.tasks.annotate.annotators.test_skin import drawn_face
 from tests.tasks.sources.test_labels import npy, png
 
 SIZE = 384
-SIDECAR = AnnotateConfig(provider="sidecar", sidecar=SidecarConfig(identity=("{stem}.who.txt",)))
+SIDECAR = AnnotateConfig(provider="sidecar", sidecar=SidecarConfig(identity=("{stem}.name.txt",)))
 
 
 def worker(**annotate: Any) -> AnnotateWorker:
@@ -204,7 +204,7 @@ def labelled(tmp_path) -> Path:
         Image.fromarray(image).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.npy").write_bytes(npy(points))
         (tmp_path / f"{name}_mask.png").write_bytes(png(mask))
-    (tmp_path / "a.who.txt").write_text("Ada\n")
+    (tmp_path / "a.name.txt").write_text("Ada\n")
     return tmp_path
 
 
@@ -226,7 +226,7 @@ def test_labels_reach_their_rows(labelled):
 def test_each_wrong_label_costs_one_face(labelled):
     points = drawn_face(120)[1]
     (labelled / "b_mask.png").write_bytes(png(np.zeros((60, 120), np.uint8)))
-    (labelled / "c.who.txt").write_text("\n")
+    (labelled / "c.name.txt").write_text("\n")
     (labelled / "d.npy").write_bytes(npy(points * 0.001 + 50))
     (labelled / "e_mask.png").unlink()
     output = AnnotateWorker(IngestConfig(source="-", dest="-", annotate=SIDECAR)).process(items_in(labelled))
@@ -240,7 +240,7 @@ def test_each_wrong_label_costs_one_face(labelled):
     }
     said = {Path(row.uri).name: row.message for row in output.quarantine}
     assert "b_mask.png: the mask has 120 x 60 pixels, the image 120 x 120" in said["b.png"]
-    assert "c.who.txt: the first line is empty" in said["c.png"]
+    assert "c.name.txt: the first line is empty" in said["c.png"]
 
 
 # --- faults of providers ---

@@ -22,8 +22,8 @@ def portrait(size: int = 200) -> Image.Image:
     return Image.fromarray(skimage.data.astronaut()).crop((110, 0, 330, 220)).resize((size, size))
 
 
-def save(picture: Image.Image, path: Path) -> Path:
-    picture.save(path, "JPEG", quality=92)
+def save(image: Image.Image, path: Path) -> Path:
+    image.save(path, "JPEG", quality=92)
     return path
 
 
@@ -44,10 +44,10 @@ def find(finder: FaceFinder, items: list[Item]) -> tuple[list, list[Quarantined]
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory) -> Path:
     """Three faces of different sizes; the largest is neither the first nor the last from the left."""
-    picture = Image.new("RGB", (640, 320), "gray")
+    image = Image.new("RGB", (640, 320), "gray")
     for x, size in ((0, 140), (150, 300), (460, 180)):
-        picture.paste(portrait(size), (x, 10))
-    return save(picture, tmp_path_factory.mktemp("crowd") / "crowd.jpg")
+        image.paste(portrait(size), (x, 10))
+    return save(image, tmp_path_factory.mktemp("crowd") / "crowd.jpg")
 
 
 def test_faces_are_numbered_from_the_largest(crowd):
@@ -56,7 +56,7 @@ def test_faces_are_numbered_from_the_largest(crowd):
     assert [face.index for _, face in found] == [0, 1, 2]
     centres = [face.landmarks[:, 0].mean() for _, face in found]
     assert [sum(x > edge for edge in (145, 455)) for x in centres] == [1, 2, 0]  # middle, right, left
-    assert all(face.size == (640, 320) and picture.image.shape == (320, 640, 3) for picture, face in found)
+    assert all(face.size == (640, 320) and source.image.shape == (320, 640, 3) for source, face in found)
 
 
 def test_one_face_is_tried_again_under_its_own_number(crowd):
@@ -88,7 +88,7 @@ def test_each_trouble_costs_one_image_and_says_where(tmp_path):
 
 
 class Faulty:
-    """Every step of a provider: three faces at known places; a step fails, or answers NaN, as it is told to."""
+    """Every step of a provider: three faces at known places; a step fails, or answers NaN, where `bad` says so."""
 
     def __init__(self, bad: dict[str, set[float]]) -> None:
         self.bad = bad  # step: brightness of images (detect) or left edges of boxes (landmarks)
@@ -132,7 +132,7 @@ def outcome(finder: FaceFinder, items: list[Item]) -> tuple[list[tuple[int, int]
 
 def test_one_bad_image_in_a_batch_of_detections(greys):
     found, lost = outcome(faulty_finder({"detect": {2.0}})[0], greys)
-    assert found == [(picture, face) for picture in (0, 1, 3, 4) for face in range(3)]
+    assert found == [(image, face) for image in (0, 1, 3, 4) for face in range(3)]
     assert lost == [(2, "detect", None)]
 
 
@@ -140,8 +140,8 @@ def test_one_bad_image_in_a_batch_of_detections(greys):
 def test_one_bad_face_in_a_batch_of_landmarks(greys, fault):
     finder, provider = faulty_finder({fault: {20.0}})
     found, lost = outcome(finder, greys)
-    assert found == [(picture, face) for picture in range(5) for face in (0, 2)]
-    assert lost == [(picture, "landmark", 1) for picture in range(5)]
+    assert found == [(image, face) for image in range(5) for face in (0, 2)]
+    assert lost == [(image, "landmark", 1) for image in range(5)]
     assert (
         max(provider.batches) == tasks.annotate.find_faces.ROWS_AT_ONCE
     )  # faces of several images went through together
@@ -154,7 +154,7 @@ def test_groups_are_bounded_by_images_and_by_pixels(greys, monkeypatch):
             for name, value in limits.items():
                 patch.setattr(tasks.annotate.find_faces, name, value)
             finder = faulty_finder({})[0]
-            groups = [len({picture.item.index for picture, _ in group}) for group in finder.find(greys, [])]
+            groups = [len({source.item.index for source, _ in group}) for group in finder.find(greys, [])]
             assert max(groups) == (1 if limits.get("PIXELS_AT_ONCE") == 1 else 2)
             assert outcome(finder, greys) == everything
 

@@ -82,8 +82,8 @@ def test_the_variance_of_the_laplacian_of_a_known_image():
 
 
 def test_sharpness_falls_with_every_step_of_blur():
-    picture = Image.fromarray(drawn_face(320)[0])
-    blurred = [np.asarray(picture.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 0.7, 1.5, 3)]
+    image = Image.fromarray(drawn_face(320)[0])
+    blurred = [np.asarray(image.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 0.7, 1.5, 3)]
     figures = [sharpness(each, EVERYWHERE) for each in blurred]
     assert figures == sorted(figures, reverse=True)
     assert figures[0] > 20 * figures[-1]

@@ -8,6 +8,7 @@ import os
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks.sources.discover import Digests, SourceError, discover
 from tasks.sources.read import read_item
 from tasks.store.ranges import ReadError
 from tasks.store.storage import Store
+from tests.tasks.sources.archives import JAPANESE, shift_jis_zip, write_tar, write_zip
 
 NAMES = ["a b#1.jpg", "a/z.PNG", "a-b/x.jpeg", "a.tif", "ü/日本 ?.webp", "Z.gif", "deep/er/still/1.bmp"]
 
@@ -37,12 +39,7 @@ def places(source: str | Path, **settings: Any) -> list[str]:
 
 
 def make_tar(path: Path, names: list[str], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:
-        for name in names:
-            data = name.encode() * 100
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    write_tar(path, [(name, name.encode() * 100) for name in names], mode)
 
 
 def test_folder_names_hidden_files_and_order(tmp_path: Path) -> None:
@@ -138,15 +135,10 @@ def test_a_name_that_is_not_text_is_planned_and_fails_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["p.tar", "p.tar.gz", "p.TGZ"])
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_tar_members_by_offset(tmp_path: Path, name: str, where: str, request: pytest.FixtureRequest) -> None:
+def test_tar_members_by_offset(tmp_path: Path, name: str, placed: Callable[[Path], str]) -> None:
     names = ["b.jpg", "dir/a #2.png", "ü" * 120 + ".jpg", "readme.txt", "._b.jpg", "b.jpg"]
     make_tar(tmp_path / name, names, "w" if name.endswith("tar") else "w:gz")
-    source = str(tmp_path)
-    if where == "s3":
-        store = Store(request.getfixturevalue("s3").uri(f"tars/{name}"))
-        store.write(name, (tmp_path / name).read_bytes())
-        source = store.uri
+    source = placed(tmp_path)
     items = list(discover(source))
     expected = [names[0], names[1], names[2], names[5]]
     assert [item.member for item in items] == expected
@@ -156,8 +148,7 @@ def test_tar_members_by_offset(tmp_path: Path, name: str, where: str, request: p
     assert list(discover(f"{source}/{name}"))[1].image_id == items[1].image_id
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_zip_members_stored_and_deflated(tmp_path: Path, where: str, request: pytest.FixtureRequest) -> None:
+def test_zip_members_stored_and_deflated(tmp_path: Path, placed: Callable[[Path], str]) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.mkdir("dir")
         archive.writestr("dir/a ü.jpg", b"stored" * 50, zipfile.ZIP_STORED)
@@ -165,12 +156,7 @@ def test_zip_members_stored_and_deflated(tmp_path: Path, where: str, request: py
         archive.writestr("__MACOSX/._b.png", b"", zipfile.ZIP_STORED)
         with archive.open("streamed.jpg", "w") as member:
             member.write(os.urandom(3000))
-    source = str(tmp_path / "p.zip")
-    if where == "s3":
-        store = Store(request.getfixturevalue("s3").uri("zips"))
-        store.write("p.zip", (tmp_path / "p.zip").read_bytes())
-        source = store.join("p.zip")
-    items = list(discover(source))
+    items = list(discover(f"{placed(tmp_path)}/p.zip"))
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
         assert [item.member for item in items] == ["dir/a ü.jpg", "b.png", "streamed.jpg"]
         assert [read_item(item) for item in items] == [archive.read(item.member or "") for item in items]
@@ -222,8 +208,7 @@ def test_damaged_archives_give_what_is_left_and_one_item_that_fails(tmp_path: Pa
     if name.startswith(("text", "empty")):
         path.write_bytes(b"this is no archive" if name.startswith("text") else b"")
     elif name == "cut.zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a.jpg", b"a" * 1000)
+        write_zip(path, {"a.jpg": b"a" * 1000})
         path.write_bytes(path.read_bytes()[:-30])
     else:
         make_tar(path, [f"{number}{'x' * 30}.jpg" for number in range(30)], "w:gz" if name.endswith("gz") else "w")
@@ -263,27 +248,17 @@ def test_missing_and_empty_sources_say_what_to_do(tmp_path: Path, s3: Any) -> No
             list(discover(source))
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
 def test_deduplication_keeps_the_first_of_each_content(
-    tmp_path: Path, where: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, placed: Callable[[Path], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "photos"
     contents = {"a.jpg": b"one", "b/c.jpg": b"one", "d.jpg": b"two", "e.jpg": b"six", "f.jpg": b"two", "g.jpg": b""}
     for name, data in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    with tarfile.open(folder / "z.tar", "w") as tar:
-        for name, data in {"1.jpg": b"six", "2.jpg": b"new"}.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    write_tar(folder / "z.tar", [("1.jpg", b"six"), ("2.jpg", b"new")])
     (folder / "z2.tar").write_bytes((folder / "z.tar").read_bytes()[:700] + b"broken" * 200)
-    source = str(folder)
-    if where == "s3":
-        store = Store(request.getfixturevalue("s3").uri("doubles"))
-        for path in folder.rglob("*.*"):
-            store.write(str(path.relative_to(folder)), path.read_bytes())
-        source = store.uri
+    source = placed(folder)
     expected = ["a.jpg", "d.jpg", "e.jpg", "g.jpg", "z.tar#2.jpg", "z2.tar"]
     with caplog.at_level("INFO", "deca"):
         assert places(source, deduplicate=True) == expected
@@ -347,22 +322,6 @@ def test_what_is_named_is_taken_whatever_its_ending(tmp_path: Path) -> None:
     assert len(list(discover(f"{tmp_path}/list.txt"))) == 3
 
 
-JAPANESE = "\u5199\u771f/\u82b1\u5b50.jpg"  # "photographs/Hanako.jpg"
-
-
-def shift_jis_zip(path: Path, members: dict[str, bytes]) -> Path:
-    """As a Japanese Windows packs: names in cp932, the flag for UTF-8 not set."""
-
-    class Entry(zipfile.ZipInfo):
-        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
-            return self.filename.encode("cp932"), self.flag_bits & ~0x800
-
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(Entry(name), data)
-    return path
-
-
 def test_names_in_zips(tmp_path: Path) -> None:
     shift_jis = str(shift_jis_zip(tmp_path / "windows.zip", {JAPANESE: b"data"}))
     (raw,) = discover(shift_jis)
@@ -370,8 +329,7 @@ def test_names_in_zips(tmp_path: Path) -> None:
     (named,) = discover(shift_jis, SourceConfig(zip_encoding="cp932"))
     assert named.member == JAPANESE
     assert read_item(raw) == read_item(named) == b"data"
-    with zipfile.ZipFile(tmp_path / "flagged.zip", "w") as archive:
-        archive.writestr(JAPANESE, b"data")  # zipfile sets the flag
+    write_zip(tmp_path / "flagged.zip", {JAPANESE: b"data"})  # zipfile sets the flag
     for settings in ({}, {"zip_encoding": "cp932"}):
         (item,) = discover(str(tmp_path / "flagged.zip"), SourceConfig(**settings))
         assert item.member == JAPANESE

@@ -15,8 +15,6 @@ from PIL import Image, ImageFile
 
 from tasks.sources.images import ImageError, decode_image, decode_values, encode_png
 
-LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "JPEG2000"]
-
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
@@ -24,10 +22,20 @@ def encode(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def picture(height: int = 48, width: int = 40) -> np.ndarray:
+def smooth(height: int, width: int) -> np.ndarray:
     """A smooth image without any symmetry."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     return (np.stack([x, y, (x + 2 * y) / 3], axis=-1) * 200 + 20).astype(np.uint8)
+
+
+PIXELS = smooth(48, 40)
+IMAGE = Image.fromarray(PIXELS)
+
+
+def oriented(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -45,18 +53,18 @@ def refused(data: bytes, **limits: int) -> ImageError:
     return caught.value
 
 
-@pytest.mark.parametrize("format", LOSSLESS)
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_lossless_formats_decode_exactly(format):
-    decoded = decode_image(encode(Image.fromarray(picture()), format))
+    decoded = decode_image(encode(IMAGE, format))
     assert decoded.dtype == np.uint8
     assert decoded.flags.writeable
-    np.testing.assert_array_equal(decoded, picture())
+    np.testing.assert_array_equal(decoded, PIXELS)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
 def test_lossy_formats_decode_closely(format):
-    decoded = decode_image(encode(Image.fromarray(picture()), format, quality=95))
-    assert np.abs(decoded.astype(int) - picture()).mean() < 2
+    decoded = decode_image(encode(IMAGE, format, quality=95))
+    assert np.abs(decoded.astype(int) - PIXELS).mean() < 2
 
 
 def test_one_pixel():
@@ -82,24 +90,20 @@ STORED = {
     [("JPEG", {}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {})],
 )
 def test_exif_orientation(format, options, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](picture())))
-    decoded = decode_image(encode(stored, format, exif=exif, **options))
-    assert decoded.shape == picture().shape
-    assert np.abs(decoded.astype(int) - picture()).mean() < 3
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](PIXELS)))
+    decoded = decode_image(encode(stored, format, exif=oriented(orientation), **options))
+    assert decoded.shape == PIXELS.shape
+    assert np.abs(decoded.astype(int) - PIXELS).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
 def test_values_of_one_channel_are_those_stored(dtype, orientation):
     """Upright as the photograph that they belong to."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     values = (np.arange(12 * 10).reshape(12, 10) * (1 if dtype is np.uint8 else 500)).astype(dtype)
     values[5:] = 0
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](values[..., None])[..., 0]))
-    decoded = decode_values(encode(stored, "PNG", exif=exif))
+    decoded = decode_values(encode(stored, "PNG", exif=oriented(orientation)))
     assert decoded.dtype == dtype
     np.testing.assert_array_equal(decoded, values)
 
@@ -109,25 +113,23 @@ def test_values_of_one_channel_are_those_stored(dtype, orientation):
     "exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
 )
 def test_a_damaged_exif_block_does_not_cost_the_image(exif):
-    assert decode_image(encode(Image.fromarray(picture()), "JPEG", exif=exif)).shape == picture().shape
+    assert decode_image(encode(IMAGE, "JPEG", exif=exif)).shape == PIXELS.shape
 
 
 def test_an_orientation_out_of_range_is_ignored():
-    exif = Image.Exif()
-    exif[0x0112] = 77
-    assert decode_image(encode(Image.fromarray(picture()), "PNG", exif=exif)).shape == picture().shape
+    assert decode_image(encode(IMAGE, "PNG", exif=oriented(77))).shape == PIXELS.shape
 
 
 @pytest.mark.parametrize("inverted", [False, True])
 def test_cmyk_jpeg(inverted):
     """Adobe's programs store CMYK inverted and say so in an APP14 segment, which Pillow writes by default."""
-    plain = Image.fromarray(picture()).convert("CMYK")
+    plain = IMAGE.convert("CMYK")
     data = encode(plain, "JPEG", quality=95)
     if not inverted:  # without the APP14 segment the stored numbers mean what they say
         data = encode(Image.fromarray(255 - np.asarray(plain), "CMYK"), "JPEG", quality=95)
         start = data.index(b"\xff\xee")
         data = data[:start] + data[start + 2 + struct.unpack(">H", data[start + 2 : start + 4])[0] :]
-    assert np.abs(decode_image(data).astype(int) - picture()).mean() < 3
+    assert np.abs(decode_image(data).astype(int) - PIXELS).mean() < 3
 
 
 def test_sixteen_bit_grey_is_scaled():
@@ -180,7 +182,7 @@ def test_animations_give_their_first_frame(format):
 
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_images_without_a_defined_white_are_refused(mode):
-    image = Image.new(mode, (4, 4)) if mode != "LAB" else Image.fromarray(picture(), "LAB")
+    image = Image.new(mode, (4, 4)) if mode != "LAB" else Image.fromarray(PIXELS, "LAB")
     error = refused(encode(image, "TIFF"))
     assert error.kind == "unsupported"
     assert "TIFF" in str(error)
@@ -227,7 +229,7 @@ def with_tag(data: bytes, tag: int, value: int) -> bytes:
     ],
 )
 def test_a_compression_that_pillow_lacks_is_no_damage(code, word, capfd):
-    tiff = encode(Image.fromarray(picture()), "TIFF", compression="tiff_lzw")
+    tiff = encode(IMAGE, "TIFF", compression="tiff_lzw")
     error = refused(with_tag(tiff, 259, code))
     assert error.kind == "unsupported"
     assert f"compressed with {word}, which the installed Pillow does not read: save it as PNG" in str(error)
@@ -235,10 +237,10 @@ def test_a_compression_that_pillow_lacks_is_no_damage(code, word, capfd):
 
 
 def test_other_kinds_that_pillow_lacks_are_no_damage():
-    tiff = encode(Image.fromarray(picture()), "TIFF")
+    tiff = encode(IMAGE, "TIFF")
     for data in (with_tag(tiff, 262, 9999), with_tag(tiff, 277, 5)):
         assert refused(data).kind == "unsupported"
-    bmp = bytearray(encode(Image.fromarray(picture()), "BMP"))
+    bmp = bytearray(encode(IMAGE, "BMP"))
     struct.pack_into("<I", bmp, 30, 4)  # a JPEG in a BMP
     assert refused(bytes(bmp)).kind == "unsupported"
 
@@ -275,7 +277,7 @@ def test_truncation_is_an_error(format, kept):
 
 
 def test_a_damaged_stream_is_an_error():
-    data = bytearray(encode(Image.fromarray(picture()), "PNG"))
+    data = bytearray(encode(IMAGE, "PNG"))
     start = data.index(b"IDAT") + 4
     data[start : start + 20] = bytes(20)
     assert refused(bytes(data)).kind == "damaged"
@@ -283,31 +285,29 @@ def test_a_damaged_stream_is_an_error():
 
 def patched(format: str, offset: int, layout: str, *values: int) -> bytes:
     """A tiny image whose header declares another size."""
-    data = bytearray(encode(Image.fromarray(picture()), format))
+    data = bytearray(encode(IMAGE, format))
     struct.pack_into(layout, data, offset, *values)
     return bytes(data)
 
 
-def bombs() -> dict[str, bytes]:
-    jpeg = encode(Image.fromarray(picture()), "JPEG")
-    return {
-        "PNG": png(20_000, 20_000, 8, 2, bytes(1000)),
-        "JPEG": patched("JPEG", jpeg.index(b"\xff\xc0") + 5, ">HH", 20_000, 20_000),
-        "GIF": patched("GIF", 6, "<HH", 20_000, 20_000),
-        "BMP": patched("BMP", 18, "<ii", 20_000, 20_000),
-        "WEBP": patched("WEBP", 26, "<HH", 16_383, 16_383),
-        "PPM": b"P6 20000 20000 255\n" + bytes(300),
-    }
+BOMBS = {
+    "PNG": png(20_000, 20_000, 8, 2, bytes(1000)),
+    "JPEG": patched("JPEG", encode(IMAGE, "JPEG").index(b"\xff\xc0") + 5, ">HH", 20_000, 20_000),
+    "GIF": patched("GIF", 6, "<HH", 20_000, 20_000),
+    "BMP": patched("BMP", 18, "<ii", 20_000, 20_000),
+    "WEBP": patched("WEBP", 26, "<HH", 16_383, 16_383),
+    "PPM": b"P6 20000 20000 255\n" + bytes(300),
+}
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"])
+@pytest.mark.parametrize("format", BOMBS)
 @pytest.mark.filterwarnings("error")
 def test_a_declared_bomb_is_refused_before_decoding(format, monkeypatch):
     def decoded(self: object) -> None:
         raise AssertionError("pixels were decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
-    assert refused(bombs()[format]).kind == "too-large"
+    assert refused(BOMBS[format]).kind == "too-large"
 
 
 @pytest.mark.filterwarnings("error")
@@ -317,7 +317,7 @@ def test_the_pixel_limit_is_exact_and_pillow_does_not_warn_below_it(monkeypatch)
     error = refused(data, max_pixels=4999)
     assert error.kind == "too-large"
     assert "100 x 50" in str(error)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # what Pillow would complain about is ours to decide
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit is ignored
     assert decode_image(data).shape == (50, 100, 3)
 
 
@@ -338,7 +338,7 @@ def test_many_text_chunks_are_bounded():
 
 
 SEEDS = [
-    encode(Image.fromarray(picture(16, 16)), format) for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "JPEG2000")
+    encode(Image.fromarray(smooth(16, 16)), format) for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "JPEG2000")
 ]
 
 
@@ -363,7 +363,7 @@ def test_errors_survive_the_way_between_processes():
 
 
 def test_encoded_masks_come_back():
-    mask = (picture()[..., 0] > 100).astype(np.uint8) * 255
+    mask = (PIXELS[..., 0] > 100).astype(np.uint8) * 255
     with Image.open(io.BytesIO(encode_png(mask))) as stored:
         assert stored.mode == "L"
         np.testing.assert_array_equal(np.asarray(stored), mask)

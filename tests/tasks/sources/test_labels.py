@@ -7,9 +7,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import io as matlab
 
 from tasks.sources.labels import LabelError, read_identity, read_landmarks, read_mask
+from tests.tasks.sources.test_matlab import saved as mat
 
 POINTS = np.random.default_rng(0).uniform(10, 90, (68, 2)).astype(np.float32)
 
@@ -20,19 +20,17 @@ def npy(array, **options) -> bytes:
     return buffer.getvalue()
 
 
-def mat(**variables) -> bytes:
-    buffer = io.BytesIO()
-    matlab.savemat(buffer, variables)
-    return buffer.getvalue()
-
-
 def txt(points) -> bytes:
     return "\n".join(f"{x} {y}" for x, y in points.tolist()).encode()
 
 
-def png(array) -> bytes:
+def png(array, colours: list[int] | None = None) -> bytes:
+    """colours: r, g, b, r, g, b ... of the palette that the array's values are indices of."""
+    image = Image.fromarray(array, None if colours is None else "P")
+    if colours is not None:
+        image.putpalette(colours)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -144,14 +142,6 @@ SOFT[4, 8:20], SOFT[15, 8:20] = np.linspace(1, 127, 12), np.linspace(20, 100, 12
 SOFT[5, 8:20] = np.linspace(128, 254, 12)
 
 
-def palette(array, colours: list[int]) -> bytes:
-    image = Image.fromarray(array, "P")
-    image.putpalette(colours)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -164,10 +154,10 @@ def palette(array, colours: list[int]) -> bytes:
         ("m.png", png(HALF.astype(np.uint16) * 65535)),
         ("m.png", png(HALF.astype(np.uint16) * 255)),
         ("m.png", png(HALF.astype(np.uint16))),
-        ("m.png", palette(HALF, [0, 0, 0, 255, 255, 255])),
-        ("m.png", palette(1 - HALF, [255, 255, 255, 0, 0, 0])),  # black and white count, not their places
-        ("m.png", palette(HALF * 2, [0, 0, 0, 9, 9, 200, 255, 255, 255])),  # nor what is not used
-        ("m.png", palette(HALF, [0, 0, 0, 0, 128, 0])),  # the first class of a coloured map
+        ("m.png", png(HALF, [0, 0, 0, 255, 255, 255])),
+        ("m.png", png(1 - HALF, [255, 255, 255, 0, 0, 0])),  # black and white count, not their places
+        ("m.png", png(HALF * 2, [0, 0, 0, 9, 9, 200, 255, 255, 255])),  # nor what is not used
+        ("m.png", png(HALF, [0, 0, 0, 0, 128, 0])),  # the first class of a coloured map
         ("m.npy", npy(HALF)),
         ("m.npy", npy(HALF.astype(bool))),
         ("m.npy", npy(HALF.astype(np.float32) * 0.9)),
@@ -181,7 +171,7 @@ def palette(array, colours: list[int]) -> bytes:
     ],
     ids=range(23),
 )
-def test_masks_that_say_themselves_what_they_mean(name, data):
+def test_masks_whose_values_are_unambiguous(name, data):
     mask = read_mask(data, name)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, HALF * 255)
@@ -202,20 +192,20 @@ SKIN_PARTS = {"skin", "nose", "l_brow", "r_brow", "u_lip", "l_lip"}
     "stored",
     [
         ("m.png", png(CLASSES)),
-        ("m.png", palette(CLASSES, [37 * index % 256 for index in range(57)])),
-        ("m.png", palette(CLASSES, [index // 3 for index in range(57)])),
+        ("m.png", png(CLASSES, [37 * index % 256 for index in range(57)])),
+        ("m.png", png(CLASSES, [index // 3 for index in range(57)])),
         ("m.png", png(CLASSES.astype(np.uint16))),
         ("m.npy", npy(CLASSES.astype(np.int64))),
         ("m.npy", npy(CLASSES.astype(np.float32))),
     ],
     ids=range(6),
 )
-@pytest.mark.parametrize("whose", ["celebamask-hq", "ffhq", "face-parsing"])
-def test_label_maps_by_name(stored, whose):
-    parts = FACE_PARTS["celebamask-hq" if whose == "ffhq" else whose].split()
+@pytest.mark.parametrize("numbering", ["celebamask-hq", "ffhq", "face-parsing"])
+def test_label_maps_by_name(stored, numbering):
+    parts = FACE_PARTS["celebamask-hq" if numbering == "ffhq" else numbering].split()
     skin = np.isin(CLASSES, [number for number, part in enumerate(parts, start=1) if part in SKIN_PARTS])
     name, data = stored
-    np.testing.assert_array_equal(read_mask(data, name, values=whose), skin * np.uint8(255))
+    np.testing.assert_array_equal(read_mask(data, name, values=numbering), skin * np.uint8(255))
     with pytest.raises(
         LabelError, match=r"values 0, 1, 2, 3, 4, 5, ... 18 \(19 values\) .*mask_values=.*celebamask-hq"
     ):
@@ -259,7 +249,7 @@ def test_an_empty_mask_is_a_mask():
         ("m.png", b"<html>", "HTML"),
         ("m.png", png(HALF)[:40], "m.png: "),
         ("m.npy", npy(HALF * 15), r"uint8 values 0, 15 do not say what is skin"),
-        ("m.png", palette(HALF * 2, [0, 0, 0, 128, 0, 0, 128, 128, 128]), "values 0, 2 do not"),  # a grey class
+        ("m.png", png(HALF * 2, [0, 0, 0, 128, 0, 0, 128, 128, 128]), "values 0, 2 do not"),  # a grey class
         ("m.npy", npy(HALF * 0 + 7), "values 7 do not"),
         ("m.npy", npy(HALF * 18.0), "values 0, 18 do not"),
         ("m.npy", npy(HALF * 12.0 - 4), "values -4, 8 do not"),  # scores of a network
@@ -293,10 +283,10 @@ def test_a_mask_with_too_many_pixels():
     ids=range(5),
 )
 def test_wrong_identities_say_what_is_wrong(data, message):
-    with pytest.raises(LabelError, match=f"^who.txt: .*{message}"):
-        read_identity(data, "who.txt")
+    with pytest.raises(LabelError, match=f"^name.txt: .*{message}"):
+        read_identity(data, "name.txt")
 
 
 def test_an_identity_is_the_first_line():
-    assert read_identity("Zoë  K.\r\nborn 1990".encode(), "who.txt") == "Zoë  K."
-    assert read_identity(b"x" * 200, "who.txt") == "x" * 200
+    assert read_identity("Zoë  K.\r\nborn 1990".encode(), "name.txt") == "Zoë  K."
+    assert read_identity(b"x" * 200, "name.txt") == "x" * 200

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ from tasks.sources.discover import discover
 from tasks.sources.read import ReadError, read_item, read_items
 from tasks.store.ranges import read_bytes
 from tasks.store.storage import Store
+from tests.tasks.sources.archives import write_tar, write_zip
 
 
 def test_order_is_kept_and_an_error_stays_with_its_row(photos: Callable[..., Path]) -> None:
@@ -53,11 +52,9 @@ def test_limits(photos: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="more than the limit of 8 bytes"):
         read_item(replace(item, size=-1), max_bytes=8)
     assert read_item(replace(item, size=-1), max_bytes=9) == b"picture 0"
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.jpg", bytes(10**7))
-    (bomb,) = discover(str(tmp_path / "bomb.zip"))
+    (bomb,) = discover(str(write_zip(tmp_path / "bomb.zip", {"bomb.jpg": bytes(10**7)}, zipfile.ZIP_DEFLATED)))
     with pytest.raises(ReadError, match="unpacks to more than the 1000 bytes that the zip declares"):
-        read_item(replace(bomb, size=1000), max_bytes=10**6)  # a size that lies
+        read_item(replace(bomb, size=1000), max_bytes=10**6)  # a false size
 
 
 def test_a_file_that_changed_since_the_plan(photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +72,7 @@ def test_a_file_that_changed_since_the_plan(photos: Callable[..., Path], monkeyp
 
     def written_between(handle: int) -> os.stat_result:
         seen.append(handle)
-        if len(seen) > 2:  # after the first look and the size
+        if len(seen) > 2:  # after the first check and the size
             os.utime(writing.uri)
         return real(handle)
 
@@ -86,23 +83,15 @@ def test_a_file_that_changed_since_the_plan(photos: Callable[..., Path], monkeyp
 
 def test_an_archive_that_changed_since_the_plan(tmp_path: Path) -> None:
     for name, mode in (("a.tar", "w"), ("b.tgz", "w:gz")):
-        with tarfile.open(tmp_path / name, mode) as tar:
-            for number in range(3):
-                entry = tarfile.TarInfo(f"{number}.jpg")
-                entry.size = 1000
-                tar.addfile(entry, io.BytesIO(bytes(1000)))
+        write_tar(tmp_path / name, [(f"{number}.jpg", bytes(1000)) for number in range(3)], mode)
     items = list(discover(str(tmp_path)))
     assert [read_item(item) for item in items] == [bytes(1000)] * 6
     for name in ("a.tar", "b.tgz"):
         os.utime(tmp_path / name)
-    read_item(discover_one(tmp_path / "b.tgz"))  # the packed tar in hand is another version now
+    read_item(next(discover(str(tmp_path / "b.tgz"))))  # the open packed tar is of another version now
     for item in items:
         with pytest.raises(ReadError, match="changed since the plan"):
             read_item(item)
-
-
-def discover_one(path: Path) -> Item:
-    return next(discover(str(path)))
 
 
 def test_an_object_is_read_with_one_request_that_finds_changes(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,20 +142,18 @@ def test_a_body_that_breaks_off_is_read_again(s3: Any, monkeypatch: pytest.Monke
 
 
 def test_zip_damage_inside_a_member(tmp_path: Path) -> None:
-    path = tmp_path / "p.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.jpg", b"a" * 1000)
+    path = write_zip(tmp_path / "p.zip", {"a.jpg": b"a" * 1000})
     # Damage that the etag does not show, as on a store without etags.
-    items = [replace(item, etag=None) for item in discover(str(path))]
+    item = replace(next(discover(str(path))), etag=None)
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(data)
     with pytest.raises(ReadError, match="checksum"):
-        read_item(items[0])
+        read_item(item)
     data[6] |= 1  # the flag for encryption
     path.write_bytes(data)
     with pytest.raises(ReadError, match="encrypted"):
-        read_item(items[0])
+        read_item(item)
     path.write_bytes(b"something else" * 100)
     with pytest.raises(ReadError, match="no zip header at byte 0"):
-        read_item(items[0])
+        read_item(item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tasks.sources.read import ReadError, read_item, read_items
 from tasks.sources.table_columns import image_column
 from tasks.store.storage import StorageError, Store
 
-PICTURES = [b"picture %d" % number * (1 + number % 7) for number in range(50)]
+IMAGES = [b"image %d" % number * (1 + number % 7) for number in range(50)]
 
 
 def structs(values: Sequence[bytes | None]) -> pa.Array:
@@ -39,22 +39,19 @@ def write(path: Path, group: int = 20, **columns: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
 @pytest.mark.parametrize("kind", ["struct", "binary"])
-def test_rows_are_items_in_any_order(tmp_path: Path, where: str, kind: str, request: pytest.FixtureRequest) -> None:
-    column = structs(PICTURES) if kind == "struct" else pa.array(PICTURES)
-    source = str(write(tmp_path / "p" / "train.parquet", image=column, label=list(range(50))))
-    if where == "s3":
-        store = Store(request.getfixturevalue("s3").uri(f"tables-{kind}"))
-        store.write("train.parquet", Path(source).read_bytes())
-        source = store.join("train.parquet")
+def test_rows_are_items_in_any_order(tmp_path: Path, placed: Callable[[Path], str], kind: str) -> None:
+    column = structs(IMAGES) if kind == "struct" else pa.array(IMAGES)
+    write(tmp_path / "train.parquet", image=column, label=list(range(50)))
+    folder = placed(tmp_path)
+    source = f"{folder}/train.parquet"
     items = list(discover(source))
     assert [item.source_uri for item in items][:2] == [f"{source}#image[0]", f"{source}#image[1]"]
     assert [item.offset for item in items] == list(range(50))
-    assert items[3].image_id == list(discover(str(Path(source).parent) if where == "local" else store.uri))[3].image_id
-    assert [data for _, data in read_items(items, threads=4)] == PICTURES
+    assert items[3].image_id == list(discover(folder))[3].image_id
+    assert [data for _, data in read_items(items, threads=4)] == IMAGES
     for number in (49, 3, 4, 45, 0, 19, 20):
-        assert read_item(items[number]) == PICTURES[number]
+        assert read_item(items[number]) == IMAGES[number]
     with pytest.raises(ReadError, match="bytes, more than the limit of 10 bytes"):
         read_item(items[6], max_bytes=10)
 
@@ -62,7 +59,7 @@ def test_rows_are_items_in_any_order(tmp_path: Path, where: str, kind: str, requ
 def test_reading_forwards_opens_once_and_decodes_each_batch_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = list(discover(str(write(tmp_path / "p.parquet", image=pa.array(PICTURES)))))
+    items = list(discover(str(write(tmp_path / "p.parquet", image=pa.array(IMAGES)))))
     opened, batches = [], []
     real = pq.ParquetFile.iter_batches
 
@@ -82,10 +79,10 @@ def test_reading_forwards_opens_once_and_decodes_each_batch_once(
 
 def test_folder_of_images_and_tables(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"a")
-    write(tmp_path / "b" / "t.parquet", photo=structs(PICTURES[:2]))
+    write(tmp_path / "b" / "t.parquet", photo=structs(IMAGES[:2]))
     write(tmp_path / "metadata.parquet", file_name=["a.jpg"], age=[3.5])  # an imagefolder's labels
-    write(tmp_path / "_plan" / "x.parquet", photo=pa.array(PICTURES))
-    write(tmp_path / "_notes.parquet", photo=pa.array(PICTURES))
+    write(tmp_path / "_plan" / "x.parquet", photo=pa.array(IMAGES))
+    write(tmp_path / "_notes.parquet", photo=pa.array(IMAGES))
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "b" / "t.parquet").read_bytes()[:-9])
     names = [item.source_uri.removeprefix(f"{tmp_path}/") for item in discover(str(tmp_path))]
     expected = ["a.jpg", "b/t.parquet#photo[0]", "b/t.parquet#photo[1]", "cut.parquet"]
@@ -100,7 +97,7 @@ def test_folder_of_images_and_tables(tmp_path: Path) -> None:
 
 
 def test_which_column(tmp_path: Path) -> None:
-    two = pa.table({"crop": structs(PICTURES), "mask": structs(PICTURES), "label": list(range(50))})
+    two = pa.table({"crop": structs(IMAGES), "mask": structs(IMAGES), "label": list(range(50))})
     features = {"crop": {"_type": "Image"}, "mask": {"_type": "Audio"}, "label": {"_type": "Value"}}
     note = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     assert column_name(two.schema.with_metadata(note), None) == "crop"
@@ -126,8 +123,6 @@ def test_which_column(tmp_path: Path) -> None:
 
 def test_empty_and_missing_values_fail_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "p.parquet", image=structs([b"a", None, b""]), other=pa.array([None, b"x", b"y"]))
-    with pytest.raises(SourceError, match="image_column"):
-        list(discover(str(path), SourceConfig(image_column="gone")))
     first, missing, empty = discover(str(path))
     assert (read_item(first), read_item(empty)) == (b"a", b"")
     with pytest.raises(ReadError, match=r"row 1 of .* holds no bytes"):
@@ -138,11 +133,11 @@ def test_empty_and_missing_values_fail_alone(tmp_path: Path) -> None:
 
 
 def test_a_table_that_changed_since_the_plan(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.parquet", image=pa.array(PICTURES))
+    path = write(tmp_path / "p.parquet", image=pa.array(IMAGES))
     item = next(discover(str(path)))
-    assert read_item(item) == PICTURES[0]
+    assert read_item(item) == IMAGES[0]
     os.utime(path)
-    assert read_item(next(discover(str(path)))) == PICTURES[0]
+    assert read_item(next(discover(str(path)))) == IMAGES[0]
     with pytest.raises(ReadError, match="changed since the plan"):
         read_item(item)
 
@@ -150,9 +145,9 @@ def test_a_table_that_changed_since_the_plan(tmp_path: Path) -> None:
 def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
-    rows = {"image": [{"bytes": data, "path": None} for data in PICTURES], "label": list(range(50))}
+    rows = {"image": [{"bytes": data, "path": None} for data in IMAGES], "label": list(range(50))}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data.parquet"))
-    assert [data for _, data in read_items(discover(str(tmp_path)))] == PICTURES
+    assert [data for _, data in read_items(discover(str(tmp_path)))] == IMAGES
 
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -263,7 +258,7 @@ def test_lists_of_a_fixed_size_and_of_plain_bytes(tmp_path: Path) -> None:
     assert members_of(path) == {"pair[0][0]": b"a", "pair[0][1]": b"b", "pair[1][0]": b"a", "pair[1][1]": b"b"}
     plain = write(tmp_path / "plain.parquet", tokens=pa.array([[b"a"], [b"b", b"c"]]))
     with pytest.raises(SourceError, match=r"Name one: --set inputs.image_column=NAME"):
-        members_of(plain)  # tokens, most often: only where somebody says so
+        members_of(plain)  # tokens, most often: only where the config names it
     assert list(members_of(plain, image_column="tokens").values()) == [b"a", b"b", b"c"]
 
 
@@ -312,7 +307,7 @@ def test_a_table_that_may_be_a_list_too_must_be_named(tmp_path: Path) -> None:
 
 
 def test_columns_of_an_earlier_version_stay_the_chosen_ones(tmp_path: Path) -> None:
-    """What lies at the top goes before what lies deeper, so that no earlier plan reads another column now."""
+    """Columns at the top go before nested ones, so that no earlier plan reads another column now."""
     schema = pa.schema([("jpg", pa.binary()), ("thumbs", pa.list_(IMAGE)), ("s", pa.struct([("i", IMAGE)]))])
     assert column_name(schema, None) == "jpg"
     awkward = pa.table({"a[0]": pa.array([b"x", b"y"]), "b": [1, 2]})
@@ -320,7 +315,7 @@ def test_columns_of_an_earlier_version_stay_the_chosen_ones(tmp_path: Path) -> N
     assert members_of(tmp_path / "p.parquet") == {"a[0][0]": b"x", "a[0][1]": b"y"}
 
 
-def test_a_note_of_hugging_face_reaches_into_lists_and_structs() -> None:
+def test_the_features_of_hugging_face_reach_into_lists_and_structs() -> None:
     two = pa.struct([("sound", IMAGE), ("views", pa.list_(IMAGE))])
     features = {
         "s": {"sound": {"_type": "Audio"}, "views": {"feature": {"_type": "Image"}, "_type": "List"}},
@@ -331,7 +326,7 @@ def test_a_note_of_hugging_face_reaches_into_lists_and_structs() -> None:
     assert column_name(schema.with_metadata(note), None) == "s.views"
 
 
-def test_damage_and_lies_in_lists_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_and_false_counts_in_lists_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "p.parquet", images=pa.array([cells((b"a" * 999, "x.jpg"))] * 9, pa.list_(IMAGE)))
     data = bytearray(path.read_bytes())
     start = pq.ParquetFile(path).metadata.row_group(0).column(1).dictionary_page_offset  # of the paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import fsspec
@@ -24,7 +25,7 @@ STEP = 8  # grey levels from frame to frame
 
 
 def grey(count: int, size: tuple[int, int] = (64, 80)) -> list[np.ndarray]:
-    """Images whose grey value tells their number."""
+    """Images whose grey value is STEP times their number."""
     return [np.full((*size, 3), STEP * index, np.uint8) for index in range(count)]
 
 
@@ -37,6 +38,26 @@ def noise(count: int) -> list[np.ndarray]:
 def number(data: bytes | Exception) -> int:
     assert isinstance(data, bytes), data
     return round(float(decode_image(data).mean()) / STEP)
+
+
+def clip(path: Path, images: list[np.ndarray]) -> Path:
+    """Write images as a video of 25 frames a second."""
+    write_clip(path, images, [index / 25 for index in range(len(images))])
+    return path
+
+
+def encode(path: Path, codec: str, images: list[np.ndarray], aspect: Fraction | None = None, **stream: Any) -> Path:
+    """Write images with one of FFmpeg's codecs; aspect: width of a pixel over its height."""
+    with av.open(str(path), "w") as container:
+        track = container.add_stream(codec, **{"rate": 25, **stream})
+        track.height, track.width, _ = images[0].shape
+        track.pix_fmt = "yuv420p"
+        if aspect is not None:
+            track.codec_context.sample_aspect_ratio = aspect
+        for image in images:
+            container.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(track.encode(None))
+    return path
 
 
 def read(items: list[Item]) -> list[bytes | Exception]:
@@ -69,15 +90,9 @@ def test_frames_in_any_order_and_again(uneven):
 
 
 def test_a_far_frame_is_sought_and_is_the_same(tmp_path):
-    """An hour at a frame a second, in a container without an index of frames."""
-    path = tmp_path / "long.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=1, options={"g": "10"})
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for index in range(120):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 2 * index, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    """Two minutes at a frame a second, in a container without an index of frames."""
+    images = [np.full((32, 32, 3), 2 * index, np.uint8) for index in range(120)]
+    path = encode(tmp_path / "long.mkv", "libx264", images, rate=1, options={"g": "10"})
     items = list(discover(str(path)))
     assert len(items) == 120
     for index in (100, 5, 119):
@@ -88,21 +103,13 @@ def test_a_far_frame_is_sought_and_is_the_same(tmp_path):
     ("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "libx264"), ("a.avi", "mpeg4")]
 )
 def test_other_containers(tmp_path, name, codec):
-    path = tmp_path / name
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
-        for picture in grey(12):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    items = list(discover(str(path)))
+    items = list(discover(str(encode(tmp_path / name, codec, grey(12)))))
     assert [round(25 * frame_of(item.source_uri).seconds) for item in items] == list(range(12))
     assert [number(data) for data in read(items)] == list(range(12))
 
 
 def test_a_cut_video_gives_what_is_there_and_one_row_for_the_rest(tmp_path):
-    write_clip(tmp_path / "whole.mp4", noise(40), [index / 25 for index in range(40)])
-    data = (tmp_path / "whole.mp4").read_bytes()
+    data = clip(tmp_path / "whole.mp4", noise(40)).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     items = list(discover(str(tmp_path / "cut.mp4")))
     assert 20 <= len(items) < 40
@@ -115,8 +122,7 @@ def test_a_cut_video_gives_what_is_there_and_one_row_for_the_rest(tmp_path):
 
 
 def test_damage_in_the_middle_costs_the_frames_it_struck(tmp_path):
-    path = tmp_path / "clip.mp4"
-    write_clip(path, noise(40), [index / 25 for index in range(40)])
+    path = clip(tmp_path / "clip.mp4", noise(40))
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
     path.write_bytes(data)
@@ -128,8 +134,7 @@ def test_damage_in_the_middle_costs_the_frames_it_struck(tmp_path):
 
 
 def test_what_is_no_video_is_one_clear_error(tmp_path):
-    path = tmp_path / "clip.mp4"
-    write_clip(path, grey(5), [index / 25 for index in range(5)])
+    path = clip(tmp_path / "clip.mp4", grey(5))
     (tmp_path / "head.mp4").write_bytes(path.read_bytes()[:300])
     (tmp_path / "text.mp4").write_text("not a video at all " * 100)
     for name in ("head.mp4", "text.mp4"):
@@ -140,13 +145,13 @@ def test_what_is_no_video_is_one_clear_error(tmp_path):
     assert [isinstance(data, ReadError) for data in read(items)] == [False] * 5 + [True, True]
 
 
-def test_a_film_among_photographs_is_left_alone_unless_asked_for(tmp_path):
-    write_clip(tmp_path / "film.mp4", grey(5), [index / 25 for index in range(5)])
+def test_a_video_among_photographs_is_read_only_on_request(tmp_path):
+    clip(tmp_path / "clip.mp4", grey(5))
     (tmp_path / "a.jpg").write_bytes(b"x")
     assert [item.uri.rpartition("/")[2] for item in discover(str(tmp_path))] == ["a.jpg"]
     assert len(list(discover(str(tmp_path), SourceConfig(videos=True)))) == 6
     assert len(list(discover(str(tmp_path / "*.mp4")))) == 5
-    (tmp_path / "list.txt").write_text("film.mp4\na.jpg\n")
+    (tmp_path / "list.txt").write_text("clip.mp4\na.jpg\n")
     assert len(list(discover(str(tmp_path / "list.txt")))) == 6
 
 
@@ -181,9 +186,8 @@ def first_frame(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_a_turned_or_mirrored_video_is_read_as_a_player_shows_it(tmp_path, matrix):
-    """Phones store lying frames, front cameras mirrored ones, and a matrix that says so in the track's header."""
-    path = tmp_path / "phone.mp4"
-    write_clip(path, [corners()] * 3, [0, 0.04, 0.08])
+    """Phones store frames on their side, front cameras mirrored ones, with a display matrix in the track's header."""
+    path = clip(tmp_path / "phone.mp4", [corners()] * 3)
     with_header(path, matrix)
     a, b, c, d = matrix
     shown = first_frame(path)
@@ -206,14 +210,9 @@ def test_a_matrix_that_tilts_gives_the_nearest_quarter_turn():
     assert upright(image, None) is image
 
 
-def write_wide(path: Path, codec: str) -> None:
+def write_wide(path: Path, codec: str) -> Path:
     """A frame of 72 x 64 pixels, each a third wider than high."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 72, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode(None))
+    return encode(path, codec, [np.zeros((64, 72, 3), np.uint8)], Fraction(4, 3))
 
 
 @pytest.mark.parametrize(
@@ -226,14 +225,12 @@ def write_wide(path: Path, codec: str) -> None:
     ],
 )
 def test_pixels_that_are_not_square_are_stretched(tmp_path, name, codec):
-    write_wide(tmp_path / name, codec)
-    assert first_frame(tmp_path / name).shape == (64, 96, 3)
+    assert first_frame(write_wide(tmp_path / name, codec)).shape == (64, 96, 3)
 
 
 def test_the_aspect_of_matroska_alone(tmp_path):
     """VP9 says nothing about the aspect, DisplayWidth and DisplayHeight do."""
-    path = tmp_path / "a.mkv"
-    write_wide(path, "libvpx-vp9")
+    path = write_wide(tmp_path / "a.mkv", "libvpx-vp9")
     unknown = bytes.fromhex("e08a b08148 ba8140 54b28104 55ee8100")  # 72 x 64, unit of display: unknown
     shown = bytes.fromhex("e08e b08148 ba8140 54b08160 54ba8140")  # 72 x 64, shown as 96 x 64
     data = path.read_bytes()
@@ -244,8 +241,7 @@ def test_the_aspect_of_matroska_alone(tmp_path):
 
 def test_the_aspect_of_a_track_header_is_that_of_the_stored_frame(tmp_path):
     """Nothing but tkhd says that 48 x 64 stored pixels are shown as 96 x 64; stretched first, then turned."""
-    path = tmp_path / "a.mp4"
-    write_clip(path, [corners(48)] * 2, [0, 0.04])
+    path = clip(tmp_path / "a.mp4", [corners(48)] * 2)
     with_header(path, size=(96, 64))
     assert first_frame(path).shape == (64, 96, 3)
     with_header(path, (0, 1, -1, 0), size=(96, 64))
@@ -253,9 +249,8 @@ def test_the_aspect_of_a_track_header_is_that_of_the_stored_frame(tmp_path):
 
 
 def test_a_boundless_aspect_meets_the_limit(tmp_path):
-    """Pixels a million times as wide as high are asked for, not made."""
-    path = tmp_path / "a.mp4"
-    write_wide(path, "libvpx-vp9")
+    """Pixels a million times as wide as high."""
+    path = write_wide(tmp_path / "a.mp4", "libvpx-vp9")
     data = bytearray(path.read_bytes())
     at = data.index(b"pasp")
     data[at + 4 : at + 12] = struct.pack(">2I", 1_000_000, 1)
@@ -265,8 +260,7 @@ def test_a_boundless_aspect_meets_the_limit(tmp_path):
 
 
 def test_a_remote_video_reads_like_a_local_one(tmp_path):
-    path = tmp_path / "clip.mp4"
-    write_clip(path, grey(10), [index / 25 for index in range(10)])
+    path = clip(tmp_path / "clip.mp4", grey(10))
     fsspec.filesystem("memory").pipe_file("/videos/clip.mp4", path.read_bytes())
     items = list(discover("memory://videos/clip.mp4"))
     assert [number(data) for data in read(items)] == list(range(10))
@@ -280,7 +274,7 @@ def test_large_frames_meet_the_limit(uneven):
 def test_a_changed_video_is_noticed(uneven):
     path, _ = uneven
     items = list(discover(str(path)))
-    write_clip(path, grey(12), [index / 25 for index in range(12)])
+    clip(path, grey(12))
     assert "changed since the plan" in str(read([items[3]])[0])
 
 

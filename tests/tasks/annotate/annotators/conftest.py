@@ -51,13 +51,13 @@ def spread_scores(network: torch.nn.Module) -> None:
 
     Scores about 0 with a deviation of 2, regressions with one of 1, over the places of an image.
     """
-    picture = torch.from_numpy(portrait_pixels()).permute(2, 0, 1)[None].float() - 110
+    image = torch.from_numpy(portrait_pixels()).permute(2, 0, 1)[None].float() - 110
     taken: list[torch.Tensor] = []
     for heads, spread in ((network.ClassHead, 1.4), (network.BboxHead, 1.0)):
         for head in heads:
             layer = head.conv1x1
             hook = layer.register_forward_hook(lambda _, given, made: taken.append(made))
-            network(picture)
+            network(image)
             hook.remove()
             made = taken.pop()
             deviation = made.std(dim=(0, 2, 3))

@@ -62,7 +62,7 @@ def centroid(weight: torch.Tensor) -> torch.Tensor:
 
 
 def excess(image: torch.Tensor, channel: int) -> torch.Tensor:
-    """How far one channel of (3, H, W) stands above the others; 0 for grey."""
+    """How far one channel of (3, H, W) exceeds the others; 0 for grey."""
     others = [image[other] for other in range(3) if other != channel]
     return (image[channel] - torch.maximum(*others)).clamp(min=0)
 

@@ -63,7 +63,7 @@ def test_descriptors_of_arcface(mirror, face, tmp_path):
     np.testing.assert_allclose(codes, np.stack([both.annotator.embed(face, points)] * 2), atol=1e-4)
 
 
-def test_missing_weights_are_told_before_any_work(tmp_path: Path):
+def test_missing_weights_are_an_error_before_any_work(tmp_path: Path):
     """The worker cannot be built: no unit is started."""
     with pytest.raises(AnnotatorError, match=r"parsing_bisenet.pth(.|\n)*recognition_arcface_ir_se50.pth"):
         worker(provider="facexlib", weights_uri=str(tmp_path))

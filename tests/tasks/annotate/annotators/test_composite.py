@@ -31,7 +31,7 @@ from tests.tasks.annotate.annotators.test_skin import drawn_face
         ({"provider": "sidecar", "segment": "dlib"}, ["sidecar", "sidecar", "dlib", "dlib"]),
     ],
 )
-def test_who_does_what(settings, expected):
+def test_the_provider_of_each_step(settings, expected):
     config = AnnotateConfig.model_validate(settings)
     assert [config.provider_of(step) for step in STEPS] == expected
     for provider in OFFERS:
@@ -58,7 +58,7 @@ def test_a_step_that_a_provider_does_not_do_is_refused(settings, message):
 
 
 class Recorder:
-    """A provider that says what it was asked."""
+    """A provider whose answers are its name, the step and the arguments."""
 
     versions = {"recorder": "1"}  # noqa: RUF012
 
@@ -79,10 +79,10 @@ class Batching(Recorder):
 def test_each_step_goes_to_its_provider_alone_or_in_batches():
     providers = {step: Recorder(step[0]) for step in STEPS} | {"embed": Batching("e")}
     annotator = CompositeAnnotator(providers)
-    assert annotator.detect("picture") == ("d", "detect", "picture")
-    assert annotator.landmarks("picture", "face") == ("l", "landmarks", "picture", "face")
-    assert annotator.segment("picture", "points") == ("s", "segment", "picture", "points")
-    assert annotator.embed("picture", "points") == ("e", "embed", "picture", "points")
+    assert annotator.detect("image") == ("d", "detect", "image")
+    assert annotator.landmarks("image", "face") == ("l", "landmarks", "image", "face")
+    assert annotator.segment("image", "points") == ("s", "segment", "image", "points")
+    assert annotator.embed("image", "points") == ("e", "embed", "image", "points")
     assert annotator.detect_batch(["p", "q"]) == [("d", "detect", "p"), ("d", "detect", "q")]
     assert annotator.segment_batch(["p", "q"], [1, 2]) == [("s", "segment", "p", 1), ("s", "segment", "q", 2)]
     assert annotator.embed_batch(["p", "q"], [1, 2]) == [("together", 2)] * 2
@@ -113,7 +113,7 @@ def test_a_mix_on_one_face(mirror, face):
     np.testing.assert_array_equal(points, load_annotator(AnnotateConfig()).landmarks(face, detection))
     assert annotator.segment(face, points).shape == face.shape[:2]
     assert annotator.embed(face, points).shape == (512,)
-    assert "dlib_face_recognition_resnet_model_v1.dat" not in annotator.versions  # nobody asked it for descriptors
+    assert "dlib_face_recognition_resnet_model_v1.dat" not in annotator.versions  # it computes no descriptors
 
 
 def test_dlib_s_mask_needs_no_weights():

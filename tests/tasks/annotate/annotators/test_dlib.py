@@ -43,6 +43,10 @@ def face_of(annotator: Annotator, image: np.ndarray) -> Detection:
     return faces[0]
 
 
+def landmarks_of(annotator: Annotator, image: np.ndarray) -> np.ndarray:
+    return annotator.landmarks(image, face_of(annotator, image))
+
+
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     """Intersection over union."""
     inner = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
@@ -56,29 +60,28 @@ def test_the_face_is_found_where_it_is(annotator, portrait):
 
 
 def test_landmarks_lie_on_the_features(annotator, portrait):
-    points = annotator.landmarks(portrait, face_of(annotator, portrait))
+    points = landmarks_of(annotator, portrait)
     assert points.shape == (68, 2)
     assert points.dtype == np.float32
     # Read off the image by eye: the pupils, the tip of the nose, the mouth's middle, the chin.
     seen = {
-        "right eye": (171, 101),
-        "left eye": (214, 103),
-        "nose": (192, 126),
-        "mouth": (192, 146),
-        "chin": (192, 178),
+        "right eye": (slice(36, 42), (171, 101)),
+        "left eye": (slice(42, 48), (214, 103)),
+        "nose": (slice(30, 31), (192, 126)),
+        "mouth": (slice(48, 60), (192, 146)),
+        "chin": (slice(8, 9), (192, 178)),
     }
-    means = [points[36:42], points[42:48], points[30:31], points[48:60], points[8:9]]
-    for (name, where), group in zip(seen.items(), means, strict=True):
-        assert np.linalg.norm(group.mean(axis=0) - where) < 5, name
+    for name, (group, place) in seen.items():
+        assert np.linalg.norm(points[group].mean(axis=0) - place) < 5, name
 
 
 @pytest.mark.parametrize("width", [192, 768, 1500])
 def test_half_and_double_size_agree(annotator, portrait, width):
     """Landmarks, mask and descriptor depend on the face, not on the resolution of the photograph."""
-    points = annotator.landmarks(portrait, face_of(annotator, portrait))
+    points = landmarks_of(annotator, portrait)
     other = rescaled(portrait, width)
     scale = width / portrait.shape[1]
-    other_points = annotator.landmarks(other, face_of(annotator, other))
+    other_points = landmarks_of(annotator, other)
     error = np.linalg.norm((other_points + 0.5) / scale - 0.5 - points, axis=1).mean()
     assert error < 0.02 * np.ptp(points[:, 0])
     assert np.linalg.norm(annotator.embed(other, other_points) - annotator.embed(portrait, points)) < 0.3
@@ -88,9 +91,7 @@ def test_half_and_double_size_agree(annotator, portrait, width):
 
 def test_the_mirrored_face_is_the_same_subject(annotator, portrait):
     mirrored = np.ascontiguousarray(portrait[:, ::-1])
-    codes = [
-        annotator.embed(image, annotator.landmarks(image, face_of(annotator, image))) for image in (portrait, mirrored)
-    ]
+    codes = [annotator.embed(image, landmarks_of(annotator, image)) for image in (portrait, mirrored)]
     assert codes[0].shape == (128,)
     assert codes[0].dtype == np.float32
     assert np.linalg.norm(codes[0] - codes[1]) < 0.3
@@ -98,7 +99,7 @@ def test_the_mirrored_face_is_the_same_subject(annotator, portrait):
 
 def test_another_texture_is_another_descriptor(annotator, portrait):
     """Distances mean something: the same outline filled with noise is far away (dlib's own threshold is 0.6)."""
-    points = annotator.landmarks(portrait, face_of(annotator, portrait))
+    points = landmarks_of(annotator, portrait)
     noise = np.random.default_rng(0).integers(0, 255, portrait.shape, np.uint8)
     assert np.linalg.norm(annotator.embed(noise, points) - annotator.embed(portrait, points)) > 0.6
 
@@ -144,7 +145,7 @@ def test_a_large_image_is_reduced(portrait):
     face = face_of(annotator, large)
     assert overlap(face.bbox, tuple(16 * v for v in (144, 77, 234, 167))) > 0.75
     points = annotator.landmarks(large, face)
-    small = annotator.landmarks(portrait, face_of(annotator, portrait))
+    small = landmarks_of(annotator, portrait)
     assert np.linalg.norm((points + 0.5) / 16 - 0.5 - small, axis=1).mean() < 0.02 * np.ptp(small[:, 0])
 
 
@@ -189,8 +190,7 @@ def test_a_rotated_jpeg_gives_the_boxes_of_the_upright_one(annotator, portrait):
 def test_a_face_that_reaches_over_the_border(annotator, portrait):
     """A tight crop: the box may leave the image, everything after it still works."""
     cut = np.ascontiguousarray(portrait[85:200, 140:240])
-    face = face_of(annotator, cut)
-    points = annotator.landmarks(cut, face)
+    points = landmarks_of(annotator, cut)
     assert np.isfinite(points).all()
     assert annotator.segment(cut, points).shape == cut.shape[:2]
     assert np.isfinite(annotator.embed(cut, points)).all()

@@ -24,9 +24,9 @@ class FindMarks(torch.nn.Module):
         assert batch.shape[1:] == (3, 256, 256)
         maps = torch.zeros(len(batch), 68, 64, 64)
         y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-        for k, picture in enumerate(batch):
-            assert 0 <= picture.min() <= picture.max() <= 1
-            red, green = (excess(picture, channel) for channel in (0, 1))
+        for k, image in enumerate(batch):
+            assert 0 <= image.min() <= image.max() <= 1
+            red, green = (excess(image, channel) for channel in (0, 1))
             side = torch.arange(256) < centroid(green)[0]
             points = [centroid(red)] * 68
             points[36], points[45] = centroid(green * side), centroid(green * ~side)

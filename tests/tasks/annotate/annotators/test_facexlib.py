@@ -67,15 +67,15 @@ def test_detections_are_the_library_s(mirror, face, kind, name):
 
 def test_images_of_one_size_go_through_together(mirror, face):
     annotator = load_annotator(config(mirror, facexlib={"detector": "mobile0.25", "max_side": 96}))
-    pictures = [face, face[:100], np.ascontiguousarray(face[:, ::-1])]
+    images = [face, face[:100], np.ascontiguousarray(face[:, ::-1])]
     calls: list[tuple[int, ...]] = []
     network = annotator._providers["detect"]._detector
     handle = network.register_forward_pre_hook(lambda _, given: calls.append(tuple(given[0].shape)))
-    together = annotator.detect_batch(pictures)
+    together = annotator.detect_batch(images)
     handle.remove()
     assert sorted(shape[0] for shape in calls) == [1, 2]
-    for found, picture in zip(together, pictures, strict=True):
-        alone = annotator.detect(picture)
+    for found, image in zip(together, images, strict=True):
+        alone = annotator.detect(image)
         assert len(found) == len(alone) > 0
         np.testing.assert_allclose([b.bbox for b in found], [b.bbox for b in alone], atol=0.05)
     assert annotator.detect_batch([]) == []
@@ -102,9 +102,9 @@ class FindBox(torch.nn.Module):
         prior = prior * torch.tensor([width, height, width, height])
         boxes, scores = torch.zeros(len(batch), len(prior), 4), torch.zeros(len(batch), len(prior), 2)
         scores[..., 0] = 1
-        for k, picture in enumerate(batch + torch.tensor([104.0, 117.0, 123.0]).view(3, 1, 1)):
+        for k, image in enumerate(batch + torch.tensor([104.0, 117.0, 123.0]).view(3, 1, 1)):
             for channel in (0, 2):  # blue and red, as the network expects them
-                share = (excess(picture, channel) / 210).clamp(max=1)
+                share = (excess(image, channel) / 210).clamp(max=1)
                 across, down = share.amax(0), share.amax(1)
                 if across.max() < 0.5:
                     continue
@@ -160,12 +160,12 @@ class FindSkin(torch.nn.Module):
     def forward(self, batch):
         assert batch.shape[1:] == (3, 512, 512)
         classes = torch.zeros(len(batch), 19, 512, 512)
-        for k, picture in enumerate(batch * self.deviation + self.mean):
-            assert -0.01 < picture.min() <= picture.max() < 1.01
-            red = (excess(picture, 0) / 0.5).clamp(0, 1)
+        for k, image in enumerate(batch * self.deviation + self.mean):
+            assert -0.01 < image.min() <= image.max() < 1.01
+            red = (excess(image, 0) / 0.5).clamp(0, 1)
             classes[k, 0] = 10 * (0.5 - red)
             classes[k, self.skin] = 10 * (red - 0.5)
-            classes[k, self.other] = torch.where(excess(picture, 2) > 0.2, 50.0, -50.0)
+            classes[k, self.other] = torch.where(excess(image, 2) > 0.2, 50.0, -50.0)
         return classes, None, None
 
 

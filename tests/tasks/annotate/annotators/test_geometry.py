@@ -1,4 +1,4 @@
-"""The ways between an image and a network's square, against closed forms and images whose answer is known."""
+"""The transforms between an image and a network's square, against closed forms and images whose answer is known."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_mask_outside_the_image_is_empty():
 
 
 @pytest.mark.parametrize("degrees", [0.0, 35.0, 180.0])
-def test_the_portrait_frame_stands_upright(degrees):
+def test_the_portrait_frame_is_upright(degrees):
     """Eyes level and above the mouth, as far apart in the crop whatever the face's place, size and rotation."""
     _, points = drawn_face(200)
     straight = apply(portrait_transform(points, 512), points)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -22,10 +20,11 @@ from tasks.annotate.find_faces import FaceFinder
 from tasks.sources.discover import discover
 from tasks.sources.read import MAX_BYTES
 from tests.tasks.annotate.annotators.test_skin import drawn_face
-from tests.tasks.sources.test_discover import JAPANESE, shift_jis_zip
+from tests.tasks.sources.archives import JAPANESE, shift_jis_zip, write_tar, write_zip
 from tests.tasks.sources.test_labels import npy, png, pts, txt
 
 IMAGE, POINTS = drawn_face(120)
+JPEG = encode_jpeg(IMAGE, 95)
 MASK = np.zeros((120, 120), np.uint8)
 MASK[30:90, 40:80] = 255
 SIDECAR = AnnotateConfig(provider="sidecar")
@@ -35,14 +34,14 @@ def files() -> dict[str, bytes]:
     """Name to content of a small labelled archive."""
     moved = npy(np.stack([POINTS * 0.3, POINTS * 0.5 + 50]))
     return {
-        "a.jpg": encode_jpeg(IMAGE, 95),
+        "a.jpg": JPEG,
         "a.npy": npy(POINTS),
         "a_mask.png": png(MASK),
-        "sub/b.jpg": encode_jpeg(IMAGE, 95),
+        "sub/b.jpg": JPEG,
         "sub/b.txt": txt(POINTS + 1),
-        "sub/two.jpg": encode_jpeg(IMAGE, 95),
+        "sub/two.jpg": JPEG,
         "sub/two.npy": moved,
-        "c.jpg": encode_jpeg(IMAGE, 95),
+        "c.jpg": JPEG,
     }
 
 
@@ -61,19 +60,11 @@ def in_bucket(root: Path) -> str:
 
 
 def in_zip(root: Path) -> str:
-    with zipfile.ZipFile(root / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files().items():
-            archive.writestr(name, data)
-    return str(root / "all.zip")
+    return str(write_zip(root / "all.zip", files(), zipfile.ZIP_DEFLATED))
 
 
 def in_tar(root: Path, mode: str = "w", name: str = "all.tar") -> str:
-    with tarfile.open(root / name, mode) as archive:
-        for member, data in files().items():
-            info = tarfile.TarInfo(f"./{member}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return str(root / name)
+    return str(write_tar(root / name, [(f"./{member}", data) for member, data in files().items()], mode))
 
 
 def items_of(source: str) -> dict[str, Item]:
@@ -133,10 +124,7 @@ def test_a_mask_of_another_size(tmp_path):
 
 
 def test_landmarks_of_ibug(tmp_path):
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("p/x.jpg", encode_jpeg(IMAGE, 95))
-        archive.writestr("p/x.pts", pts(POINTS))
-    (item,) = discover(str(tmp_path / "all.zip"))
+    (item,) = discover(str(write_zip(tmp_path / "all.zip", {"p/x.jpg": JPEG, "p/x.pts": pts(POINTS)})))
     config = AnnotateConfig(provider="sidecar", sidecar=SidecarConfig(landmarks=("{stem}.pts",)))
     annotator = load_annotator(config).for_item(item)
     np.testing.assert_allclose(annotator.landmarks(IMAGE, annotator.detect(IMAGE)[0]), POINTS, atol=1e-4)
@@ -161,7 +149,7 @@ def test_labels_outside_the_image(tmp_path):
 def test_a_parallel_folder_and_full_names(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "labels").mkdir()
-    (tmp_path / "photos" / "x.y.jpg").write_bytes(encode_jpeg(IMAGE, 95))
+    (tmp_path / "photos" / "x.y.jpg").write_bytes(JPEG)
     (tmp_path / "labels" / "x.y.jpg.npy").write_bytes(npy(POINTS))
     (tmp_path / "labels" / "x.y.npy").write_bytes(npy(MASK))
     config = SidecarConfig(landmarks=("../labels/{name}.npy",), mask=("../labels/{stem}.npy",))
@@ -185,7 +173,7 @@ def test_each_image_has_its_own_labels_and_reads_them_once(tmp_path, monkeypatch
     assert [Path(uri).name for uri in reads if Path(uri).exists()] == ["a.npy", "b.txt"]
 
 
-def test_the_item_must_be_named():
+def test_labels_need_for_item():
     with pytest.raises(AnnotatorError, match="for_item"):
         SidecarAnnotator(SIDECAR).detect(IMAGE)
 
@@ -195,7 +183,7 @@ def test_one_bad_label_costs_one_image(tmp_path):
     nan = POINTS.copy()
     nan[5] = np.nan
     for name, label in {"a": npy(POINTS), "b": npy(POINTS[:67]), "c": npy(nan), "d": None, "e": npy(POINTS)}.items():
-        (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(IMAGE, 95))
+        (tmp_path / f"{name}.jpg").write_bytes(JPEG)
         if label is not None:
             (tmp_path / f"{name}.npy").write_bytes(label)
     quarantine: list = []
@@ -212,11 +200,11 @@ def test_one_bad_label_costs_one_image(tmp_path):
 
 def test_an_identity_beside_the_image_whatever_provider_does_the_steps(tmp_path):
     in_folder(tmp_path)
-    (tmp_path / "a.person.txt").write_text("  Ada Lovelace \nanything\n")
-    (tmp_path / "sub" / "b.person.txt").write_bytes(b"\xef\xbb\xbfn\xc3\xa9e\r\n")
-    (tmp_path / "c.who.txt").write_text("7")
+    (tmp_path / "a.identity.txt").write_text("  Ada Lovelace \nanything\n")
+    (tmp_path / "sub" / "b.identity.txt").write_bytes(b"\xef\xbb\xbfn\xc3\xa9e\r\n")
+    (tmp_path / "c.name.txt").write_text("7")
     items = items_of(str(tmp_path))
-    patterns = ("{stem}.person.txt", "{stem}.who.txt")
+    patterns = ("{stem}.identity.txt", "{stem}.name.txt")
     sidecar = SidecarAnnotator(AnnotateConfig(sidecar=SidecarConfig(identity=patterns)))
     found = {name: sidecar.for_item(item).identity() for name, item in items.items()}
     assert found == {"a.jpg": "Ada Lovelace", "b.jpg": "née", "c.jpg": "7", "two.jpg": None}
@@ -224,17 +212,14 @@ def test_an_identity_beside_the_image_whatever_provider_does_the_steps(tmp_path)
 
 
 def test_an_identity_inside_an_archive(tmp_path):
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("p/x.jpg", encode_jpeg(IMAGE, 95))
-        archive.writestr("p/x.txt", "Ada\n")
-    (item,) = discover(str(tmp_path / "all.zip"))
+    (item,) = discover(str(write_zip(tmp_path / "all.zip", {"p/x.jpg": JPEG, "p/x.txt": b"Ada\n"})))
     config = AnnotateConfig(sidecar=SidecarConfig(identity=("{stem}.txt",)))
     assert SidecarAnnotator(config).for_item(item).identity() == "Ada"
 
 
 def test_labels_in_a_zip_with_names_of_another_encoding(tmp_path):
     """The image is planned under its Japanese name; the label beside it is found all the same."""
-    path = shift_jis_zip(tmp_path / "all.zip", {JAPANESE: encode_jpeg(IMAGE, 95), JAPANESE[:-3] + "txt": b"Hanako"})
+    path = shift_jis_zip(tmp_path / "all.zip", {JAPANESE: JPEG, JAPANESE[:-3] + "txt": b"Hanako"})
     (item,) = discover(str(path), SourceConfig(zip_encoding="cp932"))
     config = AnnotateConfig(sidecar=SidecarConfig(identity=("{stem}.txt",)))
     assert item.member == JAPANESE
@@ -248,7 +233,7 @@ def test_labels_in_a_zip_with_names_of_another_encoding(tmp_path):
         {"landmarks": ["{stem}.pkl"]},
         {"mask": []},
         {"masks": []},
-        {"identity": ["person.txt"]},
+        {"identity": ["identity.txt"]},
         {"identity": ["{stem}.json"]},
         {"mask_values": []},
         {"mask_values": [-1]},

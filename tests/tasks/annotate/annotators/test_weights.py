@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from schemas.annotate import AnnotateConfig
-from tasks.annotate.annotators import AnnotatorError, load_annotator
+from tasks.annotate.annotators import AnnotatorError, face_alignment_provider, facexlib_provider, load_annotator
 from tasks.annotate.annotators.dlib_provider import DESCRIPTOR, PREDICTOR, _models_folder
-from tasks.annotate.annotators.facexlib_provider import weight_url
 from tasks.annotate.annotators.weights import WeightFile, load_state, locate, pick_device
 
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """A machine without libraries' files, cache and way out; the addresses that were asked for."""
+    """A machine without the libraries' files, a cache and a network; the requested URLs."""
     asked: list[str] = []
 
     def refuse(url, timeout):
@@ -30,10 +29,8 @@ def nowhere(tmp_path, monkeypatch):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setenv("DECA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tasks.annotate.annotators.facexlib_provider._weights_folder", lambda: tmp_path / "library")
-    monkeypatch.setattr(
-        "tasks.annotate.annotators.face_alignment_provider._weights_folder", lambda: tmp_path / "library"
-    )
+    for module in (face_alignment_provider, facexlib_provider):
+        monkeypatch.setattr(module, "_weights_folder", lambda: tmp_path / "library")
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     return asked
 
@@ -69,8 +66,8 @@ def test_only_the_chosen_steps_need_weights(nowhere):
 
 def test_addresses_are_the_library_s_own():
     for name in (*NAMES[:3], "detection_mobilenet0.25_Final.pth", "parsing_parsenet.pth"):
-        assert weight_url(name).startswith("https://")
-        assert weight_url(name).endswith(f"/{name}")
+        assert facexlib_provider.weight_url(name).startswith("https://")
+        assert facexlib_provider.weight_url(name).endswith(f"/{name}")
 
 
 def test_a_mirror_is_taken_instead(nowhere, mirror):
@@ -111,7 +108,7 @@ def test_a_bucket_is_fetched_once(nowhere, mirror, tmp_path):
     assert [path.name for path in fetched] == ["parsing_bisenet.pth"]
     assert [path.stat().st_mtime_ns for path in fetched] == times
     bucket.pipe_file("/mirror/parsing_bisenet.pth", b"changed")
-    with pytest.raises(AnnotatorError, match="no PyTorch file"):  # what the mirror holds now, not what it held
+    with pytest.raises(AnnotatorError, match="no PyTorch file"):  # the current file of the mirror
         load_annotator(config)
 
 
@@ -139,14 +136,6 @@ def test_a_download_is_kept_and_its_hash_checked(nowhere, tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("net-0123456789*"))  # nor a temp file
 
 
-def test_an_error_page_is_found_before_any_work(nowhere, tmp_path):
-    (tmp_path / "parsing_bisenet.pth").write_bytes(b"<!DOCTYPE html><html>404")
-    with pytest.raises(
-        AnnotatorError, match=r"parsing_bisenet.pth: no PyTorch file but a web page .*DOCTYPE.*https://"
-    ):
-        load_annotator(AnnotateConfig(segment="facexlib", weights_uri=str(tmp_path)))
-
-
 def test_an_error_page_is_not_kept(nowhere, tmp_path, monkeypatch):
     page = b"<html><title>Sign in</title></html>"
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(page))
@@ -161,12 +150,16 @@ def test_an_error_page_is_not_kept(nowhere, tmp_path, monkeypatch):
     ("change", "says"),
     [
         (lambda data: b"", "an empty file"),
+        (
+            lambda data: b"<!DOCTYPE html><html>404",
+            r"no (PyTorch file|weight file of dlib) but a web page .*DOCTYPE.*(from https://|with the package)",
+        ),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 77\n", "git lfs pull"),
         (lambda data: data[: len(data) // 2], "cut short"),
     ],
 )
 def test_no_run_begins_with_a_bad_file(nowhere, mirror, tmp_path, name, change, says):
-    """Each file in turn: an empty one, a Git-LFS pointer, and the first half."""
+    """Each file in turn: an empty one, an error page, a Git-LFS pointer, and the first half."""
     folder = tmp_path / "bad"
     folder.mkdir()
     for one in NAMES:
