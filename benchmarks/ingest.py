@@ -22,7 +22,8 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.bare import bare
-from benchmarks.common import cpu_seconds, is_runner, parser, save, tree
+from benchmarks.common import is_runner, parser, save, tree
+from pipelines.processes import cpu_seconds
 from schemas.ingest import IngestConfig
 
 WORKERS = 2

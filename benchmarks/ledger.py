@@ -24,7 +24,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,9 +132,7 @@ def record(plan: Plan, unit: int, rows: int) -> CommitRecord:
 
 def make(dest: str, units: int, size: int) -> dict[str, float]:
     """Plan `units` units of `size` items."""
-    open_or_build(
-        dest, "s3://bucket", items=items(units * size), units=UnitsConfig(items_per_unit=size), code="benchmark"
-    )
+    open_or_build(dest, "s3://bucket", items=items(units * size), units=UnitsConfig(items_per_unit=size))
     return usage()
 
 
@@ -182,7 +179,7 @@ def reopen(dest: str) -> dict[str, float]:
     return {**usage(), "requests": sum(CountedStore.requests.values())}
 
 
-def look(dest: str) -> dict[str, float]:
+def show_status(dest: str) -> dict[str, float]:
     """`deca status` of a finished plan."""
     assert status(dest).complete
     return {**usage(), "requests": sum(CountedStore.requests.values())}
@@ -208,8 +205,8 @@ def usage() -> dict[str, float]:
 
 
 PROCESSES: dict[str, Callable[..., Any]] = {
-    "drive": drive, "work": work, "reopen": reopen, "look": look, "drive_ray": drive_ray,
-}  # fmt: skip
+    process.__name__: process for process in (make, work, drive, drive_ray, reopen, show_status)
+}
 
 
 def run(process: str, dest: str, *more: int) -> dict[str, float]:
@@ -222,20 +219,15 @@ def run(process: str, dest: str, *more: int) -> dict[str, float]:
 def measure(units: int, size: int, ray: bool) -> dict[str, Any]:
     """Return all figures of a plan of `units` units."""
     folder = Path(tempfile.mkdtemp(prefix="deca-ledger-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-    tempfile.tempdir, os.environ["TMPDIR"] = (
-        str(folder),
-        str(folder),
-    )  # in memory, as the store
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)  # in memory, as the store
     dest = f"counted://{folder}/out"
     try:
-        planned = run("make", dest, units, size)
-        driven = run("drive_ray" if ray else "drive", dest)
         return {
             "units": units,
-            "planned": planned,
-            "driver": driven,
+            "planned": run("make", dest, units, size),
+            "driver": run("drive_ray" if ray else "drive", dest),
             "open": run("reopen", dest),
-            "status": run("look", dest),
+            "status": run("show_status", dest),
         }
     finally:
         tempfile.tempdir = None
@@ -257,8 +249,7 @@ def main() -> None:
     options = arguments.parse_args()
     if options.process:
         name, dest, *more = options.process
-        found = partial(make, dest)(*map(int, more)) if name == "make" else PROCESSES[name](dest)
-        print(json.dumps(found))
+        print(json.dumps(PROCESSES[name](dest, *map(int, more))))
         return
     rows = []
     for units in [*(size for size in SIZES if size < options.units), options.units]:

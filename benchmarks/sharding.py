@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.common import cpu_seconds, in_child, parser, save, tree
+from benchmarks.common import in_child, parser, save, tree
+from pipelines.processes import cpu_seconds
 from schemas.engine import RayConfig, UnitsConfig
 from schemas.faces import ASSIGNMENTS_SCHEMA, annotations_schema
 from schemas.ingest import IngestConfig, ShardConfig
@@ -83,7 +84,7 @@ def assign(folder: str, faces: str) -> pa.Table:
     known = read_assignments(faces) or ASSIGNMENTS_SCHEMA.empty_table()
     ids = index_faces(f"{folder}/annotations").face_ids.combine_chunks().sort()
     fresh = ids.filter(pc.invert(pc.is_in(ids, known["face_id"])))
-    names = [f"person-{(len(known) + row) // FACES_AN_IDENTITY:06d}" for row in range(len(fresh))]
+    names = [f"subject-{(len(known) + row) // FACES_AN_IDENTITY:06d}" for row in range(len(fresh))]
     nulls = [pa.nulls(len(fresh), kind) for kind in (pa.string(), pa.int64())]
     columns = [fresh, names, ["label"] * len(fresh), *nulls]
     return pa.concat_tables([known, pa.table(columns, schema=ASSIGNMENTS_SCHEMA)])

@@ -28,10 +28,7 @@ class Process(NamedTuple):
 
     @property
     def command(self) -> bytes:
-        try:
-            return Path(f"/proc/{self.pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return b""
+        return command_line(self.pid)
 
     def send(self, number: int) -> bool:
         """Send a signal; return whether the process was still alive to receive it."""
@@ -52,11 +49,24 @@ def _stat(pid: int) -> list[str]:
         return [""] * 20
 
 
+def command_line(pid: int) -> bytes:
+    """Return the command line of a process, with NUL after each argument; b"" where the process does not exist."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def cpu_seconds(pid: int, waited: bool = False) -> float:
+    """Return the processor seconds of a process (0 once it has ended), with `waited` those of reaped children too."""
+    return sum(int(ticks or 0) for ticks in _stat(pid)[11 : 15 if waited else 13]) / os.sysconf("SC_CLK_TCK")
+
+
 def marked(name: str, value: str) -> set[Process]:
-    """Return the living processes whose environment at start held NAME=VALUE, whatever their parent is now."""
+    """Return the living processes whose environment at start had NAME=VALUE, whatever their parent is now."""
     wanted, found = f"{name}={value}".encode(), set()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+    for folder in Path("/proc").glob("[0-9]*"):
+        if int(folder.name) == os.getpid():
             continue
         try:
             inherited = wanted in (folder / "environ").read_bytes().split(b"\0")
@@ -87,13 +97,9 @@ def end(processes: set[Process], patience: float = STOP_SECONDS) -> int:
 def descendants(pid: int) -> list[int]:
     """Return the ids of all processes that descend from `pid`."""
     children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit():
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for folder in Path("/proc").glob("[0-9]*"):
+        if parent := _stat(int(folder.name))[1]:
+            children.setdefault(int(parent), []).append(int(folder.name))
     found, todo = [], [pid]
     while todo:
         todo += (born := children.get(todo.pop(), []))

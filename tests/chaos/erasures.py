@@ -37,7 +37,7 @@ from tests.tasks import erasable
 
 CHANGES = ("publish", "create", "delete", "delete_folder")  # methods of Store that change storage
 LIMIT = 120  # seconds of one process on a busy machine
-PERSON = Asked(identities=frozenset({erasable.PERSON}))
+SUBJECT = Asked(identities=frozenset({erasable.PERSON}))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Harness:
         _in_child(lambda: erasable.make(self.work) and None)
         self.names = [str(self.work / name) for name in ("people", "heads", "exports")]
         shutil.copytree(self.work, self.base)
-        requests = _in_child(lambda: [request.model_dump() for request in resolve(self.places(), PERSON)])[1]
+        requests = _in_child(lambda: [request.model_dump() for request in resolve(self.places(), SUBJECT)])[1]
         self.erased = Erased.of(Request.model_validate(request) for request in requests)
         _in_child(lambda: self._erase(-1))
         self.undisturbed = erasable.contents(self.work)
@@ -89,15 +89,15 @@ class Harness:
         shutil.copytree(self.base, self.work)
         problems = [] if _in_child(lambda: self._erase(step.number))[0] == -signal.SIGKILL else ["was not killed"]
         started = time.monotonic()
-        code, _ = _in_child(lambda: erase(self.names, PERSON) and None)
+        code, _ = _in_child(lambda: erase(self.names, SUBJECT) and None)
         seconds = time.monotonic() - started
         problems += [] if code == 0 else [f"the second erasure ended with {code}"]
-        problems += _in_child(self.look)[1] or []
+        problems += _in_child(self.check)[1] or []
         if erasable.contents(self.work) != self.undisturbed:
             problems.append("bytes differ from those of an undisturbed erasure")
         return Trial(step, seconds, problems)
 
-    def look(self) -> list[str]:
+    def check(self) -> list[str]:
         """Return the problems of the datasets as they are."""
         problems = []
         for place in self.places():
@@ -112,7 +112,7 @@ class Harness:
         def flows() -> list[str]:
             erasable.annotate(self.work)
             erasable.group(self.work)
-            return self.look()
+            return self.check()
 
         for path in (self.work / "photos").rglob("*.jpg"):
             path.write_bytes(path.read_bytes())  # a new modification time, so that it is planned again
@@ -141,7 +141,7 @@ class Harness:
         self.log.write_text("")
         for name in CHANGES:
             setattr(Store, name, watched(name))
-        erase(self.names, PERSON)
+        erase(self.names, SUBJECT)
 
 
 def _kind(place: str) -> str:

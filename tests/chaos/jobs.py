@@ -43,6 +43,7 @@ from tasks.units.verify import status, verify
 
 SUBJECTS = ("ann", "bob", "cyd", "dan")
 IMAGES = 3  # of each
+UPRIGHT = 6  # number of the first image that is not rotated
 BROKEN = "ann/broken.jpg"
 SMALL = {"units.items_per_unit": 3, "annotate.provider": "sidecar", "inputs.exclude": '["*_mask.png"]'}
 SHARDS = {"shards.faces_per_shard": 5, "shards.val_fraction": 0.2}
@@ -102,7 +103,7 @@ class Sources:
         for source in ("photos", "grown"):
             for number, name in enumerate(subject for subject in SUBJECTS for _ in range(IMAGES)):
                 self._image(source, f"{name}/{number}", number)
-            (self.folder / source / BROKEN).write_bytes(_jpeg(0)[:2000])
+            (self.folder / source / BROKEN).write_bytes(jpeg(0)[:2000])
 
     def grow(self) -> None:
         """Add a subject and an image, replace another image, and repair the damaged one."""
@@ -113,7 +114,7 @@ class Sources:
     def _image(self, source: str, name: str, number: int) -> None:
         path = self.folder / source / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(number))
+        path.write_bytes(jpeg(number))
         points, mask = _labels(number)
         np.save(path.with_suffix(".npy"), points)
         mask.save(path.with_name(f"{path.stem}_mask.png"))
@@ -125,7 +126,7 @@ class Sources:
 
 
 def _angle(number: int) -> int:
-    return number % 13 - 6
+    return number % 13 - UPRIGHT
 
 
 @cache
@@ -136,7 +137,7 @@ def _head() -> Image.Image:
     return Image.fromarray(data.astronaut()).crop((110, 0, 330, 220))
 
 
-def _jpeg(number: int) -> bytes:
+def jpeg(number: int) -> bytes:
     """The head, rotated a little."""
     buffer = io.BytesIO()
     _head().rotate(_angle(number)).save(buffer, "JPEG", quality=92 - number % 7)

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.inject import ENDED, Action, Injection
@@ -64,19 +65,12 @@ def signalled(trial: Trial, number: int) -> Strike:
     return Strike(at if hit else None, run.wait(), f"after {files} of {trial.baseline.files} files")
 
 
-@kind("kill -9 of the driver", 10)
-def kill_driver(trial: Trial) -> Strike:
-    return signalled(trial, signal.SIGKILL)
-
-
-@kind("SIGTERM", 6)
-def terminate(trial: Trial) -> Strike:
-    return signalled(trial, signal.SIGTERM)
-
-
-@kind("Ctrl-C", 6)
-def interrupt(trial: Trial) -> Strike:
-    return signalled(trial, signal.SIGINT)
+for _name, _share, _number in (
+    ("kill -9 of the driver", 10, signal.SIGKILL),
+    ("SIGTERM", 6, signal.SIGTERM),
+    ("Ctrl-C", 6, signal.SIGINT),
+):
+    kind(_name, _share)(partial(signalled, number=_number))
 
 
 @kind("kill -9 of a Prefect flow run", 6)
@@ -167,26 +161,22 @@ def write_at(trial: Trial) -> int:
     return trial.draw.randrange(trial.baseline.named)
 
 
+def at_some_calls(trial: Trial, name: str) -> Strike:
+    return on_bucket(trial, Rule(name, trial.fault.seed))
+
+
+def at_a_write(trial: Trial, name: str) -> Strike:
+    return on_bucket(trial, Rule(name, trial.fault.seed, at=write_at(trial)))
+
+
 for _name, _share in (("500", 6), ("503", 6), ("timeout", 4), ("slow", 4), ("torn GET", 5)):
-
-    def _some_calls(trial: Trial, name: str = _name) -> Strike:
-        return on_bucket(trial, Rule(name, trial.fault.seed))
-
-    kind(f"object store: {_name}", _share)(_some_calls)
+    kind(f"object store: {_name}", _share)(partial(at_some_calls, name=_name))
 
 for _name, _share in (("torn PUT", 6), ("lost answer", 6), ("revoked", 6), ("read-only", 4)):
-
-    def _from_a_write(trial: Trial, name: str = _name) -> Strike:
-        return on_bucket(trial, Rule(name, trial.fault.seed, at=write_at(trial)))
-
-    kind(f"object store: {_name}", _share)(_from_a_write)
+    kind(f"object store: {_name}", _share)(partial(at_a_write, name=_name))
 
 for _name in ("kill before", "kill after"):
-
-    def _killed(trial: Trial, name: str = _name) -> Strike:
-        return on_bucket(trial, Rule(name, trial.fault.seed, at=write_at(trial)))
-
-    kind(f"{_name} a write to the bucket", 6)(_killed)
+    kind(f"{_name} a write to the bucket", 6)(partial(at_a_write, name=_name))
 
 
 @kind("object store: stale listing", 6)

@@ -6,16 +6,14 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.deploy_local import Deployment, free_port
 from pipelines.processes import descendants
 from tests.chaos.processes import ENVIRONMENT, ROOT, Run, kill, named
 from tests.chaos.proxy import Proxy
@@ -105,43 +103,18 @@ class Prefect:
     """A Prefect server of its own, with its own database."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.home = tempfile.mkdtemp(prefix="deca-prefect-")
-        self.url = f"http://127.0.0.1:{port}/api"
-        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=os.environ | ENVIRONMENT | {"PREFECT_HOME": self.home},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 120
-        while not self._healthy():
-            if time.monotonic() > end:
-                self.close()
-                raise TimeoutError(f"no Prefect server at {self.url} after two minutes")
-            time.sleep(0.5)
-
-    def _healthy(self) -> bool:
+        self.deployment = Deployment(Path(tempfile.mkdtemp(prefix="deca-prefect-")), free_port())
+        self.environment = self.deployment.environment | ENVIRONMENT
+        self.environment["PREFECT_API_URL"] = f"{self.deployment.url}/api"
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    @property
-    def environment(self) -> dict[str, str]:
-        ours = {"PREFECT_API_URL": self.url, "PREFECT_HOME": self.home, "PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}
-        return os.environ | ENVIRONMENT | ours
+            self.deployment.start_server()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        for pid in (*descendants(self.server.pid), self.server.pid):
-            kill(pid)
-        self.server.wait()
-        shutil.rmtree(self.home, ignore_errors=True)
+        self.deployment.stop()
+        shutil.rmtree(self.deployment.folder, ignore_errors=True)
 
 
 class Plain(Run):

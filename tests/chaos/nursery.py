@@ -30,14 +30,14 @@ def warm(jobs: Sequence[str]) -> None:
     from pipelines.ingest import ingest
     from schemas.ingest import IngestConfig
     from schemas.train import TrainConfig
-    from tests.chaos.jobs import STEP, TRAIN
+    from tests.chaos.jobs import STEP, TRAIN, UPRIGHT, jpeg
 
     with tempfile.TemporaryDirectory(prefix="deca-warm-") as folder:
         source = Path(folder) / "source"
         for subject in ("ann", "bob"):
             (source / subject).mkdir(parents=True)
             for number in range(2):
-                (source / subject / f"{number}.jpg").write_bytes(_image())
+                (source / subject / f"{number}.jpg").write_bytes(jpeg(UPRIGHT))
         here = {"source": str(source), "annotate": {"dlib": {"max_upsample": 1}}, "ray": {"workers": 0}}
         named = {"identity": {"pattern": "{identity}/{image}"}, "shards": {"val_fraction": 0.2}}
         ingest(IngestConfig.model_validate({**here, **named, "dest": f"{folder}/faces"}))
@@ -51,17 +51,6 @@ def warm(jobs: Sequence[str]) -> None:
 
             places = {"source": f"{folder}/faces", "dest": f"{folder}/train", "pretrain": {**STEP, "steps": 1}}
             train(TrainConfig.model_validate({**TRAIN, **places, "ray": {"workers": 0}}))
-
-
-def _image() -> bytes:
-    import io
-
-    from PIL import Image
-    from skimage import data
-
-    buffer = io.BytesIO()
-    Image.fromarray(data.astronaut()).crop((110, 0, 330, 220)).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
 
 
 def run(request: dict[str, Any]) -> int:

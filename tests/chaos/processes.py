@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
+from pipelines.processes import command_line
 from tests.chaos.inject import Injection
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +52,7 @@ class Nursery:
         if self.answer(TIMEOUT) != "ready":
             raise Hung(f"the nursery did not start: {sys.executable} -m tests.chaos.nursery")
 
-    def __enter__(self) -> Nursery:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
@@ -141,12 +138,4 @@ def kill(pid: int) -> bool:
 
 def named(pids: Sequence[int], *names: str) -> list[int]:
     """Return the processes whose command line contains one of the names."""
-    found = []
-    for pid in pids:
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if any(name in line for name in names):
-            found.append(pid)
-    return sorted(found)
+    return sorted(pid for pid in pids if any(name.encode() in command_line(pid) for name in names))

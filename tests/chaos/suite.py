@@ -98,10 +98,9 @@ class Suite:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for name in ("bucket", "nodes", "prefect"):
-            if machine := self.__dict__.get(name):
-                machine.close()
-        self.nursery.__exit__(None, None, None)
+        for name in ("bucket", "nodes", "prefect", "nursery"):
+            if service := self.__dict__.get(name):
+                service.close()
 
     @cached_property
     def bucket(self) -> Bucket:

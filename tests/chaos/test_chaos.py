@@ -60,28 +60,31 @@ def test_the_check_finds_loss_doubling_and_leftovers(suite: Suite, tmp_path: Pat
     trial.prepare()
     run = trial.start()
     code, dest = run.wait(), Path(trial.dest)
-    whole = Result(fault)
-    trial.check(code, whole)
+
+    def checked() -> Result:
+        result = Result(fault)
+        trial.check(code, result)
+        return result
+
+    whole = checked()
     assert whole.ok, whole.wrong
 
-    (dest / "annotations" / ".deca-elsewhere-1-a-part.tmp").write_bytes(b"")
-    left = Result(fault)
-    trial.check(code, left)
+    temporary = dest / "annotations" / ".deca-elsewhere-1-a-part.tmp"
+    temporary.write_bytes(b"")
+    left = checked()
     assert left.wrong[0].startswith("left annotations/.deca-elsewhere")
-    (dest / "annotations" / ".deca-elsewhere-1-a-part.tmp").unlink()
+    temporary.unlink()
 
     records = sorted((dest / "annotations" / "_commits").iterdir())
     text = records[1].read_text()
     records[1].unlink()
-    lost = Result(fault)
-    trial.check(code, lost)
+    lost = checked()
     assert lost.lost == 3
     assert not lost.equal
     # A record that claims the rows of another unit: every row of it exists twice.
     record = json.loads(text) | {key: json.loads(records[2].read_text())[key] for key in ("part", "bytes", "sha256")}
     records[1].write_text(json.dumps(record))
-    doubled = Result(fault)
-    trial.check(code, doubled)
+    doubled = checked()
     assert doubled.doubled == 3
     assert any("2 times" in problem for problem in doubled.wrong)
     records[1].write_text(text)

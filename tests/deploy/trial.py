@@ -32,7 +32,7 @@ import numpy as np
 import yaml
 
 from pipelines.deploy_local import MARK, ROOT, Deployment, DeploymentError, free_port, interrupted_by_sigterm
-from pipelines.processes import Process, descendants, end, family, marked
+from pipelines.processes import Process, cpu_seconds, descendants, end, family, marked
 
 FEW, MANY = 16, 160  # images: a run of seconds, and one of a minute
 PER_UNIT = 4
@@ -246,17 +246,14 @@ class Trial:
         self.verified(dest)
 
     def nodes(self) -> None:
-        source, people, heads = (
-            photographs(self.folder / "many", MANY),
-            self.folder / "on-ray",
-            self.folder / "heads-on-ray",
-        )
+        source = photographs(self.folder / "many", MANY)
+        faces, heads = self.folder / "on-ray", self.folder / "heads-on-ray"
         with ray_nodes(self.deployment, self.folder) as (address, raylets):
             self.say(f"ray start --head and ray start --address {address}, one CPU each")
-            self.on_both(raylets, "ingest/adhoc", self.config(source, people) | {"ray": {}}, address)
-            config = self.config(people, heads, precision="fp32", compile=False) | {"ray": {}}
+            self.on_both(raylets, "ingest/adhoc", self.config(source, faces) | {"ray": {}}, address)
+            config = self.config(faces, heads, precision="fp32", compile=False) | {"ray": {}}
             self.on_both(raylets, "reconstruct/adhoc", config, address)
-        self.verified(people)
+        self.verified(faces)
         self.verified(heads)
 
     def on_both(self, raylets: Raylets, name: str, config: dict[str, Any], address: str) -> None:
@@ -344,14 +341,12 @@ def units_workers(raylets: Raylets) -> Iterator[tuple[str, Process]]:
 
 def usage(process: Process) -> tuple[float, int]:
     """Return the processor seconds and the peak bytes of memory of a process; 0 each once it is gone."""
-    folder = Path(f"/proc/{process.pid}")
     try:
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        lines = (folder / "status").read_text().splitlines()
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0, 0
     peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK"), peak
+    return cpu_seconds(process.pid), peak
 
 
 # --- the trial -------------------------------------------------------------------------------------------------------
