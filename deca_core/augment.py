@@ -21,7 +21,7 @@ class Augmentation:
 
     # Side of the training crop over the size of the face, the release's range.
     scale: tuple[float, float] = (1.4, 1.8)
-    # Shift of its centre on each axis, in sizes of the face. At 0.1 the largest crop still lies in the stored one.
+    # Shift of its centre on each axis, in sizes of the face. At 0.1 the largest crop is still inside the stored one.
     shift: float = 0.1
     # Factors on brightness, contrast and saturation lie in 1 +- this; on each colour channel in 1 +- tint.
     brightness: float = 0.2

@@ -197,8 +197,7 @@ def _write(
 
 
 def _check_free(folder: Path, with_bundle: bool) -> None:
-    """CheckpointError where `folder` holds what is not to be replaced: only checkpoints are, and, where one comes with
-    its bundle, bundles."""
+    """Raise CheckpointError unless `folder` is free or a checkpoint; with_bundle: a bundle may be replaced too."""
     if not folder.exists() or (folder / META_FILE).is_file():
         return
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}

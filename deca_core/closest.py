@@ -14,7 +14,7 @@ DEPTH = 96  # boxes that may wait; splits are at the median, so a tree is some 2
 def build_tree(corners: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Boxes over triangles (F,3,3): order (F,) of the triangles, boxes (N,2,3), child (N,) and span (N,2).
 
-    Box n holds the triangles order[span[n, 0]:span[n, 1]]; its halves are child[n] and child[n] + 1, -1 for a leaf.
+    Box n contains the triangles order[span[n, 0]:span[n, 1]]; its halves are child[n] and child[n] + 1, -1 for a leaf.
     """
     count = len(corners)
     order = np.arange(count)

@@ -111,7 +111,7 @@ def warp(image: NDArray, transform: NDArray, size: int = IMAGE_SIZE) -> NDArray[
     pixels = torch.from_numpy(window)[None].float() / span
     if span == 1:
         check_range(pixels, "warp")
-    # In the corner-aligned frame of grid_sample, pixel 0 lies at -1 and pixel n - 1 at 1; a window of one pixel still
+    # In the corner-aligned frame of grid_sample, pixel 0 is at -1 and pixel n - 1 at 1; a window of one pixel still
     # needs a scale, and fades to black within one pixel like any other border.
     extent = np.maximum(high - low - 1, 1)
     if (high - low).min() < 2:

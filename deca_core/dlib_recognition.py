@@ -145,8 +145,8 @@ class _Reader:
     def __init__(self, content: bytes, source: Path) -> None:
         self._content, self._source, self._at = content, source, 0
 
-    def check(self, holds: bool, found: str) -> None:
-        if not holds:
+    def check(self, valid: bool, found: str) -> None:
+        if not valid:
             raise RecognitionError(
                 f"{self._source}: not dlib's face recognition network: {found}, at byte {self._at}. Expected the "
                 f"{DLIB_FILE} that the package {PACKAGE} carries, undamaged"

@@ -22,7 +22,7 @@ BLOCKS = (
     (256, True),
 )
 COLOUR_SCALE = 256  # by which colours of 0 to 255 are divided, less their mean
-BACKBONE_BLOCKS = 10  # those before the last 256 channels: where on the face something lies is still seen, and 2 MB
+BACKBONE_BLOCKS = 10  # those before the last 256 channels: the place on the face is still seen, and 2 MB
 # Pixels on a side of what the backbone sees: faces in crops of 1.6 face sizes are then as large as in dlib's own chips.
 SIDE = 192
 PLACES = 6  # on a side, of the backbone's features

@@ -57,7 +57,7 @@ def traced(network: nn.Module, example: Tensor) -> Network:
             frozen: Network = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
         for batch in (example, example, example[:1]):  # the first two calls still optimise
             answer = frozen(batch)
-        # A trace remembers constants: one that holds the batch's size would answer a single image wrongly.
+        # A trace remembers constants: one with the batch's size in it would answer a single image wrongly.
         if torch.allclose(answer, network(example[:1]), rtol=1e-2, atol=1e-4 * float(answer.abs().max())):
             return frozen
     except RuntimeError:  # it says so at the call or at the trace
@@ -215,7 +215,7 @@ class TapConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # as channels_last lies in memory
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # as channels_last is in memory
         seen = pad((self.taps @ pixels.transpose(1, 2)).unflatten(2, (height, width)), (1, 1, 1, 1))
         parts = [seen[:, 3 * y + x, y : y + height, x : x + width] for y in range(3) for x in range(3)]
         return sum(parts, self.bias)

@@ -139,7 +139,7 @@ def scan_distances(
     """Unsigned distance (M,) of every scan vertex of the face to a predicted neutral head, best aligned.
 
     scan (N,3) and scan_landmarks (7,3) millimetres, as are surface and its landmarks (7,3); scaled=False is the
-    metrical variant, whose alignment is rigid. Raises MetricError where the sphere of the face holds no vertex.
+    metrical variant, whose alignment is rigid. Raises MetricError where the sphere of the face contains no vertex.
     """
     centre, radius = face_sphere(scan_landmarks)
     face = np.asarray(scan, np.float64)

@@ -42,7 +42,7 @@ class Reconstruction:
 
 
 class DECA(nn.Module):
-    """The model over a head. It starts in eval mode; `state_dict` holds E_c, E_d and F_d, never the bundle.
+    """The model over a head. It starts in eval mode; `state_dict` contains E_c, E_d and F_d, never the bundle.
 
     Under autocast only the networks' convolutions run in half precision: 8 bits cannot hold codes or vertices.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deca_core.camera import IMAGE_SIZE
 from deca_core.codes import Codes
-from deca_core.crop import INFERENCE_SCALE, CropError, crop_transform, face_direction, square_from_landmarks
+from deca_core.crop import CropError, crop_transform, face_direction, square_from_landmarks
 from deca_core.flame import FLAME, axis_angle, rotation_matrix
 
 # Degrees. Up to here the shipped weights find 95 % of a roll, a degree off; at 28 they find 80 %, at 45 a third
@@ -30,9 +30,7 @@ def roll_of(landmarks: NDArray) -> float:
     return float(np.degrees(np.arctan2(-y, x)))
 
 
-def upright_transform(
-    landmarks: NDArray, upright_from: float = UPRIGHT_FROM, scale: float = INFERENCE_SCALE
-) -> NDArray[np.float64]:
+def upright_transform(landmarks: NDArray, upright_from: float = UPRIGHT_FROM) -> NDArray[np.float64]:
     """The similarity (2,3) from source pixels to those of the crop that the networks see: landmarks (68,2), pixels.
 
     Up to a roll of `upright_from` degrees the release's crop along the image's axes, `crop_transform` of
@@ -40,10 +38,10 @@ def upright_transform(
     """
     roll = roll_of(landmarks)
     if not abs(roll) > upright_from:
-        return crop_transform(square_from_landmarks(landmarks, scale))
+        return crop_transform(square_from_landmarks(landmarks))
     cosine, sine = np.cos(np.radians(roll)), np.sin(np.radians(roll))
     turn = np.array([[cosine, -sine], [sine, cosine]])  # of pixels, y down: clockwise where roll is positive
-    upright = crop_transform(square_from_landmarks(landmarks @ turn.T, scale))
+    upright = crop_transform(square_from_landmarks(landmarks @ turn.T))
     return np.column_stack([upright[:, :2] @ turn, upright[:, 2]])
 
 
@@ -112,7 +110,7 @@ def _moved(
 
 
 def _turned_light(light: Tensor, plane: Tensor) -> Tensor:
-    """Light (N,9,3) that lies on turned heads as before on unturned ones: (N,2,2) turns about z.
+    """Light (N,9,3) that shades turned heads as it did the unturned ones: (N,2,2) turns about z.
 
     Of the bands of `sh_basis`, x and y turn like a vector, as do xz and yz; x^2 - y^2 and 2 xy turn twice as far.
     """

@@ -47,7 +47,7 @@ class UVAtlas(nn.Module):
 def image_on_uv(atlas: UVAtlas, projected: Tensor, images: Tensor) -> Tensor:
     """Images (B,3,H,W) warped to the UV map, (B,3,T,T): what the camera sees at every texel, hidden ones included.
 
-    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel lies outside an image.
+    projected (B,V,3): vertices in image space. Black where the atlas is empty and where a texel is outside an image.
     """
     surface = atlas(torch.cat([projected[..., :2], torch.ones_like(projected[..., :1])], dim=-1))
     grid, covered = surface[:, :2].permute(0, 2, 3, 1), surface[:, 2:]

@@ -13,7 +13,7 @@ Generator = np.random.Generator
 # Most are plain, the others far out of focus, as in portraits: structure beside a cheek draws the contour that landmark
 # predictors find.
 KINDS = {"wall": 0.34, "room": 0.24, "lights": 0.06, "leaves": 0.16, "shelf": 0.08, "outdoor": 0.12}
-COARSE = 64  # pixels on a side of what lies out of focus
+COARSE = 64  # pixels on a side of what is out of focus
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def _cloud(rng: Generator, cells: int, count: int) -> NDArray:
     return enlarge(nodes, count)[..., 0]
 
 
-def _wall(rng: Generator, brightness: float, count: int = COARSE) -> NDArray:
+def _wall(rng: Generator, brightness: float) -> NDArray:
     """A plain wall: a gradient, a vignette of light, faint stains."""
-    x, y = _grid(count)
+    x, y = _grid(COARSE)
     slope = rng.normal(0, 0.22, 2)
-    light = 1 + slope[0] * (x - 0.5) + slope[1] * (y - 0.5) + 0.05 * rng.uniform() * _cloud(rng, 6, count)
+    light = 1 + slope[0] * (x - 0.5) + slope[1] * (y - 0.5) + 0.05 * rng.uniform() * _cloud(rng, 6, COARSE)
     centre = rng.uniform(0.1, 0.9, 2)
     light = light + rng.uniform(0, 0.25) * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 0.15)
     return _colour(rng, brightness, 0.12) * light[..., None]

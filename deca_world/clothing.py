@@ -314,7 +314,7 @@ def _turtleneck(sheet: Float, clothing: Clothing) -> list[Prop]:
 
 
 def _hood(sheet: Float, clothing: Clothing) -> list[Prop]:
-    """A hood that lies round the neck as a thick roll, with two cords."""
+    """A hood round the neck as a thick roll, with two cords."""
     azimuth = np.abs(_azimuth())
     line = _line_on(sheet, _neckline_row(clothing) + 0.15)
     radius = 0.008 + 0.016 * smoothstep(0.3, 1.6, azimuth)

@@ -20,7 +20,7 @@ WIDER, DEEPER = 1.7, 3.0
 class Crease:
     """One fold: its group, a line of (x, y) mm, depth and width in mm.
 
-    side +1 the subject's left, -1 the right (the line is mirrored); in a plan 1 stands for both, 0 for a line that
+    side +1 the subject's left, -1 the right (the line is mirrored); in a plan 1 means both, 0 means a line that
     crosses the midline and is drawn once.
     """
 
@@ -48,7 +48,7 @@ def crease_lines(anchors: Anchors, rng: Generator, age: float) -> list[Crease]:
 
 
 def _bow(start: NDArray, end: NDArray, sag: float, points: int = 7) -> list[tuple[float, float]]:
-    """A parabola from start to end whose middle lies `sag` mm aside (positive: to the left of the direction)."""
+    """A parabola from start to end whose middle is `sag` mm aside (positive: to the left of the direction)."""
     along = np.linspace(0, 1, points)[:, None]
     direction = (end - start) / max(float(np.linalg.norm(end - start)), 1e-6)
     normal = np.array([-direction[1], direction[0]])

@@ -40,7 +40,7 @@ class FacePaint:
         face = bundle.face_eye_mask.astype(np.float64)
         below_lip = points[57, 1]
         covered = np.any(positions != 0, axis=0)
-        # The face's mask ends under the chin; a beard does not. Nothing but skin lies that far below the lips.
+        # The face's mask ends under the chin; a beard does not. That far below the lips there is only skin.
         skin = np.maximum(face, covered * smoothstep(below_lip - 14, below_lip - 20, y))
         near_face = (skin > 0) & (y > points[8, 1] - NECK) & (z > points[16, 2] - EAR)
         # Everything below is about these texels only, (N,).
@@ -96,7 +96,7 @@ class FacePaint:
         aside = np.array([p[51, 0], p[52, 0], p[53, 0], p[54, 0]])
         top = np.interp(self._x, aside, p[[51, 52, 53, 54], 1])
         low = np.interp(self._x, [p[57, 0], p[56, 0], p[55, 0], p[54, 0]], p[[57, 56, 55, 54], 1])
-        # dlib's outline lies a little inside of the upper edge.
+        # dlib's outline is a little inside the upper edge.
         inside = smoothstep(-1.0, 1.2, top + 1.5 - self._y) * smoothstep(-1.0, 1.2, self._y - low)
         return inside * smoothstep(p[54, 0] + 1.5, p[54, 0] - 2, self._x) * self._face
 

@@ -126,7 +126,7 @@ def _layout(bundle: AssetBundle, style: HairStyle) -> _Layout:
     faces = grid_faces(ROWS, COLUMNS)
     seen = (depth > -0.010).ravel()[faces].any(1)
     if style.drop > 0:
-        # The sheet is cut where hanging hair begins beside hair that lies on the forehead.
+        # The sheet is cut where hanging hair begins beside hair on the forehead.
         hangs = np.broadcast_to(falls, depth.shape).ravel()[faces]
         seen &= (faces.max(1) < (FALL_ROW + 1) * COLUMNS) | (hangs.any(1) == hangs.all(1))
     covered = (scalp > -0.022).ravel()[faces].any(1)
@@ -142,7 +142,7 @@ def _thickness(frame: HeadFrame, style: HairStyle, depth: NDArray) -> NDArray:
         fuller_side = np.tanh(-3 * (x - 0.6 * style.parting) * style.parting)
         full = full * (1 + 0.35 * fuller_side) * (1 - 0.55 * _part_line(frame, style))
     rise = 0.05 + 0.95 * smoothstep(-0.004, 0.018 if style.curl > CURLY else 0.030, depth)
-    # A fringe stands off the forehead down to its tips.
+    # A fringe is off the forehead down to its tips.
     least = 0.0015 + 0.004 * (style.fringe > 0) * smoothstep(70, 40, np.abs(frame.azimuth))
     return np.maximum(full * rise, least)
 
@@ -153,7 +153,7 @@ def _bare_hairline(frame: HeadFrame) -> NDArray:
 
 
 def _outline(frame: HeadFrame, style: HairStyle) -> NDArray:
-    """Height of the lower edge of hair that lies on the head, in units above the brows. (C,)"""
+    """Height of the lower edge of hair that rests on the head, in units above the brows. (C,)"""
     azimuth, side = np.abs(frame.azimuth), np.sin(np.radians(frame.azimuth))
     height = _bare_hairline(frame)
     height = height + style.hairline * smoothstep(75, 35, azimuth) + style.nape * smoothstep(104, 150, azimuth)
@@ -194,7 +194,7 @@ def _let_fall(frame: HeadFrame, style: HairStyle, vertices: Float, surface: Floa
     widest = np.hypot(below[..., 0] - axis[0], below[..., 2] - axis[1]).max(0) + 0.7 * style.side + 0.003
     widest = (np.roll(widest, 1) + 2 * widest + np.roll(widest, -1)) / 4
 
-    # The front edge lies on the cheek, so that no gap opens between hair and head.
+    # The front edge is on the cheek, so that no gap opens between hair and head.
     beyond = smoothstep(0, 24, np.abs(frame.azimuth) - style.opening)
     widest = widest - 0.7 * (1 - beyond) * style.side
 
@@ -204,7 +204,7 @@ def _let_fall(frame: HeadFrame, style: HairStyle, vertices: Float, surface: Floa
     r = radius + (widest - radius) * smoothstep(0.0, 0.07, fallen) + style.flare * beyond * t**2
     phase = 1.5 * np.sin(2 * azimuth + style.seed % 7) + np.sin(5 * azimuth + style.seed % 11)
     r = r + style.wave * np.sin(fallen * (2 * np.pi / 0.07) + phase) * smoothstep(0.0, 0.05, fallen)
-    # Long hair lies on the chest or on the back.
+    # Long hair rests on the chest or on the back.
     on_body = np.maximum(frame.chin - SHOULDERS_BELOW_CHIN - y, 0)
     z = axis[1] + r * np.cos(azimuth) + on_body * np.where(np.cos(azimuth) > 0, 0.7, -0.35)
     fall = np.stack([axis[0] + r * np.sin(azimuth), y, z], axis=-1)

@@ -26,7 +26,7 @@ NATURAL: dict[str, Colour] = {
 NATURAL_SHARE = (0.24, 0.20, 0.17, 0.12, 0.09, 0.08, 0.06, 0.04)
 GREY: Colour = (0.66, 0.65, 0.64)
 
-SHORTEST_DROP = 0.6  # hair that would hang less than this lies on the head
+SHORTEST_DROP = 0.6  # hair that would hang less than this rests on the head
 
 Range = tuple[float, float]
 
@@ -124,9 +124,9 @@ class HairStyle:
     colour: Colour
     top: float  # thickness of the hair on the crown
     side: float  # thickness at the sides
-    drop: float  # the tips hang this far below the brows; 0: all hair lies on the head
+    drop: float  # the tips hang this far below the brows; 0: all hair rests on the head
     opening: float  # azimuth of the front edge of falling hair; near 100 it is tucked behind the ears
-    flare: float  # how far falling hair stands off at its tips
+    flare: float  # distance of falling hair from the head at its tips
     hairline: float  # raises the hairline at the forehead
     recess: float  # raises it more above the temples
     sideburn: float  # lengthens the hair in front of the ears

@@ -254,7 +254,7 @@ def blend_translucent(
 ) -> None:
     """Blend translucent texels of the faces in `order` (far to near) over what is behind them.
 
-    `covered` (S,S) becomes the opacity against the background; colour holds what is in front of it, unweighted.
+    `covered` (S,S) becomes the opacity against the background; colour, unweighted, that of the texels before it.
     """
     height, width = depth.shape
     mixed, rgba = np.empty(5, np.float32), np.empty(4, np.float32)

@@ -183,9 +183,9 @@ def smoothstep(low: float, high: float, value: NDArray) -> NDArray:
     return t * t * (3 - 2 * t)
 
 
-def plain_texture(colour: Sequence[float], opacity: float = 1.0) -> Float:
-    """A texture of one colour, (2,2,4)."""
-    return np.broadcast_to(np.array([*colour, opacity], np.float32), (2, 2, 4)).copy()
+def plain_texture(colour: Sequence[float]) -> Float:
+    """Return an opaque texture of one colour, (2,2,4)."""
+    return np.broadcast_to(np.array([*colour, 1.0], np.float32), (2, 2, 4)).copy()
 
 
 def tube(path: Float, radius: NDArray | float, sides: int = 8) -> tuple[Float, Int, Float]:

@@ -1,7 +1,7 @@
 """Rendering of photographs: the method's surface and light, plus what its model leaves out.
 
 Like the method: orthographic z-buffer, albedo map, normals of the displaced surface M', SH irradiance. Beyond it:
-props, shadows cast by one lamp, ambient occlusion, highlights, translucency, 2 x 2 samples a pixel. Where nothing lies
+props, shadows cast by one lamp, ambient occlusion, highlights, translucency, 2 x 2 samples a pixel. Where nothing is
 in shadow, occlusion is 1 and the skin is matt, a photograph equals `DECA.render`.
 """
 
@@ -161,7 +161,7 @@ class Frame:
 
 
 class Renderer:
-    """Draws assemblies of one bundle. Its sample buffers are reused: an instance belongs to one thread."""
+    """Draws assemblies of one bundle. Not thread-safe: its sample buffers are reused."""
 
     def __init__(self, bundle: AssetBundle) -> None:
         self._eyes = bundle.skin_weights[:, 3:].max(axis=1) > 0.5
@@ -251,7 +251,7 @@ class Renderer:
 
 
 def _lamp(light: Light) -> Float:
-    """Half vector between the lamp and the viewer (who stands on +z), and the lamp's colour: (6,)."""
+    """Half vector between the lamp and the viewer (on +z), and the lamp's colour: (6,)."""
     half = light.direction + np.array([0.0, 0.0, 1.0])
     half = half / max(float(np.linalg.norm(half)), 1e-6)
     return np.concatenate([half, light.colour]).astype(np.float32)

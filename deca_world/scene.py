@@ -38,7 +38,7 @@ class Shot:
     """One photograph of one subject. Rotations are axis-angle in radians, world space.
 
     exp (50,), jaw (3,), head (3,) global rotation, body (3,) rotation of the shoulders, eyes (6,) left and right;
-    scale of the weak-perspective camera, offset (2,) where the face's middle lies in [-1, 1], y down.
+    scale of the weak-perspective camera, offset (2,) of the face's middle in [-1, 1], y down.
     """
 
     image: int
@@ -110,7 +110,7 @@ def _occluders(subject: Subject, image: int) -> tuple[Occluder, ...]:
     rng = stream(subject.seed, Stream.OCCLUDERS, subject.index, image)
     worn = subject.glasses if rng.uniform() < GLASSES_WORN else None
     found = sample_occluders(rng)
-    # Nobody wears two pairs, and who has no glasses has sunglasses at most now and then.
+    # At most one pair per subject; sunglasses are rare on subjects without glasses.
     others = [occluder for occluder in found if occluder.kind != "glasses" or (worn is None and rng.uniform() < 0.15)]
     return (worn, *others) if worn else tuple(others)
 

@@ -1,7 +1,7 @@
 """Normals of the displaced surface M' on the UV map: the method's arithmetic (deca_core.detail) as one fused loop.
 
 `deca_core.detail.detail_normals` after `UVAtlas` is the definition, this is ten times faster on a CPU and equal to
-rounding; a test holds the two together.
+rounding; a test compares the two.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ STRONGEST = 2.0
 def read_albedo(path: Path) -> dict[str, NDArray[np.float32]]:
     """Mean (3, 256, 256) and first 50 components (50, 3, 256, 256) of the albedo model, RGB, by AssetBundle's names.
 
-    The file holds MU and PC over square textures of S x S texels, row by row, each blue, green, red, in [0, 1]: MU
+    The file contains MU and PC over square textures of S x S texels, row by row, each blue, green, red, in [0, 1]: MU
     (S*S*3,), (1, S*S*3), (S*S*3, 1) or (S, S, 3); PC (S*S*3, K) or (S, S, 3, K); any floats, C or Fortran order. Other
     arrays (specMU) are left out. PC takes over a gigabyte: it is read in strips, and only the texels and components
     that stay are kept.
 
-    Raises BundleError naming the file, what it holds and what is wanted.
+    Raises BundleError naming the file, what it contains and what is wanted.
     """
     check_download(path, BundleError)
     try:

@@ -87,7 +87,7 @@ class AssetBundle:
 
     @property
     def face_vertices(self) -> Int:
-        """Vertices of the skin of the face: those whose corner in the atlas lies on the face mask."""
+        """Vertices of the skin of the face: those whose corner in the atlas is on the face mask."""
         size = len(self.face_mask)
         column, row = (np.clip(axis * size, 0, size - 1).astype(int) for axis in (self.uv[:, 0], 1 - self.uv[:, 1]))
         on_mask = self.face_mask[row, column] > FACE

@@ -137,7 +137,7 @@ def _entry(content: dict[Any, Any], key: str, shape: tuple[int | None, ...], pat
 
 
 def _expect(array: Any, shape: tuple[int | None, ...], path: Path, name: str) -> Any:
-    """The array, if it has the shape; None stands for any length."""
+    """The array, if it has the shape; None allows any length."""
     found = tuple(getattr(array, "shape", ()))
     if len(found) != len(shape) or any(side not in (None, other) for side, other in zip(shape, found, strict=True)):
         expected = " x ".join("N" if side is None else str(side) for side in shape)

@@ -73,7 +73,7 @@ def dense_grid(bundle: AssetBundle) -> DenseGrid:
     """The triangles of `deca_core.detail.grid_normals`, rim left out, as far as a head covers them.
 
     A cell (y, x) has (y,x) (y+1,x) (y,x+1) and (y,x+1) (y+1,x) (y+1,x+1). Kept are triangles with all corners on one
-    chart: across a seam or an empty texel there is no surface. On a chart that lies mirrored they are turned over, so
+    chart: across a seam or an empty texel there is no surface. On a mirrored chart they are turned over, so
     that all are counter-clockwise seen from outside.
     """
     size = UV_SIZE

@@ -26,7 +26,7 @@ LEVELS = 2**16 - 1
 # Cosine between surface and viewer from which an image begins to count, and from which it counts wholly: skin seen at
 # a flat angle is a smear of few pixels. DECA itself cuts at 0.05, which leaves the smear.
 GRAZING, FACING = 0.15, 0.5
-BEHIND = 0.006  # metres behind what is seen in front of it: hidden. A texel at the nose's edge lies 2 mm apart
+BEHIND = 0.006  # metres behind what is seen in front of it: hidden. Texels at the nose's edge are 2 mm apart
 EDGE = 0.06  # share of the crop at its border over which the image fades out
 FEATHER = 6  # texels over which the image fades out at the border of the face mask
 GAIN = (0.5, 2.0)  # bounds of the brightness that the albedo is brought to
@@ -62,10 +62,10 @@ def texture(model: DECA, codes: Codes, head: Reconstruction, image: Tensor | Non
 def shown(model: DECA, codes: Codes, head: Reconstruction) -> Tensor:
     """Weight of the image at every texel, (B,1,256,256) in [0, 1].
 
-    1 where the skin of the face looks at the camera, is inside the crop and nothing lies before it; soft borders.
+    1 where the skin of the face looks at the camera, is inside the crop and nothing is in front of it; soft borders.
     """
     normals = model.atlas(vertex_normals(head.vertices, model.faces))
-    size = 128  # of the image that says what lies in front: finer shows nothing more of a head
+    size = 128  # of the image that finds what is in front: a finer one shows nothing more of a head
     seen = fragments(rasterize(head.projected, model.faces, size, size), head.projected, model.faces)
     front = seen.vertex_attributes(head.projected[..., 2:], model.faces)
     places = model.atlas(head.projected)
@@ -102,7 +102,7 @@ def tangent_normals(model: DECA, head: Reconstruction, index: int | None = None)
     index: which head of a batch of several.
 
     x along growing u, y along growing v (up in the image), z out of the surface: the frame of glTF. Flat (0, 0, 1)
-    where nothing is displaced or the atlas is empty. The same map holds for any pose and expression of the head.
+    where nothing is displaced or the atlas is empty. The same map is valid for any pose and expression of the head.
     The smooth normal is tilted by the gradient of the displacement d of eq. 10, n = N - grad d, and not taken from the
     triangles of M': those would bring the facets of the coarse mesh along.
     """

@@ -87,7 +87,7 @@ def ply(mesh: Mesh, colours: NDArray[np.uint8] | None = None) -> bytes:
 
 
 def vertex_colours(mesh: Mesh, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours (N,3) of the vertices: the texel of image (T,T,3) that one of their texture coordinates lies on."""
+    """Colours (N,3) of the vertices: the texel of image (T,T,3) that one of their texture coordinates is on."""
     height, width = image.shape[:2]
     coordinate = np.zeros(len(mesh.vertices), np.int64)
     coordinate[mesh.faces] = mesh.uv_faces

@@ -70,7 +70,7 @@ def _rasterize_pytorch3d(vertices: Tensor, faces: Tensor, height: int, width: in
             "the rasteriser 'pytorch3d' was chosen but pytorch3d is not installed; "
             "install it from its own instructions or choose backend='numba'"
         ) from error
-    # pytorch3d looks along +z with x to the left and y up, and drops what lies behind z = 0.
+    # pytorch3d looks along +z with x to the left and y up, and drops what is behind z = 0.
     flipped = vertices * vertices.new_tensor([-1.0, -1.0, 1.0])
     flipped = torch.cat([flipped[..., :2], flipped[..., 2:] - flipped[..., 2:].amin() + 1], dim=-1)
     meshes = Meshes(verts=flipped.float(), faces=faces[None].expand(len(vertices), -1, -1))

@@ -62,7 +62,7 @@ def _draw(
     a = vertices + (image * num_vertices + tl.load(corner, mask=exists, other=0)) * 3
     b = vertices + (image * num_vertices + tl.load(corner + 1, mask=exists, other=0)) * 3
     c = vertices + (image * num_vertices + tl.load(corner + 2, mask=exists, other=0)) * 3
-    # Pixels, in double precision as on the CPU: neighbours then agree on which of them holds a pixel.
+    # Pixels, in double precision as on the CPU: neighbours then agree on which of them covers a pixel.
     ax, ay = (tl.load(a).to(tl.float64) + 1) * width * 0.5, (tl.load(a + 1).to(tl.float64) + 1) * height * 0.5
     bx, by = (tl.load(b).to(tl.float64) + 1) * width * 0.5, (tl.load(b + 1).to(tl.float64) + 1) * height * 0.5
     cx, cy = (tl.load(c).to(tl.float64) + 1) * width * 0.5, (tl.load(c + 1).to(tl.float64) + 1) * height * 0.5

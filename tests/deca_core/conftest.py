@@ -1,11 +1,27 @@
-"""The small head of the golden files as a bundle."""
+"""Fixtures of the core's tests: the small head of the golden files, the procedural head, the shipped model."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from deca_core import DECA
+from deca_core.assets import procedural_head
 from deca_core.assets.bundle import AssetBundle
+from deca_core.checkpoint import SHIPPED, load_checkpoint
+from deca_core.flame import FLAME
+
+
+class Call:
+    """An object that calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call
 
 
 def mini_bundle(head: dict[str, np.ndarray], **changes: object) -> AssetBundle:
@@ -38,6 +54,21 @@ def mini_bundle(head: dict[str, np.ndarray], **changes: object) -> AssetBundle:
 @pytest.fixture(scope="session")
 def mini(golden) -> AssetBundle:
     return mini_bundle(golden("mini_head.npz"))
+
+
+@pytest.fixture(scope="session")
+def bundle() -> AssetBundle:
+    return procedural_head()
+
+
+@pytest.fixture(scope="session")
+def flame(bundle) -> FLAME:
+    return FLAME(bundle)
+
+
+@pytest.fixture(scope="session")
+def shipped(bundle) -> DECA:
+    return load_checkpoint(SHIPPED, bundle)
 
 
 def assert_close(actual: object, expected: np.ndarray, relative: float = 1e-4) -> None:

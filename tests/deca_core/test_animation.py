@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from deca_core.animation import EASE, PRESETS, WIDE, Motion, MotionError, eased, preset
-from deca_core.assets import procedural_head
 from deca_core.codes import Codes
-from deca_core.flame import FLAME
-
-
-@pytest.fixture(scope="module")
-def bundle():
-    return procedural_head()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -27,9 +20,7 @@ def test_every_preset_begins_and_ends_at_rest(bundle, name):
     assert max(np.abs(motion.exp).max(), np.abs(motion.jaw).max()) > 0.1
 
 
-def test_a_blink_closes_the_eyes_and_jaw_open_the_mouth_apart(bundle):
-    flame = FLAME(bundle)
-
+def test_a_blink_closes_the_eyes_and_jaw_open_the_mouth_apart(bundle, flame):
     def gaps(motion: Motion, upper: int, lower: int) -> np.ndarray:
         codes = motion.on(Codes.zeros())
         points = flame(codes.shape, codes.exp, codes.pose).landmarks3d

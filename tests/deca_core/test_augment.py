@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn on the stored crop lies where landmarks and mask say after every change."""
+"""Augmentation: what is drawn on the stored crop is where landmarks and mask say after every change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from deca_core.augment import PLAIN, Augmentation, augment, crop_jitter
 
 SIZE = 320
+WHOLE = np.full((SIZE, SIZE), 255, np.uint8)  # a mask
+GEOMETRY = dataclasses.replace(Augmentation(), occlusion=0.0, brightness=0, contrast=0, saturation=0, tint=0)
 
 
 def dots(points: np.ndarray) -> np.ndarray:
@@ -30,9 +32,8 @@ def test_landmarks_follow(seed):
     """The centre of gravity of a blob, found in the augmented image, is where its landmark went."""
     generator = np.random.default_rng(seed)
     points = face_points(generator)
-    settings = dataclasses.replace(Augmentation(), occlusion=0.0, brightness=0, contrast=0, saturation=0, tint=0)
     for index in (0, 20, 67):
-        face = augment(dots(points[[index]]), points, np.zeros((SIZE, SIZE), np.uint8), generator, settings)
+        face = augment(dots(points[[index]]), points, np.zeros((SIZE, SIZE), np.uint8), generator, GEOMETRY)
         assert face.landmarks.shape == (68, 2)
         grey = face.image.mean(0).astype(np.float64)
         y, x = np.mgrid[:224, :224]
@@ -46,8 +47,7 @@ def test_mask_follows(seed):
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[90:200, 120:230] = 255
     crop = np.dstack([mask, np.zeros_like(mask), np.zeros_like(mask)])
-    settings = dataclasses.replace(Augmentation(), occlusion=0.0, brightness=0, contrast=0, saturation=0, tint=0)
-    face = augment(crop, np.zeros((68, 2)), mask, np.random.default_rng(seed), settings)
+    face = augment(crop, np.zeros((68, 2)), mask, np.random.default_rng(seed), GEOMETRY)
     np.testing.assert_array_equal(face.mask[0], face.image[0])
     assert face.mask.mean() > 0.05
 
@@ -73,9 +73,7 @@ def test_scale_and_shift_stay_in_their_ranges():
 def test_plain_is_the_middle_crop():
     crop = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     generator = np.random.default_rng(1)
-    views = [
-        augment(crop, np.full((68, 2), 159.5), np.full((SIZE, SIZE), 255, np.uint8), generator, PLAIN) for _ in "ab"
-    ]
+    views = [augment(crop, np.full((68, 2), 159.5), WHOLE, generator, PLAIN) for _ in range(2)]
     np.testing.assert_array_equal(views[0].image, views[1].image)
     np.testing.assert_allclose(views[0].landmarks, 2 * 111.5 / 224 - 1, rtol=1e-6)
     assert (views[0].mask > 1 - 1e-5).all()
@@ -86,9 +84,7 @@ def test_occlusion_hides_image_and_mask_alike():
     crop = np.full((SIZE, SIZE, 3), 128, np.uint8)
     hidden = []
     for seed in range(20):
-        face = augment(
-            crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(seed), settings
-        )
+        face = augment(crop, np.zeros((68, 2)), WHOLE, np.random.default_rng(seed), settings)
         changed = np.abs(face.image - 128 / 255).max(0) > 1e-3
         assert not (changed & (face.mask[0] != 0)).any()
         hidden.append(1 - face.mask.mean())
@@ -97,18 +93,16 @@ def test_occlusion_hides_image_and_mask_alike():
     assert min(hidden) > 0.005
     assert max(hidden) < 3 * 0.36**2
     never = dataclasses.replace(settings, occlusion=0.0)
-    assert augment(
-        crop, np.zeros((68, 2)), np.full((SIZE, SIZE), 255, np.uint8), np.random.default_rng(0), never
-    ).mask.all()
+    assert augment(crop, np.zeros((68, 2)), WHOLE, np.random.default_rng(0), never).mask.all()
 
 
 def test_colours_change_and_nothing_else():
     generator = np.random.default_rng(0)
     crop = generator.integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    mask, points = np.full((SIZE, SIZE), 255, np.uint8), face_points(generator)
+    points = face_points(generator)
     colours = dataclasses.replace(PLAIN, brightness=0.2, contrast=0.2, saturation=0.2, tint=0.05)
-    plain = augment(crop, points, mask, np.random.default_rng(5), PLAIN)
-    changed = augment(crop, points, mask, np.random.default_rng(5), colours)
+    plain = augment(crop, points, WHOLE, np.random.default_rng(5), PLAIN)
+    changed = augment(crop, points, WHOLE, np.random.default_rng(5), colours)
     np.testing.assert_array_equal(plain.landmarks, changed.landmarks)
     np.testing.assert_array_equal(plain.mask, changed.mask)
     assert 0.01 < np.abs(plain.image - changed.image).mean() < 0.3
@@ -119,7 +113,7 @@ def test_colours_change_and_nothing_else():
 
 def test_same_generator_same_image():
     crop = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    mask, points = np.full((SIZE, SIZE), 255, np.uint8), np.zeros((68, 2))
-    first, second, other = (augment(crop, points, mask, np.random.default_rng(seed)).image for seed in (1, 1, 2))
+    points = np.zeros((68, 2))
+    first, second, other = (augment(crop, points, WHOLE, np.random.default_rng(seed)).image for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert np.abs(first - other).mean() > 0.01

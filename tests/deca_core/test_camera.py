@@ -1,19 +1,17 @@
-"""Projection and vertex normals against the reference's answers; the gradient of the camera."""
+"""Projection against the reference's answers; the gradient of the camera."""
 
 from __future__ import annotations
 
 import torch
 
 from deca_core.camera import fit_camera, from_pixels, project, to_pixels
-from deca_core.render import vertex_normals
 from tests.deca_core.conftest import assert_close
 
 
-def test_golden_projection_and_normals(mini, golden):
+def test_golden_projection(golden):
     answer = golden("posed_head.npz")
     vertices = torch.from_numpy(answer["vertices"])
     assert_close(project(vertices, torch.from_numpy(answer["cam"])), answer["projected"])
-    assert_close(vertex_normals(vertices, torch.from_numpy(mini.faces)), answer["vertex_normals"])
 
 
 def test_pixels_of_the_image_corners():

@@ -24,6 +24,7 @@ from deca_core.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from tests.deca_core.conftest import Call
 
 
 @pytest.fixture(scope="module")
@@ -214,18 +215,10 @@ def test_a_released_file_with_other_weights(model, tmp_path):
     assert not (tmp_path / "ckpt").exists()
 
 
-class Touch:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch {self.marker}",)
-
-
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "text", "empty"])
 def test_released_files_that_would_execute_something_are_refused(tmp_path, kind):
     marker, path = tmp_path / "marker", tmp_path / "deca_model.tar"
-    content = {"E_flame": {"encoder.conv1.weight": Touch(marker)}, "E_detail": {}, "D_detail": {}}
+    content = {"E_flame": {"encoder.conv1.weight": Call(os.system, f"touch {marker}")}, "E_detail": {}, "D_detail": {}}
     if kind in ("zip", "legacy"):
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     else:

@@ -80,7 +80,7 @@ def test_descriptors_are_dlibs(network, original, faces):
 
 
 def test_the_square_shows_what_dlib_would_cut(network, original, faces):
-    """The fixed square of an upright crop lies where dlib's own lies, and tells subjects apart as dlib does."""
+    """The fixed square of an upright crop is where dlib's own is, and separates identities as dlib does."""
     places = []
     for _, landmarks in faces:
         rect = dlib.get_face_chip_details(shape_of(landmarks), CHIP, 0.25).rect
@@ -120,7 +120,7 @@ def test_slopes_are_those_of_differences(network, faces):
     assert slope.isfinite().all()
     inside = slope[..., TOP : TOP + SIDE, LEFT : LEFT + SIDE]
     assert (inside != 0).double().mean() > 0.9
-    assert (slope != 0).sum() == (inside != 0).sum()  # what lies outside the square does not matter
+    assert (slope != 0).sum() == (inside != 0).sum()  # nothing outside the square matters
     direction = torch.randn(image.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     step = 1e-9  # at 1e-7 the two images lie on either side of kinks of max-pooling and ReLU: quotients off by 1e-3
     with torch.inference_mode():
@@ -158,8 +158,8 @@ def test_refusals(weights, tmp_path, monkeypatch):
     refused((weights / "mmod_human_face_detector.dat").read_bytes(), "")
     with pytest.raises(RecognitionError, match=rf"none\.dat: no such file; expected {DLIB_FILE}"):
         load_dlib(tmp_path / "none.dat")
-    monkeypatch.setattr(dlib_recognition, "PACKAGE", "face_recognition_models_that_nobody_has")
-    with pytest.raises(RecognitionError, match="Run: pip install face_recognition_models_that_nobody_has"):
+    monkeypatch.setattr(dlib_recognition, "PACKAGE", "no_such_face_recognition_models")
+    with pytest.raises(RecognitionError, match="Run: pip install no_such_face_recognition_models"):
         load_dlib()
 
 

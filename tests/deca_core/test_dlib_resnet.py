@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deca_core.assets import procedural_head
 from deca_core.checkpoint import load_checkpoint, save_checkpoint
 from deca_core.dlib_recognition import load_dlib
 from deca_core.dlib_resnet import SIDE, DlibBackbone
@@ -62,8 +61,7 @@ def test_every_weight_learns(started, images):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_checkpoint_carries_it(tmp_path, images):
-    bundle = procedural_head()
+def test_a_checkpoint_carries_it(tmp_path, bundle, images):
     model = DECA(bundle, DLIB)
     save_checkpoint(model, tmp_path / "model")
     again = load_checkpoint(tmp_path / "model", bundle)

@@ -1,4 +1,4 @@
-"""What lies in the place of a file is named, with the next step; and honest files of every kind pass."""
+"""What is stored in place of a file is named, with the next step; sound files of every kind pass."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("data", "says"), FOREIGN)
-def test_what_lies_there_instead_is_named(tmp_path: Path, data, says):
+def test_what_is_stored_instead_is_named(tmp_path: Path, data, says):
     path = tmp_path / "weights.bin"
     path.write_bytes(data)
     with pytest.raises(DecaError, match=rf"weights\.bin: no weights but {says}"):

@@ -1,4 +1,4 @@
-"""Every error class of the packages is one that a subject may read, or stands on a short list."""
+"""Every error class of the packages is a DecaError, or is on a short list."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from deca_core import Codes, losses
-from deca_core.assets import procedural_head
 from deca_core.camera import project, to_pixels
 from deca_core.fitting import FitError, LandmarkHead, fit_landmarks
 from deca_core.flame import FLAME, rotation_matrix
@@ -18,11 +17,6 @@ from deca_core.losses import CoarseWeights, recipe
 from deca_core.metrics import aligned_distance, normalized_mean_error, rotation_error
 
 PAPER, RELEASE = recipe("paper").pretrain, recipe("release").pretrain
-
-
-@pytest.fixture(scope="module")
-def flame() -> FLAME:
-    return FLAME(procedural_head())
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +129,7 @@ def test_lids_are_not_met_the_wrong_way_round(flame, head):
     assert normalized_mean_error(points, seen(flame, fit_landmarks(head, points))).max() < 0.005
 
 
-def test_what_has_no_weight_is_not_looked_at(flame, head):
+def test_landmarks_without_weight_do_not_count(flame, head):
     truth, points = sampled(flame, 30)
     known = with_weight(points)
     known[:, :17, 2] = 0
@@ -171,7 +165,7 @@ def test_a_head_upside_down_is_the_same_head(flame, head):
     torch.testing.assert_close(rotation_matrix(turned.pose[:, :3]), expected, atol=1e-3, rtol=0)
 
 
-def test_points_that_tell_nothing_are_refused(flame, head):
+def test_points_without_information_are_refused(flame, head):
     good = with_weight(sampled(flame, 0, count=2)[1])
     for spoil in ("one point", "none known", "not finite"):
         points = good.clone()
@@ -190,7 +184,7 @@ def test_points_of_another_shape_or_in_pixels_are_refused(flame, head):
     with pytest.raises(FitError, match=r"from_pixels of deca_core\.camera"):
         fit_landmarks(head, to_pixels(points))
     unknown = with_weight(points)
-    unknown[1, 3] = torch.tensor([1e4, 1e4, 0])  # nobody looks there
+    unknown[1, 3] = torch.tensor([1e4, 1e4, 0])  # weight 0: not a landmark
     assert fit_landmarks(head, unknown).cam.isfinite().all()
     for wrong in (points[0], points[:, :51], torch.zeros(2, 68, 4)):
         with pytest.raises(FitError, match="expected \\(B, 68, 2\\)"):

@@ -92,7 +92,7 @@ def test_a_black_image_and_an_empty_batch_are_images():
     "load", [lambda: random_vgg19(["conv1_1"]), lambda: random_recognition().features, lambda: load_dlib().features]
 )
 def test_the_networks_of_the_losses_take_floats(load, batch):
-    """Their answer to uint8 was wrapped round at 256, and told nobody."""
+    """On uint8, arithmetic would wrap round at 256."""
     call = load()
     assert call(batch * 1.3) is not None  # a rendering
     for wrong, says in (

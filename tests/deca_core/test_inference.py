@@ -1,4 +1,4 @@
-"""The frozen networks against the model they come from, and how far half precision may lie from float32."""
+"""The frozen networks against the model they come from, and how far half precision may be from float32."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import torch
 
 import deca_core.inference
 from deca_core import DECA
-from deca_core.assets import procedural_head
-from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import crop_transform, square_from_box, warp
 from deca_core.inference import LIMITS, Deviation, Inference, choose_precision, deviation, smooth_images
 
 SMALL = "mobilenet_v3_small"
-
-
-@pytest.fixture(scope="module")
-def shipped() -> DECA:
-    return load_checkpoint(SHIPPED, bundle=procedural_head())
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +73,10 @@ def test_bfloat16_is_off_by_its_rounding_and_no_more(shipped, exact, faces):
 @pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("backbone", [SMALL, "dlib"])
-def test_half_precision_knows_every_kind_of_backbone(backbone):
+def test_half_precision_knows_every_kind_of_backbone(bundle, backbone):
     """Convolutions alone, and a resize that bfloat16 has no kernel for."""
     torch.manual_seed(0)
-    model = DECA(procedural_head(), backbone)
+    model = DECA(bundle, backbone)
     codes = [Inference(model, precision).codes(smooth_images(2)) for precision in ("fp32", "bf16")]
     for exact, half in ((getattr(codes[0], name), getattr(codes[1], name)) for name in ("shape", "detail")):
         assert half.dtype == torch.float32
@@ -159,14 +152,14 @@ def test_the_choice_weighs_speed_and_error(shipped, monkeypatch, speeds, off, ch
     assert choose_precision(shipped).precision == chosen
 
 
-def test_what_a_processor_makes_up_is_not_tried(shipped, monkeypatch):
+def test_emulated_precisions_are_not_tried(shipped, monkeypatch):
     monkeypatch.setattr(deca_core.inference, "emulated", lambda *_: True)
     choice = choose_precision(shipped)
     assert choice.precision == "fp32"
     assert list(choice.milliseconds) == ["fp32"]
 
 
-def test_a_precision_without_units_shows_in_a_product(monkeypatch):
+def test_an_emulated_precision_is_found_by_timing_a_product(monkeypatch):
     times = {torch.bfloat16: 50e-3, torch.float16: 3e-3, torch.float32: 1e-3}
     monkeypatch.setattr(deca_core.inference, "_seconds", lambda work, _: times[work().dtype])
     assert deca_core.inference.emulated(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The licensed folder: what is made of it, what it replaces, and what a user is told."""
+"""The licensed folder: what is made of it, what it replaces, and the messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def flame(tmp_path, golden) -> Path:
     return write_flame_files(tmp_path / "files", golden("mini_head.npz"))
 
 
-def test_one_folder_holds_both_and_they_know_each_other(flame, model, tmp_path):
+def test_one_folder_has_both_and_they_match(flame, model, tmp_path):
     """Onto a bundle that an earlier import left, as when the weights are downloaded later."""
     out = tmp_path / "licensed"
     first = import_licensed(flame, out)
@@ -46,7 +46,7 @@ def test_one_folder_holds_both_and_they_know_each_other(flame, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_lies_in_the_way_is_not_lost(flame, model, tmp_path):
+def test_other_files_in_the_target_are_not_lost(flame, model, tmp_path):
     out = tmp_path / "licensed"
     import_licensed(write_released(flame, model), out)
     (flame / "deca_model.tar").unlink()
@@ -62,7 +62,7 @@ def test_what_lies_in_the_way_is_not_lost(flame, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_is_told_of_another_topology_and_of_the_texture_space(flame, model, tmp_path):
+def test_another_topology_and_the_texture_space_are_reported(flame, model, tmp_path):
     (flame / "FLAME_texture.npz").write_bytes(b"")
     write_released(flame, model)
     (flame / "FLAME_albedo_from_BFM.npz").unlink()

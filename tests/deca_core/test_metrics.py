@@ -53,8 +53,9 @@ def sphere(radius: float, rings: int = 60, sectors: int = 120) -> tuple[np.ndarr
     return radius * points.reshape(-1, 3), faces
 
 
-def face_like(seed: int = 0, count: int = 41) -> tuple[np.ndarray, np.ndarray]:
+def face_like(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A bumpy dome, millimetres: no symmetry lets it slide on itself."""
+    count = 41
     axis = np.linspace(-80, 80, count)
     x, y = (grid.ravel() for grid in np.meshgrid(axis, axis))
     rng = np.random.default_rng(seed)
@@ -99,7 +100,7 @@ def test_distance_is_that_of_every_point_against_every_triangle():
     distance, where, face = surface.nearest(points)
     assert distance == pytest.approx(brute_force(points, corners), rel=1e-9)
     assert np.linalg.norm(points - where, axis=1) == pytest.approx(distance, rel=1e-12)
-    for index in range(0, 400, 40):  # the named triangle is the one that holds the nearest point
+    for index in range(0, 400, 40):  # the named triangle is the one with the nearest point
         assert brute_force(where[index : index + 1], corners[face[index] : face[index] + 1])[0] < 1e-9
 
 
@@ -138,7 +139,7 @@ def test_sphere_of_known_offset():
     vertices, faces = sphere(60.0)
     surface = Surface(vertices, faces)
     scan = sphere(61.0, 25, 33)[0]
-    landmarks = SEVEN_POINTS * 2 - [0, 40, 0]  # their sphere holds all of it
+    landmarks = SEVEN_POINTS * 2 - [0, 40, 0]  # their sphere contains all of it
     centre, radius = face_sphere(landmarks)
     assert (np.linalg.norm(scan - centre, axis=1) < radius).all()
     metrical = scan_distances(scan, landmarks, surface, landmarks, scaled=False)
@@ -178,7 +179,7 @@ def moved(seed: int, scale: float = 1.0) -> Similarity:
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_perfect_prediction_has_no_error_wherever_it_lies(scaled):
+def test_a_perfect_prediction_has_no_error_at_any_place(scaled):
     vertices, faces = face_like()
     rng = np.random.default_rng(5)
     rough = SEVEN_POINTS + rng.normal(size=(7, 3)) * 2  # landmarks are picked by hand: only a start
@@ -224,7 +225,7 @@ def test_the_prediction_may_have_any_size_unless_metrical():
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("m", 1000.0), ("cm", 10.0), ("mm", 1.0)])
-def test_units_of_a_scan_are_told_by_its_eyes_or_declared(unit, factor):
+def test_units_of_a_scan_are_inferred_from_its_eyes_or_declared(unit, factor):
     assert to_millimetres(SEVEN_POINTS / factor) == factor
     assert to_millimetres(SEVEN_POINTS, unit) == factor
 
@@ -272,7 +273,7 @@ def test_landmark_error_is_relative_to_the_eyes():
     assert interocular_error(truth, truth + torch.tensor([3.0, 4.0])).tolist() == pytest.approx([5 / 50])
 
 
-def test_lids_are_judged_by_their_gaps():
+def test_lid_error_compares_the_gaps():
     truth = torch.zeros(1, 68, 2)
     truth[0, 36], truth[0, 45] = torch.tensor([10.0, 0.0]), torch.tensor([60.0, 0.0])
     upper, lower = [37, 38, 43, 44], [41, 40, 47, 46]

@@ -1,4 +1,4 @@
-"""DECA as a user holds it: encode, decode, render, animate."""
+"""DECA as a user calls it: encode, decode, render, animate."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_wrong_image_size_is_named(model):
 @pytest.mark.slow
 @torch.no_grad()
 def test_encode_takes_what_has_one_meaning_and_no_more(model, codes):
-    """uint8 used to move vertices by 21 mm, 0-255 floats by 338, and nothing said so."""
+    """Unconverted uint8 moves vertices by 21 mm, floats in 0-255 by 338 mm."""
     crops = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     expected = model.encode(crops.float() / 255)
     for same in (crops, crops.permute(0, 2, 3, 1).numpy(), list(crops.numpy()), (crops.double() / 255)):
@@ -94,7 +94,7 @@ def test_encode_takes_what_has_one_meaning_and_no_more(model, codes):
     for wrong in (crops.float(), crops.float() / 127.5 - 1, torch.full((1, 3, 224, 224), torch.nan)):
         with pytest.raises(ImageError, match="encode: "):
             model.encode(wrong)
-        model.encode(wrong, validate=False)  # the hot path looks at nothing
+        model.encode(wrong, validate=False)  # the hot path checks nothing
     with pytest.raises(ImageError, match=r"codes: .*divide by 255"):
         Inference(model).codes(crops.float())
 

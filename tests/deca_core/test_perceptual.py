@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deca_core import losses
 from deca_core.perceptual import PerceptualError, imagenet_vgg19, load_vgg19, random_vgg19
+from tests.deca_core.conftest import Call
 
 # Index in torchvision's `features` of what a layer's name means.
 TORCHVISION = {"conv3_2": 12, "conv4_2": 21, "relu3_1": 11, "relu4_1": 20, "conv1_1": 0, "relu2_2": 8}
@@ -24,7 +25,7 @@ def original() -> torch.nn.Module:
 
     torch.manual_seed(0)
     network = vgg19().eval()
-    del network.classifier  # 120 million weights that nobody looks at
+    del network.classifier  # 120 million unused weights
     return network
 
 
@@ -69,7 +70,7 @@ def test_random_network_is_named_repeats_and_is_frozen():
 
 
 def test_torchvisions_weights_or_a_clear_error(original, monkeypatch, tmp_path):
-    """From torch's cache folder where the file lies there; without it and without network, an error that helps."""
+    """torchvision's weights where they can be had; offline, an error that names the ways out."""
     from torchvision.models import VGG19_Weights
 
     monkeypatch.setattr(VGG19_Weights.IMAGENET1K_V1.__class__, "get_state_dict", lambda *_, **__: original.state_dict())
@@ -85,16 +86,11 @@ def test_torchvisions_weights_or_a_clear_error(original, monkeypatch, tmp_path):
         imagenet_vgg19(["conv1_1"])
 
 
-class Call:
-    def __reduce__(self):
-        return os.system, ("exit 3",)
-
-
 def test_refusals(original, tmp_path):
     with pytest.raises(PerceptualError, match="no such file"):
         load_vgg19(tmp_path / "none.pth", ["conv1_1"])
     path = tmp_path / "bad.pth"
-    torch.save({"features.0.weight": Call()}, path)
+    torch.save({"features.0.weight": Call(os.system, "exit 3")}, path)
     with pytest.raises(PerceptualError, match=r"bad\.pth: not a readable file of weights"):
         load_vgg19(path, ["conv1_1"])
     torch.save({"features.0.weight": torch.zeros(3)}, path)

@@ -18,6 +18,7 @@ from deca_core.recognition import (
     load_vggface2,
     random_recognition,
 )
+from tests.deca_core.conftest import Call
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def untrained() -> VGGFace2:
 
 
 def released_format(network: VGGFace2, empty: bool = False) -> dict[str, np.ndarray]:
-    """What VGGFace2's file holds: arrays by name, with the classifier; or the same names with next to nothing."""
+    """VGGFace2's file: arrays by name, with the classifier; `empty`: scalars under the same names."""
     generator = np.random.default_rng(0)
     content = {
         name: np.zeros((), np.float32) if empty else generator.random(tuple(value.shape), np.float32)
@@ -89,7 +90,7 @@ def test_random_network_is_named_and_repeats(untrained):
     assert untrained.name == "random-resnet50-seed3"
     state = torch.get_rng_state()
     again, other = random_recognition(3), random_recognition(4)
-    assert torch.equal(state, torch.get_rng_state())  # nobody else's randomness is used up
+    assert torch.equal(state, torch.get_rng_state())  # the global generator is not advanced
     for name, value in untrained.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert not torch.equal(untrained.network.conv1.weight, other.network.conv1.weight)
@@ -103,11 +104,6 @@ def test_gradient_reaches_the_image(untrained):
     assert (image.grad != 0).any()
 
 
-class Call:
-    def __reduce__(self):
-        return os.system, ("exit 3",)
-
-
 def test_refusals(untrained, tmp_path):
     def refused(content: object, match: str) -> None:
         path = tmp_path / "some.pkl"
@@ -116,7 +112,10 @@ def test_refusals(untrained, tmp_path):
             load_vggface2(path)
 
     content = released_format(untrained, empty=True)
-    refused({**content, "bn1.weight": Call()}, r"some\.pkl: refused: it wants to use \w+\.system.*nothing was executed")
+    refused(
+        {**content, "bn1.weight": Call(os.system, "exit 3")},
+        r"some\.pkl: refused: it wants to use \w+\.system.*nothing was executed",
+    )
     refused(content, r"conv1\.weight is float32 \(\), expected float \(64, 3, 7, 7\)")
     content.pop("layer4.2.bn3.bias")
     refused(content, r"no weights layer4\.2\.bn3\.bias \(1 missing\)")

@@ -1,4 +1,4 @@
-"""The renderer against the reference's pictures; interpolation's gradient; UV transfer."""
+"""The renderer against the reference's images; interpolation's gradient; UV transfer."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from deca_core.uv import UVAtlas, uv_to_grid
 from tests.deca_core.conftest import assert_close
 
 
-def share_within(actual: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-3) -> float:
-    """Share of pixels whose every channel agrees."""
+def share_within(actual: torch.Tensor, expected: np.ndarray) -> float:
+    """Share of pixels whose every channel agrees to 1e-3."""
     error = np.abs(actual.detach().numpy() - expected).max(axis=1)
-    return float((error <= tolerance).mean())
+    return float((error <= 1e-3).mean())
 
 
-def test_golden_pictures(mini, golden):
+def test_golden_images(mini, golden):
     answer = golden("posed_head.npz")
     projected, faces = torch.from_numpy(answer["projected"]), torch.from_numpy(mini.faces)
     normals = vertex_normals(torch.from_numpy(answer["vertices"]), faces)
     assert_close(normals, answer["vertex_normals"])
     visible = fragments(rasterize(projected, faces, 96, 96), projected, faces)
     uv_corners = torch.from_numpy(uv_to_grid(mini.uv)[mini.uv_faces])
-    albedo, light, normal_picture, alpha, grid = render_surface(
+    albedo, light, normal_image, alpha, grid = render_surface(
         visible, faces, uv_corners, normals, torch.from_numpy(answer["albedo"]), torch.from_numpy(answer["light"])
     )
     assert share_within(alpha, answer["alpha_images"]) >= 0.999
     assert share_within(grid, answer["grid"].transpose(0, 3, 1, 2)) >= 0.999
-    assert share_within(normal_picture, answer["normal_images"]) >= 0.999
+    assert share_within(normal_image, answer["normal_images"]) >= 0.999
     assert share_within(albedo, answer["albedo_images"]) >= 0.999
     shading_images = answer["shading_images"] * answer["alpha_images"]
     assert share_within(light, shading_images) >= 0.999
@@ -42,7 +42,7 @@ def test_golden_pictures(mini, golden):
 def test_golden_uv_transfer(mini, golden):
     answer = golden("posed_head.npz")
     positions = UVAtlas(mini, size=64)(torch.from_numpy(answer["vertices"])).numpy()
-    # The reference leaves a hole where a texel's centre lies exactly on an edge (here: one diagonal); ours does not.
+    # The reference leaves a hole where a texel's centre is exactly on an edge (here: one diagonal); ours does not.
     covered = np.abs(answer["uv_vertices"]).sum(axis=1) > 0
     assert covered.mean() > 0.7
     error = np.abs(positions - answer["uv_vertices"]).max(axis=1)[covered]
@@ -71,10 +71,10 @@ def test_interpolation_gradcheck():
     assert (face_map == 0).any()
     assert (face_map == 1).any()
 
-    def picture(points, values):
+    def rendered(points, values):
         return fragments(face_map, points, faces).vertex_attributes(values, faces)
 
-    assert torch.autograd.gradcheck(picture, (projected, attributes))
+    assert torch.autograd.gradcheck(rendered, (projected, attributes))
 
 
 def test_attributes_of_corners_and_of_vertices_are_the_same_where_no_seam_is():
@@ -98,8 +98,8 @@ def bumpy_sheet() -> tuple[torch.Tensor, torch.Tensor]:
     return flat + bumps, torch.cat([upper, lower])
 
 
-def test_gradient_of_a_picture_by_finite_differences():
-    """From vertices, albedo and light to the shaded picture, visibility held: what photometric training descends."""
+def test_gradient_of_an_image_by_finite_differences():
+    """From vertices, albedo and light to the shaded image, at fixed visibility: what photometric training descends."""
     generator = torch.Generator().manual_seed(5)
     vertices, faces = bumpy_sheet()
     uv_corners = (vertices[0, :, :2] * 0.9)[faces]
@@ -108,13 +108,13 @@ def test_gradient_of_a_picture_by_finite_differences():
     face_map = rasterize(vertices, faces, 7, 7)
     assert set(face_map.unique().tolist()) >= set(range(8))
 
-    def picture(points, colours, lamps):
+    def rendered(points, colours, lamps):
         visible = fragments(face_map, points, faces)
         normals = vertex_normals(points, faces)
         colour, shade, *_ = render_surface(visible, faces, uv_corners, normals, colours, lamps)
         return colour * shade
 
-    assert torch.autograd.gradcheck(picture, (vertices.requires_grad_(), albedo, light))
+    assert torch.autograd.gradcheck(rendered, (vertices.requires_grad_(), albedo, light))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -122,7 +122,7 @@ def test_slivers_have_finite_gradients(dtype):
     """A face of any thinness under a pixel, down to a line and to a point: a gradient no steeper than SLIVER_AREA's."""
     size = 224
     heights = torch.cat([torch.logspace(0, -20, 41), torch.zeros(2)]).to(dtype) / size
-    # Each lies across the centre of pixel (100, 100), some pixels long; the last one is a point.
+    # Each is across the centre of pixel (100, 100), some pixels long; the last one is a point.
     centre = torch.tensor([201 / size - 1, 201 / size - 1], dtype=dtype)
     corners = torch.tensor([[-0.02, -0.01], [0.03, 0.015], [0.001, 0.0005]], dtype=dtype).repeat(43, 1, 1)
     corners[:, 2, 1] += heights
@@ -140,10 +140,10 @@ def test_slivers_have_finite_gradients(dtype):
     assert torch.isfinite(vertices.grad).all()
     edge, floor = 0.06, 1e-3 * 4 / size**2
     assert vertices.grad.abs().max() < 4 * edge / floor
-    assert (vertices.grad[:5].abs().amax((1, 2)) > 0).all()  # those of some width do move the picture
+    assert (vertices.grad[:5].abs().amax((1, 2)) > 0).all()  # those of some width do change the image
 
 
-def test_an_empty_picture_is_black_and_its_gradient_zero():
+def test_an_empty_image_is_black_and_its_gradient_zero():
     vertices, faces = bumpy_sheet()
     vertices = (vertices + 5).requires_grad_()
     albedo = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -152,10 +152,10 @@ def test_an_empty_picture_is_black_and_its_gradient_zero():
     visible = fragments(face_map, vertices, faces)
     uv_corners, normals = vertices[0, :, :2].detach()[faces], vertex_normals(vertices, faces)
     light = torch.ones(2, 9, 3, dtype=torch.float64)
-    colour, shade, normal_picture, alpha, _ = render_surface(visible, faces, uv_corners, normals, albedo, light)
+    colour, shade, normal_image, alpha, _ = render_surface(visible, faces, uv_corners, normals, albedo, light)
     assert not (colour * shade).any()
     assert not alpha.any()
-    ((colour * shade).sum() + shading(normal_picture, light).sum()).backward()
+    ((colour * shade).sum() + shading(normal_image, light).sum()).backward()
     assert not albedo.grad.any()
     assert vertices.grad is None or not vertices.grad.any()
 

@@ -1,4 +1,4 @@
-"""Rolled faces: the crop turns, what comes out is said where the face lies. By projection, by light, by the world."""
+"""Rolled faces: codes of the upright crop, expressed in the turned one; by projection, by light, by the world."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from deca_core import DECA, Codes
+from deca_core import Codes
 from deca_core.appearance import shading
-from deca_core.assets import procedural_head
 from deca_core.camera import to_pixels
-from deca_core.checkpoint import SHIPPED, load_checkpoint
 from deca_core.crop import CropError, crop_transform, square_from_landmarks, warp
 from deca_core.flame import rotation_matrix
 from deca_core.roll import NEVER, UPRIGHT_FROM, reframed, roll_of, upright_transform
@@ -39,13 +37,8 @@ def in_source(points: torch.Tensor, transform: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model() -> DECA:
-    return load_checkpoint(SHIPPED, procedural_head())
-
-
-@pytest.fixture(scope="module")
-def photographs(model):
-    world = World(model.bundle)
+def photographs(bundle):
+    world = World(bundle)
     subjects = [world.subject(2**20, number) for number in range(3)]
     limits = Limits(yaw=(0, 35), occluders=False)
     return [world.photograph(one, world.shot(one, 0, limits), SIZE) for one in subjects]
@@ -79,7 +72,7 @@ def test_up_to_the_limit_the_crop_is_the_release_s(photographs):
 
 
 @torch.no_grad()
-def test_codes_in_another_crop_are_the_same_head_in_the_same_light(model):
+def test_codes_in_another_crop_are_the_same_head_in_the_same_light(shipped):
     rng = np.random.default_rng(0)
     codes = some_codes(4)
     codes = codes.replace(light=torch.randn(4, 9, 3, generator=torch.Generator().manual_seed(0)))
@@ -87,8 +80,8 @@ def test_codes_in_another_crop_are_the_same_head_in_the_same_light(model):
     ways = zip(asked, (-165, -45, 0, 90), (1, 0.7, 1.2, 1), strict=True)
     seen = np.array([_about(one, degrees, scale) for one, degrees, scale in ways])
     asked[2] = seen[2]  # one crop: nothing moves
-    found = reframed(codes, model.flame, seen, asked)
-    before, after = model.decode(codes), model.decode(found)
+    found = reframed(codes, shipped.flame, seen, asked)
+    before, after = shipped.decode(codes), shipped.decode(found)
     for index in range(4):
         for part in ("projected", "landmarks2d"):
             one, other = (getattr(out, part)[index, :, :2] for out in (before, after))
@@ -122,24 +115,24 @@ def _degrees_between(seen: np.ndarray, asked: np.ndarray) -> float:
     return float(np.degrees(angles[1] - angles[0]))
 
 
-def test_what_cannot_be_said_in_another_crop(model):
+def test_codes_that_another_crop_cannot_express(shipped):
     codes, crop = some_codes(2), crop_transform(square_from_landmarks(np.random.default_rng(0).uniform(0, 99, (68, 2))))
     both = np.stack([crop, crop])
-    assert reframed(codes, model.flame, both, both) is codes
+    assert reframed(codes, shipped.flame, both, both) is codes
     mirrored = np.stack([crop * [[-1], [1]], crop])
     with pytest.raises(CropError, match="more than a turn"):
-        reframed(codes, model.flame, both, mirrored)
+        reframed(codes, shipped.flame, both, mirrored)
     with pytest.raises(CropError, match="2 codes, 1 crops seen"):
-        reframed(codes, model.flame, crop, both)
-    codes.cam[0] = torch.nan  # told by whoever stores them
-    found = reframed(codes, model.flame, both, np.stack([_about(crop, 40, 1), _about(crop, 40, 1)]))
+        reframed(codes, shipped.flame, crop, both)
+    codes.cam[0] = torch.nan  # reported by whatever stores them
+    found = reframed(codes, shipped.flame, both, np.stack([_about(crop, 40, 1), _about(crop, 40, 1)]))
     assert torch.equal(found.pose[0], codes.pose[0])
     assert not torch.equal(found.pose[1], codes.pose[1])
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_turned_photograph_is_the_same_head_turned(model, photographs):
+def test_a_turned_photograph_is_the_same_head_turned(shipped, photographs):
     """Vertices of the turned photograph, projected into it, against the upright one's, turned."""
 
     def answer(photograph, degrees: float, upright_from: float) -> tuple[Codes, np.ndarray, np.ndarray]:
@@ -147,8 +140,8 @@ def test_a_turned_photograph_is_the_same_head_turned(model, photographs):
         image = (warp(photograph.image, spin, SIZE) * 255).round().astype(np.uint8).transpose(1, 2, 0)
         points = moved(photograph.landmarks, spin)
         seen, asked = upright_transform(points, upright_from), crop_transform(square_from_landmarks(points))
-        codes = reframed(model.encode(warp(image, seen)[None]), model.flame, seen, asked)
-        return codes, in_source(model.decode(codes).projected[0, :, :2], asked), spin
+        codes = reframed(shipped.encode(warp(image, seen)[None]), shipped.flame, seen, asked)
+        return codes, in_source(shipped.decode(codes).projected[0, :, :2], asked), spin
 
     for photograph in photographs:
         level, places, _ = answer(photograph, 0, UPRIGHT_FROM)

@@ -1,4 +1,4 @@
-"""Smoothing against closed forms, and on a made-up talking, blinking head with noise."""
+"""Smoothing against closed forms, and on a synthetic talking, blinking head with noise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from deca_core.assets import procedural_head
 from deca_core.codes import Codes
 from deca_core.crop import CropError, crop_transform, square_from_landmarks
 from deca_core.flame import FLAME
@@ -21,11 +20,6 @@ from deca_core.smoothing import (
 )
 
 TIMES = np.arange(100) / 25
-
-
-@pytest.fixture(scope="module")
-def flame() -> FLAME:
-    return FLAME(procedural_head())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def test_it_is_the_weighted_least_squares_parabola():
 def test_few_frames_stay_as_they_are():
     values = np.array([[1.0], [5.0]])
     assert np.array_equal(local_fit(np.array([0.0, 0.04]), values), values)
-    spread = np.arange(5) * 2.0  # seconds apart: nothing lies in a window
+    spread = np.arange(5) * 2.0  # seconds apart: every window has one frame
     assert np.array_equal(local_fit(spread, np.eye(5)), np.eye(5))
 
 
@@ -74,8 +68,8 @@ def test_lids_are_measured_as_the_head_opens_them(flame, lids):
     assert np.allclose(lids.measure @ lids.move, np.eye(2), atol=1e-9)
 
 
-def test_blinks_stay_and_the_rest_is_calmed(flame, lids):
-    names = procedural_head().expression_names
+def test_blinks_stay_and_the_rest_is_calmed(bundle, flame, lids):
+    names = bundle.expression_names
     rng = np.random.default_rng(3)
     true = np.zeros((100, 50))
     true[:, names.index("smile")] = 0.4 - 0.4 * np.cos(2 * np.pi * TIMES / 3)
@@ -125,7 +119,7 @@ def test_cameras_survive_the_way_through_the_source():
 
 
 def test_a_still_head_in_a_jumping_crop_stays_still(lids):
-    """The crop jitters and the camera makes up for it: smoothing must not take them apart."""
+    """The crop jitters and the camera compensates: smoothing must not take them apart."""
     rng = np.random.default_rng(6)
     seen = np.tile([[900.0, 320.0, 240.0]], (50, 1))
     scale, shift = rng.uniform(0.8, 1.2, 50), rng.uniform(-60, 0, (50, 2))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from deca_core import DECA, Codes, training
-from deca_core.assets import procedural_head
 from deca_core.camera import project
 from deca_core.codes import NUM_DETAIL
 from deca_core.detail import NUM_CONDITION, DetailDecoder
@@ -65,18 +64,13 @@ def coarse_vector(codes: Codes) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def bundle():
-    return procedural_head()
-
-
-@pytest.fixture(scope="module")
 def shots(bundle) -> tuple[FaceBatch, Codes]:
     """Two subjects of the world in two images each, with the truth."""
     world = World(bundle)
     photographs = []
     for subject in range(SUBJECTS):
-        someone = world.subject(3, subject)
-        photographs += [world.photograph(someone, world.shot(someone, image)) for image in range(K)]
+        identity = world.subject(3, subject)
+        photographs += [world.photograph(identity, world.shot(identity, image)) for image in range(K)]
     points = torch.from_numpy(np.stack([shot.landmarks for shot in photographs])) / 112 - 1
     batch = FaceBatch(
         images=torch.from_numpy(np.stack([shot.image for shot in photographs])).permute(0, 3, 1, 2).float() / 255,
@@ -113,6 +107,13 @@ def terms(output: StepOutput) -> dict[str, float]:
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(1)
+
+
+def doubled(batch: FaceBatch) -> FaceBatch:
+    return FaceBatch(
+        *(torch.cat([value, value]) for value in (batch.images, batch.landmarks, batch.masks, batch.subjects)),
+        images_per_subject=K,
+    )
 
 
 def test_truth_explains_the_image(model, shots):
@@ -162,12 +163,6 @@ def test_without_the_skin_mask_texels_need_only_face_the_camera(model, shots):
     assert (surface.visibility[~(surface.normals[:, 2:] > 0.05) | outside] == 0).all()
 
 
-def test_facing_texels(golden):
-    """Camera-facing is judged in world space: the projected mesh's normals have the opposite z."""
-    answer = golden("posed_head.npz")
-    np.testing.assert_allclose(answer["transformed_normals"][..., 2], -answer["vertex_normals"][..., 2], atol=1e-4)
-
-
 @pytest.mark.slow
 def test_codes_can_be_fitted(model, shots):
     """From the mean face in even light, a few steps on the codes of one subject take much of the coarse loss away."""
@@ -201,11 +196,7 @@ def test_second_half_has_exchanged_shapes(model, shots):
     order = swap_order(SUBJECTS * K, K, seeded())
     codes = Codes.cat([truth, truth.replace(shape=truth.shape[order])])
     model.E_flame = Table(coarse_vector(codes))
-    doubled = FaceBatch(
-        *(torch.cat([value, value]) for value in (batch.images, batch.landmarks, batch.masks, batch.subjects)),
-        images_per_subject=K,
-    )
-    expected = terms(CoarseStep(model, weights, Patches())(doubled))
+    expected = terms(CoarseStep(model, weights, Patches())(doubled(batch)))
     assert set(expected) == {
         "landmark",
         "eye_closure",
@@ -253,10 +244,10 @@ def test_detail_is_of_the_uv_map(model, shots, vgg, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_true_displacement_explains_the_image_better_than_its_opposite():
+def test_the_true_displacement_explains_the_image_better_than_its_opposite(bundle):
     """In crops of the world's photographs under their true codes, which frame the landmarks as the crop does."""
-    model = DECA(procedural_head(), "dlib")
-    batch, codes, displacement = true_crops(World(model.bundle), 11, subjects=2)
+    model = DECA(bundle, "dlib")
+    batch, codes, displacement = true_crops(World(bundle), 11, subjects=2)
     points = project(model.flame(codes.shape, codes.exp, codes.pose).landmarks2d, codes.cam)
     low, high = points[..., :2].amin(1), points[..., :2].amax(1)
     torch.testing.assert_close((low + high) / 2, torch.zeros_like(low), atol=0.02, rtol=0)
@@ -268,7 +259,6 @@ def test_the_true_displacement_explains_the_image_better_than_its_opposite():
 
 
 def test_second_half_has_exchanged_details(model, shots, vgg):
-    """As in the coarse stage."""
     batch, truth = shots
     weights = dataclasses.replace(recipe("paper").detail, mrf_size=32)
     details = model.E_detail.codes.detach()
@@ -276,11 +266,7 @@ def test_second_half_has_exchanged_details(model, shots, vgg):
     order = swap_order(SUBJECTS * K, K, seeded())
     model.E_flame = Table(coarse_vector(Codes.cat([truth, truth])))
     model.E_detail = Table(torch.cat([details, details[order]]))
-    doubled = FaceBatch(
-        *(torch.cat([value, value]) for value in (batch.images, batch.landmarks, batch.masks, batch.subjects)),
-        images_per_subject=K,
-    )
-    expected = DetailStep(model, weights, vgg).eval()(doubled)
+    expected = DetailStep(model, weights, vgg).eval()(doubled(batch))
     assert terms(both) == pytest.approx(terms(expected), rel=1e-3)
 
 
@@ -382,10 +368,8 @@ def test_fits_pull_codes_and_exchanged_shapes_have_the_subjects(model, shots):
     slope = model.E_flame.codes.grad
     assert (slope[:, 0] < 0).all()
     assert slope[:, 0].abs().min() > 10 * slope[:, 150:].abs().max()
-    twice = terms(step(away, seeded()))["fit"]
-    assert twice == pytest.approx(
-        expected, rel=0.02
-    )  # the truth has one shape a subject, so exchanging changes nothing
+    # The truth has one shape per subject, so exchanging changes nothing.
+    assert terms(step(away, seeded()))["fit"] == pytest.approx(expected, rel=0.02)
 
 
 def test_single_images_have_no_second_half(model, shots):

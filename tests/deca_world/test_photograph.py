@@ -28,8 +28,8 @@ SIZE = 160
 
 
 def take(world: World, subject: int = 3, image: int = 1, **limits: object) -> Photograph:
-    someone = world.subject(11, subject)
-    return world.photograph(someone, world.shot(someone, image, Limits(**limits)), SIZE)  # type: ignore[arg-type]
+    identity = world.subject(11, subject)
+    return world.photograph(identity, world.shot(identity, image, Limits(**limits)), SIZE)  # type: ignore[arg-type]
 
 
 def digest(taken: Photograph) -> str:
@@ -91,10 +91,10 @@ def _geometry(taken: Photograph) -> tuple:
 
 
 def test_what_hides_the_face_is_cut_out_of_the_mask(world):
-    someone = world.subject(11, 5)
-    shot = world.shot(someone, 0, Limits(yaw=(0, 5), occluders=False))
-    free = world.photograph(someone, shot, SIZE)
-    hand = world.photograph(someone, dataclasses.replace(shot, occluders=(Occluder("hand", "", 4),)), SIZE)
+    identity = world.subject(11, 5)
+    shot = world.shot(identity, 0, Limits(yaw=(0, 5), occluders=False))
+    free = world.photograph(identity, shot, SIZE)
+    hand = world.photograph(identity, dataclasses.replace(shot, occluders=(Occluder("hand", "", 4),)), SIZE)
     hidden = (free.skin_mask > 0) & (hand.skin_mask == 0)
     assert hidden.sum() > 50
     assert not ((free.skin_mask == 0) & (hand.skin_mask > 0)).any()
@@ -102,10 +102,10 @@ def test_what_hides_the_face_is_cut_out_of_the_mask(world):
     assert changed[hidden].mean() > 0.8
 
 
-def test_the_face_stands_where_the_shot_says(world):
-    someone = world.subject(11, 6)
-    shot = dataclasses.replace(world.shot(someone, 0), offset=(0.25, -0.1))
-    taken = world.photograph(someone, shot, SIZE)
+def test_the_face_is_where_the_shot_says(world):
+    identity = world.subject(11, 6)
+    shot = dataclasses.replace(world.shot(identity, 0), offset=(0.25, -0.1))
+    taken = world.photograph(identity, shot, SIZE)
     static = FLAME(world.bundle)(*_geometry(taken)).landmarks3d[:, 17:]
     middle = project(static, taken.codes.cam)[0, :, :2].mean(0).numpy()
     np.testing.assert_allclose(middle, shot.offset, atol=1e-3)
@@ -126,10 +126,10 @@ def test_subjects_are_standard_normal_and_differ(world):
 
 
 def test_limits_hold_over_many_shots(world):
-    someone = world.subject(2, 0)
+    identity = world.subject(2, 0)
     limits = Limits(yaw=(15, 30), pitch=5, roll=3, occluders=False, expressions=False)
     for image in range(50):
-        shot = world.shot(someone, image, limits)
+        shot = world.shot(identity, image, limits)
         rotation = _matrix(shot.head)
         yaw = np.degrees(np.arctan2(-rotation[2, 0], np.hypot(rotation[0, 0], rotation[1, 0])))
         assert 14.7 <= abs(yaw) <= 30.1

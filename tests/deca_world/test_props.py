@@ -183,7 +183,7 @@ def test_occluders_lie_on_every_head(bundle: AssetBundle, heads: list[np.ndarray
 
 
 @pytest.mark.parametrize("style", GLASSES)
-def test_lenses_stand_in_front_of_the_eyes(bundle: AssetBundle, heads: list[np.ndarray], style: str) -> None:
+def test_lenses_are_in_front_of_the_eyes(bundle: AssetBundle, heads: list[np.ndarray], style: str) -> None:
     for head in heads:
         points = landmarks(bundle, head)
         eyes = np.stack([points[36:42].mean(0), points[42:48].mean(0)])
@@ -216,7 +216,7 @@ def test_same_generator_same_props(bundle: AssetBundle, heads: list[np.ndarray])
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_frame_lies_on_the_skin(bundle: AssetBundle, heads: list[np.ndarray]) -> None:
+def test_frame_is_on_the_skin(bundle: AssetBundle, heads: list[np.ndarray]) -> None:
     from scipy.spatial import cKDTree
 
     share = np.random.default_rng(0).dirichlet(np.ones(3), (len(bundle.faces), 12))

@@ -24,15 +24,15 @@ def model(world) -> DECA:
 
 @pytest.fixture(scope="module")
 def codes(world) -> Codes:
-    someone = world.subject(4, 0)
-    return world.photograph(someone, world.shot(someone, 0), SIZE).codes
+    subject = world.subject(4, 0)
+    return world.photograph(subject, world.shot(subject, 0), SIZE).codes
 
 
 def test_detail_normals_are_those_of_the_method(world, model, codes):
     with torch.inference_mode():
         vertices = model.flame(codes.shape, codes.exp, codes.pose).vertices
-        someone = world.subject(4, 0)
-        displacement = world.wrinkles.displacement(someone, codes.exp[0].numpy(), codes.jaw[0].numpy())
+        subject = world.subject(4, 0)
+        displacement = world.wrinkles.displacement(subject, codes.exp[0].numpy(), codes.jaw[0].numpy())
         out = model.decode(codes)
         expected = model.detail_normals(
             type(out)(**{**vars(out), "vertices": vertices, "z": torch.from_numpy(displacement)[None, None]})

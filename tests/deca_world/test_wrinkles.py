@@ -81,7 +81,7 @@ def test_jaw_changes_folds_and_statics_stay(world):
     closed = world.wrinkles.displacement(subject, code(world), STILL)
     opened = world.wrinkles.displacement(subject, code(world), np.float32([0.35, 0, 0]))
     assert np.abs(opened - closed).max() > 1e-5
-    # Where no crease of this subject lies, nothing moves whatever the face does.
+    # Where this subject has no crease, nothing moves whatever the face does.
     calm = np.zeros(256 * 256, bool)
     calm[world.wrinkles.texels[np.abs(pattern.creases).max(axis=0) < 1e-7]] = True
     calm = calm.reshape(256, 256)

@@ -1,4 +1,4 @@
-"""The reference's answers on small self-made inputs; README.md says what each file holds."""
+"""The reference's answers on small self-made inputs; README.md lists the contents of each file."""
 
 from __future__ import annotations
 

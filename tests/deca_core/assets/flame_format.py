@@ -104,7 +104,7 @@ def albedo(size: int, components: int) -> tuple[np.ndarray, np.ndarray]:
     return mean, rng.standard_normal((size * size * 3, components)).astype(np.float32)
 
 
-def write_flame_files(folder: Path, head: dict[str, np.ndarray], mask_size: int = 512) -> Path:
+def write_flame_files(folder: Path, head: dict[str, np.ndarray]) -> Path:
     """The six required files; `write_released` adds albedo and weights."""
     folder.mkdir(exist_ok=True)
     with fake_chumpy() as ch:
@@ -112,18 +112,18 @@ def write_flame_files(folder: Path, head: dict[str, np.ndarray], mask_size: int 
     boxed = np.array(landmark_embedding(head), dtype=object)
     np.save(folder / "landmark_embedding.npy", boxed, allow_pickle=True)
     (folder / "head_template.obj").write_text(template(head))
-    Image.fromarray(np.stack([mask(mask_size)] * 3, axis=-1)).save(folder / "uv_face_mask.png")
-    Image.fromarray(255 - mask(mask_size)).save(folder / "uv_face_eye_mask.png")
+    Image.fromarray(np.stack([mask(512)] * 3, axis=-1)).save(folder / "uv_face_mask.png")
+    Image.fromarray(255 - mask(512)).save(folder / "uv_face_eye_mask.png")
     np.save(folder / "fixed_displacement_256.npy", np.linspace(-1e-3, 1e-3, 256 * 256).reshape(256, 256))
     return folder
 
 
-def write_released(folder: Path, model: Any, albedo_size: int = 64) -> Path:
+def write_released(folder: Path, model: Any) -> Path:
     """The albedo as BFM_to_FLAME's col_to_tex.py saves it, and DECA's weights as its trainer saves a `model`.
 
     Both encoders count their batches in one tensor, as they do where one network was made from the other.
     """
-    mean, basis = albedo(albedo_size, 199)
+    mean, basis = albedo(64, 199)
     np.savez(folder / "FLAME_albedo_from_BFM.npz", MU=mean.reshape(-1), PC=basis.astype(np.float64) * 0.02)
     parts = {part: getattr(model, part).state_dict() for part in ("E_flame", "E_detail", "D_detail")}
     for name in parts["E_flame"]:

@@ -27,6 +27,7 @@ from tests.deca_core.assets.flame_format import (
     template,
     write_flame_files,
 )
+from tests.deca_core.conftest import Call, mini_bundle
 
 Head = dict[str, np.ndarray]
 
@@ -56,26 +57,9 @@ def refused(folder: Path, pattern: str) -> None:
 
 def test_every_array_lands_in_its_place(files, head, tmp_path):
     bundle = import_flame(files, tmp_path / "bundle")
-    expected = {
-        "v_template": head["v_template"],
-        "shape_basis": head["shapedirs"][:, :, :100],
-        "exp_basis": head["shapedirs"][:, :, 300:350],
-        "pose_basis": head["posedirs"],
-        "joint_regressor": head["J_regressor"],
-        "skin_weights": head["weights"],
-        "faces": head["faces"],
-        "uv": head["uv"],
-        "uv_faces": head["faces"],
-        "static_landmark_faces": head["static_lmk_faces_idx"],
-        "static_landmark_bary": head["static_lmk_bary_coords"],
-        "dynamic_landmark_faces": head["dynamic_lmk_faces_idx"],
-        "dynamic_landmark_bary": head["dynamic_lmk_bary_coords"],
-        "full_landmark_faces": head["full_lmk_faces_idx"][0],
-        "full_landmark_bary": head["full_lmk_bary_coords"][0],
-        "face_mask": mask(256) / 255,
-        "face_eye_mask": 1 - mask(256) / 255,
-        "fixed_displacement": np.linspace(-1e-3, 1e-3, 256 * 256).reshape(256, 256),
-    }
+    face = mask(256).astype(np.float32) / 255
+    fixed = np.linspace(-1e-3, 1e-3, 256 * 256, dtype=np.float32).reshape(256, 256)
+    expected = mini_bundle(head, face_mask=face, face_eye_mask=1 - face, fixed_displacement=fixed).arrays()
     found = bundle.arrays()
     assert set(found) == set(expected)
     for name, array in expected.items():
@@ -230,20 +214,13 @@ def test_a_landmark_off_the_mesh(files, head):
     refused(files, "static_landmark_faces points outside")
 
 
-class Touch:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch {self.marker}",)
-
-
 def evil(kind: str, marker: Path) -> bytes:
-    payload = pickle.dumps({"v_template": Touch(marker)})
+    touch = Call(os.system, f"touch {marker}")
+    payload = pickle.dumps({"v_template": touch})
     if kind == "pickle":
         return payload
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.array(Touch(marker), dtype=object), allow_pickle=True)
+    np.lib.format.write_array(stream, np.array(touch, dtype=object), allow_pickle=True)
     if kind == "npy":
         return stream.getvalue()
     archive = io.BytesIO()

@@ -51,12 +51,12 @@ def build_in(folder: Path, built: AssetBundle | None = None) -> AssetBundle:
             procedural._cached.cache_clear()
 
 
-def pose_head(head: AssetBundle, shape: Array | None = None, **rotations: tuple[float, float, float]) -> Array:
-    """Vertices (V, 3) posed by smplx, an independent implementation of eq. 1; expressions come as exp_NAME=1.0."""
+def pose_head(head: AssetBundle, **rotations: tuple[float, float, float]) -> Array:
+    """Template vertices (V, 3) posed by smplx, an independent implementation of eq. 1."""
     joints = ("root", "neck", "jaw", "left_eye", "right_eye")
     pose = np.concatenate([rotations.get(joint, (0.0, 0.0, 0.0)) for joint in joints])
     tensors = (
-        np.zeros(100) if shape is None else shape,
+        np.zeros(100),
         pose,
         head.v_template,
         head.shape_basis,
@@ -73,6 +73,12 @@ def with_expression(head: AssetBundle, **weights: float) -> Array:
     """Template vertices under named expressions."""
     codes = np.array([weights.get(name, 0.0) for name in head.expression_names])
     return head.v_template + head.exp_basis.astype(float) @ codes
+
+
+def sampled(head: AssetBundle, count: int, seed: int) -> list[Array]:
+    """Vertices of N(0, I) identities."""
+    rng = np.random.default_rng(seed)
+    return [head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100) for _ in range(count)]
 
 
 def landmarks(head: AssetBundle, vertices: Array, yaw_bin: int = 0) -> Array:
@@ -98,21 +104,20 @@ def normals(vertices: Array, faces: NDArray[np.int64]) -> Array:
     return cross / np.linalg.norm(cross, axis=1, keepdims=True)
 
 
-def front_most(points: Array, vertices: Array, faces: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
-    """Along z through (n, 2) points: depth and number of the front-most triangle."""
+def front_most(points: Array, vertices: Array, faces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices (n,) of the front-most triangles along z through (n, 2) points."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     area = areas(vertices[faces][..., :2])
     area = np.where(np.abs(area) < 1e-12, np.nan, area)
-    depths, numbers = [], []
+    found = []
     for x, y in points:
         p = np.broadcast_to([x, y], (len(faces), 2))
         w0 = areas(np.stack([p, b[:, :2], c[:, :2]], 1)) / area
         w1 = areas(np.stack([a[:, :2], p, c[:, :2]], 1)) / area
         inside = (w0 >= 0) & (w1 >= 0) & (w0 + w1 <= 1)
         depth = np.where(inside, w0 * a[:, 2] + w1 * b[:, 2] + (1 - w0 - w1) * c[:, 2], -np.inf)
-        numbers.append(int(depth.argmax()))
-        depths.append(depth.max())
-    return np.array(depths), np.array(numbers)
+        found.append(int(depth.argmax()))
+    return np.array(found)
 
 
 # ---------------------------------------------------------------- format
@@ -163,7 +168,7 @@ def test_faces_are_counter_clockwise_from_outside(head: AssetBundle) -> None:
         assert ((normals(head.v_template, faces) * outward).sum(1) > 0).all()
     # Seen from the front, the front-most triangle faces the viewer.
     grid = np.stack(np.meshgrid(np.linspace(-0.06, 0.06, 21), np.linspace(-0.08, 0.1, 25)), -1).reshape(-1, 2)
-    _, triangles = front_most(grid, head.v_template.astype(float), head.faces)
+    triangles = front_most(grid, head.v_template.astype(float), head.faces)
     assert (normals(head.v_template, head.faces[triangles])[:, 2] > 0).all()
 
 
@@ -210,13 +215,13 @@ def test_face_fills_the_patch_of_the_detail_losses(head: AssetBundle) -> None:
 # ---------------------------------------------------------------- rig
 
 
-def test_joints_lie_where_the_regressor_puts_them(head: AssetBundle) -> None:
+def test_joints_are_where_the_regressor_puts_them(head: AssetBundle) -> None:
     joints = head.joint_regressor.astype(float) @ head.v_template
     np.testing.assert_allclose(head.joint_regressor.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(joints[:3, 0], 0, atol=1e-6)
     for joint in (LEFT_EYE, RIGHT_EYE):
         radius = np.linalg.norm(head.v_template[eyeball(head, joint)] - joints[joint], axis=1) / MM
-        assert 12.1 < radius.min() <= radius.max() < 13.0  # the cornea stands out a little
+        assert 12.1 < radius.min() <= radius.max() < 13.0  # the cornea bulges a little
 
 
 def test_eyeballs_stay_rigid(head: AssetBundle) -> None:
@@ -264,7 +269,7 @@ def test_closed_lids_cover_the_eyeballs(head: AssetBundle) -> None:
         """Share of a grid over the left eye's opening where the eyeball is what the viewer sees."""
         centre = (head.joint_regressor.astype(float) @ head.v_template)[LEFT_EYE]
         grid = np.stack(np.meshgrid(np.linspace(-14, 14, 25), np.linspace(-6, 6, 17)), -1).reshape(-1, 2) * MM
-        _, triangles = front_most(centre[:2] + grid, vertices, head.faces)
+        triangles = front_most(centre[:2] + grid, vertices, head.faces)
         return float(eyeball(head, LEFT_EYE)[head.faces[triangles]].all(1).mean())
 
     assert seen(open_eyes) > 0.35
@@ -287,7 +292,7 @@ def test_landmarks_are_paired(head: AssetBundle) -> None:
 
 @pytest.mark.parametrize("degrees", [30, -30])
 def test_contour_follows_the_silhouette(head: AssetBundle, degrees: int) -> None:
-    """The far side's contour lies on the outline of the turned head, in the bin that the yaw formula picks."""
+    """The far side's contour is on the outline of the turned head, in the bin that the yaw formula picks."""
     yaw = np.radians(degrees)
     rotation = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
     angle = np.degrees(np.arctan2(-rotation[2, 0], np.hypot(rotation[0, 0], rotation[1, 0])))
@@ -303,7 +308,7 @@ def test_contour_follows_the_silhouette(head: AssetBundle, degrees: int) -> None
         return np.array([(side * turned[rows, 0]).max() for rows in near]) / MM - side * points[:, 0] / MM
 
     assert misses(bins[1])[:7].max() < 4
-    assert misses(bins[1]).max() < 12  # beside the eye, the temple stands further out
+    assert misses(bins[1]).max() < 12  # beside the eye, the temple is further out
     assert misses(bins[-1]).mean() > misses(bins[1]).mean() + 5
 
 
@@ -314,13 +319,12 @@ def test_contour_slides_smoothly_and_mirrors(head: AssetBundle) -> None:
     np.testing.assert_allclose(path, path[::-1, ::-1] * [-1, 1, 1], atol=0.3)
 
 
-# ---------------------------------------------------------------- people
+# ---------------------------------------------------------------- population
 
 
-def test_people_differ_and_none_is_broken(head: AssetBundle) -> None:
-    rng = np.random.default_rng(123)
-    people = [head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100) for _ in range(24)]
-    points = np.stack([landmarks(head, vertices) for vertices in people]) / MM
+def test_subjects_differ_and_none_is_broken(head: AssetBundle) -> None:
+    subjects = sampled(head, 24, seed=123)
+    points = np.stack([landmarks(head, vertices) for vertices in subjects]) / MM
     eyes = points[:, 42:48].mean(1)[:, 0] - points[:, 36:42].mean(1)[:, 0]
     height = points[:, 27, 1] - points[:, 8, 1]
     mouth = points[:, 54, 0] - points[:, 48, 0]
@@ -329,26 +333,26 @@ def test_people_differ_and_none_is_broken(head: AssetBundle) -> None:
         assert measure.std() > 0.03 * measure.mean()
     skin = head.faces[(head.skin_weights[:, 3:].sum(1) < 0.5)[head.faces].all(1)]
     rest = normals(head.v_template, skin)
-    for vertices in people:
+    for vertices in subjects:
         assert ((normals(vertices, skin) * rest).sum(1) < 0).mean() < 0.004  # folded triangles
 
 
 def test_population_is_plausible(head: AssetBundle) -> None:
     """No crossings, dimensions within the anthropometric bands, lids that close."""
-    people = Population(head, build_mesh(), samples=40, seed=3)
-    for name, pairs in people.intersections().items():
+    population = Population(head, build_mesh(), samples=40, seed=3)
+    for name, pairs in population.intersections().items():
         assert (pairs > 0).sum() <= 1, name
-    assert people.out_of_bounds() == 0
-    for name, values in people.dimensions().items():
+    assert population.out_of_bounds() == 0
+    for name, values in population.dimensions().items():
         reference = REFERENCES[name]
         margin = WIDENED * reference.mean
         inside = (values > reference.band[0] - margin) & (values < reference.band[1] + margin)
         assert inside.mean() > 0.75, name
         assert values.mean() == pytest.approx(reference.mean, rel=0.13), name
-    assert people.eyeball_left_visible().max() < 0.02
-    assert people.lip_gap(0.0).max() < 1.0
-    assert people.lip_gap(5.0).min() > 5.0
-    assert people.lip_gap(20.0).min() > 25.0
+    assert population.eyeball_left_visible().max() < 0.02
+    assert population.lip_gap(0.0).max() < 1.0
+    assert population.lip_gap(5.0).min() > 5.0
+    assert population.lip_gap(20.0).min() > 25.0
 
 
 def test_crossing_pairs_finds_what_crosses_and_nothing_else() -> None:
@@ -365,17 +369,15 @@ def test_crossing_pairs_finds_what_crosses_and_nothing_else() -> None:
     assert len(crossing_pairs(vertices, faces)) == 0
 
 
-def test_lips_stay_closed_on_every_person(head: AssetBundle) -> None:
-    """Nothing of mouth or teeth shows from the front at rest, whoever it is."""
+def test_lips_stay_closed_on_every_subject(head: AssetBundle) -> None:
+    """Nothing of mouth or teeth shows from the front at rest."""
     teeth_and_bag: NDArray[np.bool_] = head.uv[:, 1] < 0.125
     inner = np.asarray(teeth_and_bag[head.uv_faces].all(axis=1))
-    rng = np.random.default_rng(9)
-    for _ in range(5):
-        vertices = head.v_template + head.shape_basis.astype(float) @ rng.standard_normal(100)
+    for vertices in sampled(head, 5, seed=9):
         points = landmarks(head, vertices)[[48, 62, 54], :2]
         across = np.concatenate([np.linspace(points[0], points[1], 12)[2:], np.linspace(points[1], points[2], 12)[:-2]])
         grid = (across[:, None] + np.array([0.0, 1.0])[None] * np.linspace(-6, 6, 10)[:, None] * MM).reshape(-1, 2)
-        _, triangles = front_most(grid, vertices, head.faces)
+        triangles = front_most(grid, vertices, head.faces)
         assert inner[triangles].mean() < 0.015  # the lips keep 0.04 mm apart; at 0.2 mm it is 0.04
 
 
@@ -432,10 +434,10 @@ def test_albedo_is_skin(head: AssetBundle) -> None:
     rng = np.random.default_rng(5)
     tones = []
     for _ in range(40):
-        person = mean + np.tensordot(rng.standard_normal(50).astype(np.float32), basis, 1)
-        skin = person[:, head.face_mask > 0.5]
+        albedo = mean + np.tensordot(rng.standard_normal(50).astype(np.float32), basis, 1)
+        skin = albedo[:, head.face_mask > 0.5]
         assert ((skin < -0.02) | (skin > 1.05)).mean() < 0.1
-        tones.append(person[cheek].mean())
+        tones.append(albedo[cheek].mean())
     assert max(tones) > 0.65
     assert min(tones) < 0.40
 

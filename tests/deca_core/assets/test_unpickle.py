@@ -20,6 +20,7 @@ from scipy import sparse
 
 from deca_core.assets.unpickle import ChumpyValue, UnpickleError, load_npy, load_pickle
 from tests.deca_core.assets.flame_format import chumpy_array, fake_chumpy, python2_pickle
+from tests.deca_core.conftest import Call
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -116,14 +117,6 @@ def test_npy_files_plain_and_boxed(tmp_path):
 
 
 # Attacks: each would create the file `marker` if anything of it were executed.
-
-
-class Call:
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.call = function, args
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 def npy(payload: bytes) -> bytes:

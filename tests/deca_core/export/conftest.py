@@ -9,13 +9,12 @@ import torch
 from torch.nn import functional
 
 from deca_core import DECA, Codes, Reconstruction
-from deca_core.assets import procedural_head
 
 
 @pytest.fixture(scope="session")
-def model() -> DECA:
+def model(bundle) -> DECA:
     torch.manual_seed(0)
-    return DECA(procedural_head(), backbone="mobilenet_v3_small")
+    return DECA(bundle, backbone="mobilenet_v3_small")
 
 
 @pytest.fixture(scope="session")
@@ -23,17 +22,17 @@ def codes() -> Codes:
     return some_codes(3)
 
 
-def some_codes(count: int, expression: float = 0.5, jaw: float = 0.15) -> Codes:
+def some_codes(count: int) -> Codes:
     """Random faces in the middle of their crops, evenly lit."""
     torch.manual_seed(7)
-    pose = torch.cat([torch.randn(count, 3) * 0.2, torch.randn(count, 3) * jaw / 3], dim=1)
-    pose[:, 3] = pose[:, 3].abs() + jaw / 2
+    pose = torch.cat([torch.randn(count, 3) * 0.2, torch.randn(count, 3) * 0.05], dim=1)
+    pose[:, 3] = pose[:, 3].abs() + 0.075
     light = torch.zeros(count, 9, 3)
     light[:, 0] = 3.0
     return Codes.zeros(count).replace(
         shape=torch.randn(count, 100),
         tex=torch.randn(count, 50) * 0.3,
-        exp=torch.randn(count, 50) * expression,
+        exp=torch.randn(count, 50) * 0.5,
         pose=pose,
         cam=torch.tensor([[7.5, 0.0, 0.0]]).repeat(count, 1),
         light=light,

@@ -169,7 +169,7 @@ def test_as_it_opens_it_is_the_reconstruction(model, codes, files):
 
 
 def test_targets_are_whole_unless_sparse_ones_are_asked_for(files):
-    """Importers that know no sparse accessors, or none without a buffer view, read what nobody asked to be smaller."""
+    """Importers that know no sparse accessors, or none without a buffer view, read the default file."""
     whole, sparse = Read(files[0]), Read(files[4])
     assert all(one.sparse is None and one.bufferView is not None for one in whole.gltf.accessors)
     found = [read.mesh.primitives[0].targets for read in (whole, sparse)]

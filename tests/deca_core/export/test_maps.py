@@ -117,7 +117,7 @@ def turned(model, codes):
     return own, out, image_on_uv(model.atlas, out.projected, green)
 
 
-def test_a_image_is_trusted_where_skin_faces_the_camera(model, turned):
+def test_an_image_is_trusted_where_skin_faces_the_camera(model, turned):
     own, out, _ = turned
     weight = shown(model, own, out)[0, 0]
     facing = functional.normalize(model.atlas(vertex_normals(out.vertices, model.faces)), dim=1)[0, 2]
@@ -134,7 +134,7 @@ def test_a_image_is_trusted_where_skin_faces_the_camera(model, turned):
 
 
 def test_what_another_part_hides_is_not_trusted(model, turned):
-    """Independent: for skin that faces the camera, every triangle is asked whether it lies before it."""
+    """Independent: for skin that faces the camera, every triangle is tested for being in front of it."""
     own = turned[0].replace(pose=torch.tensor([[0.0, 1.0, 0, 0, 0, 0]]))
     with torch.inference_mode():
         out = model.decode(own)
@@ -173,7 +173,7 @@ def test_colours_are_the_images_and_meet_the_albedo_without_a_step(model, turned
     assert (found[:, rim].mean(1) - torch.tensor([0.1, 0.9, 0.1])).abs().max() < 0.35
 
 
-def test_without_a_image_it_is_the_albedo(model, codes, heads):
+def test_without_an_image_it_is_the_albedo(model, codes, heads):
     found = texture(model, codes, heads)
     covered = (model.atlas(torch.ones_like(heads.vertices)) > 0).expand_as(found)
     assert torch.equal(found[covered], model.albedo(codes).clamp(0, 1)[covered])

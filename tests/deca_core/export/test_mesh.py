@@ -22,7 +22,7 @@ HEAD = 1  # of the batch
 
 
 def m_prime(model, heads) -> np.ndarray:
-    """M' of eq. 10 texel by texel, (256,256,3) float64, from faces and barycentrics; nan where no face lies."""
+    """M' of eq. 10 texel by texel, (256,256,3) float64, from faces and barycentrics; nan where no face is."""
     vertices = heads.vertices[HEAD].double()
     faces = model.faces
     area = torch.linalg.cross(
@@ -104,7 +104,7 @@ def test_obj_is_as_closed_as_the_head(model, heads, dense, tmp_path):
     assert np.array_equal(again.faces, dense.faces)
 
 
-def test_ply_holds_normals_and_colours(model, heads, tmp_path):
+def test_ply_contains_normals_and_colours(model, heads, tmp_path):
     mesh = coarse_mesh(model, heads, HEAD)
     image = np.zeros((256, 256, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(256)[None], np.arange(256)[:, None]
@@ -115,7 +115,7 @@ def test_ply_holds_normals_and_colours(model, heads, tmp_path):
     assert np.array_equal(read.faces, mesh.faces)
     assert np.array_equal(read.visual.vertex_colors[:, :3], colours)
     assert np.allclose(read.vertex_normals, mesh.normals, atol=1e-3)
-    # The tip of the nose lies in the middle of the map: red and green say where.
+    # The tip of the nose is in the middle of the map; red and green encode its place.
     tip = colours[mesh.vertices[:, 2].argmax()]
     u, v = mesh.uv[mesh.uv_faces[mesh.faces == mesh.vertices[:, 2].argmax()][0]]
     assert np.abs(tip[:2].astype(float) - [u * 256, (1 - v) * 256]).max() <= 1
@@ -123,7 +123,7 @@ def test_ply_holds_normals_and_colours(model, heads, tmp_path):
     assert np.array_equal(trimesh.load(tmp_path / "plain.ply", process=False).faces, mesh.faces)
 
 
-def test_npz_holds_everything_and_is_the_same_twice(model, heads, codes, dense):
+def test_npz_contains_everything_and_is_the_same_twice(model, heads, codes, dense):
     values = {name: value[HEAD].numpy() for name, value in codes.items()}
     arrays = npz_arrays(coarse_mesh(model, heads, HEAD), dense, heads.displacement[HEAD, 0].numpy(), values)
     data = npz(arrays)

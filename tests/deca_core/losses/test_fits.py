@@ -17,11 +17,6 @@ from deca_core.metrics import fit_similarity
 FACE = torch.from_numpy(procedural_head().face_vertices)
 
 
-@pytest.fixture(scope="module")
-def flame() -> FLAME:
-    return FLAME(procedural_head())
-
-
 def sampled(seed: int, count: int = 3) -> Codes:
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Every loss that the reference's file holds, against its answer."""
+"""Every loss of the reference's golden file, against its answer."""
 
 from __future__ import annotations
 
