@@ -132,13 +132,15 @@ def test_the_index_names_every_page():
 
 
 def names_of(path: Path) -> set[str]:
-    """Classes and functions of a module, methods as Class.method."""
+    """Classes, functions and constants of a module, methods as Class.method."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found.add(node.name)
+        if isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return found
 
 
