@@ -221,8 +221,8 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     assert set(RUN) <= written, f"no page has {set(RUN) - written}"
     (tmp_path / "photos").mkdir()
     world = World(procedural_head())
-    someone = world.subject(seed=5, index=1)
-    photograph = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0.0, 10.0), occluders=False)), 256)
+    subject = world.subject(seed=5, index=1)
+    photograph = world.photograph(subject, world.shot(subject, 0, Limits(yaw=(0.0, 10.0), occluders=False)), 256)
     (tmp_path / "photos" / "one.jpg").write_bytes(photograph.jpeg())
     monkeypatch.chdir(tmp_path)
     for line, smaller in RUN.items():
