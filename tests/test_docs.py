@@ -132,13 +132,15 @@ def test_the_index_names_every_page():
 
 
 def names_of(path: Path) -> set[str]:
-    """Classes and functions of a module, methods as Class.method."""
+    """Classes, functions and constants of a module, methods as Class.method."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             found.add(node.name)
+        if isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return found
 
 
@@ -219,8 +221,8 @@ def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
     assert set(RUN) <= written, f"no page has {set(RUN) - written}"
     (tmp_path / "photos").mkdir()
     world = World(procedural_head())
-    someone = world.subject(seed=5, index=1)
-    photograph = world.photograph(someone, world.shot(someone, 0, Limits(yaw=(0.0, 10.0), occluders=False)), 256)
+    subject = world.subject(seed=5, index=1)
+    photograph = world.photograph(subject, world.shot(subject, 0, Limits(yaw=(0.0, 10.0), occluders=False)), 256)
     (tmp_path / "photos" / "one.jpg").write_bytes(photograph.jpeg())
     monkeypatch.chdir(tmp_path)
     for line, smaller in RUN.items():
