@@ -14,7 +14,7 @@ from pipelines.train import train
 from pipelines.unit_flow import AsTask, direct
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.evaluate import MODEL, EvaluateSummary
-from schemas.train import STAGES, StageName, TrainConfig, TrainSummary, merged
+from schemas.train import STAGES, StageName, TrainConfig, TrainSummary
 from tasks.measure.ablation_report import FULL, PAGE, MeasuredRows, compare, write_report
 from tasks.measure.evaluation_report import read_rows
 from tasks.measure.world_truth import EvaluateError
@@ -159,12 +159,15 @@ def changed_stages(config: TrainConfig, without: LossWeights) -> list[StageName]
 
 
 def _without(config: TrainConfig, less: LossWeights) -> TrainConfig:
-    return config.model_copy(update={"weights": merged(config.weights, less)})
+    weights = {name: {**config.weights.get(name, {}), **less.get(name, {})} for name in {**config.weights, **less}}
+    return config.model_copy(update={"weights": weights})
 
 
 def _part(config: TrainConfig, dest: str, stages: list[StageName], start: str | None) -> TrainConfig:
     """Return the training config of some stages alone, starting from a checkpoint."""
-    off = {name: config.stage(name).model_copy(update={"steps": 0}) for name in STAGES if name not in stages}
+    off: dict[str, Any] = {
+        name: config.stage(name).model_copy(update={"steps": 0}) for name in STAGES if name not in stages
+    }
     return config.model_copy(update={"dest": dest, "start": start, **off})
 
 
