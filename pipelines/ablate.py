@@ -15,7 +15,7 @@ from pipelines.unit_flow import AsTask, direct
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
 from schemas.evaluate import MODEL, EvaluateSummary
 from schemas.train import STAGES, StageName, TrainConfig, TrainSummary
-from tasks.measure.ablation_report import FULL, PAGE, MeasuredRows, compare, model_figures, write_report
+from tasks.measure.ablation_report import FULL, PAGE, MeasuredRows, compare, write_report
 from tasks.measure.evaluation_report import read_rows
 from tasks.measure.world_truth import EvaluateError
 from tasks.models.loading import bundle_at, bundle_for
@@ -145,7 +145,7 @@ def _runs_of(config: AblateConfig, seed: int) -> list[Run]:
     for variant in config.variants:
         if parts := changed_stages(base, VARIANTS[variant].without):
             own = stages[stages.index(parts[0]) : stages.index(parts[-1]) + 1]
-            less = base.model_copy(update={"weights": _without(base.weights, VARIANTS[variant].without)})
+            less = _without(base, VARIANTS[variant].without)
             part = _part(less, f"{folder}/without-{variant.replace('_', '-')}", own, starts[own[0]])
             runs.append(Run(VARIANTS[variant].label, seed, part))
     return runs
@@ -153,13 +153,14 @@ def _runs_of(config: AblateConfig, seed: int) -> list[Run]:
 
 def changed_stages(config: TrainConfig, without: LossWeights) -> list[StageName]:
     """Return the trained stages in which the loss has a weight."""
-    less = config.model_copy(update={"weights": _without(config.weights, without)})
+    less = _without(config, without)
     trained = [name for name in STAGES if config.stage(name).steps]
     return [name for name in trained if stage_weights(config, name) != stage_weights(less, name)]
 
 
-def _without(weights: LossWeights, less: LossWeights) -> LossWeights:
-    return {name: {**weights.get(name, {}), **less.get(name, {})} for name in {**weights, **less}}
+def _without(config: TrainConfig, less: LossWeights) -> TrainConfig:
+    weights = {name: {**config.weights.get(name, {}), **less.get(name, {})} for name in {**config.weights, **less}}
+    return config.model_copy(update={"weights": weights})
 
 
 def _part(config: TrainConfig, dest: str, stages: list[StageName], start: str | None) -> TrainConfig:
@@ -186,7 +187,7 @@ def measure_models(config: AblateConfig, runs: list[Run], on_progress: OnUnitPro
 def compare_models(
     config: AblateConfig, runs: list[Run], trained: dict[str, TrainSummary], measured: EvaluateSummary
 ) -> AblateSummary:
-    """Return the comparisons and all models' figures; page, Markdown and JSON are written beside the models."""
+    """Return the comparisons; page, Markdown and JSON are written beside the models."""
     bundle, rows = bundle_at(config.bundle), read_rows(load_plan(measured.dest))
     if rows is None:
         raise EvaluateError(f"{measured.dest}: no image could be evaluated. Run: deca status {measured.dest}")
@@ -219,12 +220,6 @@ def compare_models(
             if one.label not in left_out
             for figure in one.figures
         ],
-        models=model_figures(
-            {method: label for (label, _), method in methods.items()},
-            measured.methods,
-            [figure for one in variants for figure in one.figures],
-            coarse_only={methods[run.label, run.seed] for run in runs if not run.config.detail.steps},
-        ),
         code=code_version(),
         report=Store(config.dest).join(PAGE),
     )

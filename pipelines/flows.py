@@ -31,7 +31,7 @@ from schemas.progress import TrainProgress, UnitProgress
 from schemas.reconstruct import ReconstructConfig
 from schemas.train import TrainConfig, TrainSummary
 from schemas.world import SynthConfig
-from tasks.measure.ablation_report import ablation_table, models_table
+from tasks.measure.ablation_report import ablation_table
 from tasks.measure.evaluation_report import metric_table, scan_table
 from tasks.reports.card import CARD, identity_sizes
 from tasks.store.storage import Store
@@ -166,8 +166,7 @@ def evaluate(config: EvaluateConfig) -> Any:
 def ablate(config: AblateConfig) -> Any:
     """What each loss contributes: see `deca evaluate --help`. The call's result is the summary."""
     summary = _run("ablate", config, "ablations")
-    for key, table in (("ablations", ablation_table), ("ablations-models", models_table)):
-        report(create_table_artifact, table(summary), key=key, description=summary.report)
+    report(create_table_artifact, ablation_table(summary), key="ablations", description=summary.report)
     return _state(summary)
 
 

@@ -123,15 +123,6 @@ class Comparison(BaseModel):
     verdict: Verdict  # of the variant
 
 
-class ModelFigures(BaseModel):
-    """A row of the table of all models: figures by name, a value per seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    figures: dict[str, list[float]]
-
-
 class AblateSummary(BaseModel):
     """Result of a run: `_report/ablations.json`."""
 
@@ -153,6 +144,5 @@ class AblateSummary(BaseModel):
     left_out: dict[str, str]  # variant -> reason
     trained: dict[str, float]  # in this run: model -> seconds
     comparisons: list[Comparison]
-    models: list[ModelFigures]
     code: str
     report: str

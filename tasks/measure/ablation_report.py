@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deca_core.metrics import shape_points
-from schemas.ablate import FIGURES, SCAN_MEDIAN, SHAPE_RATIO, AblateSummary, Comparison, ModelFigures, Verdict
-from schemas.evaluate import MethodFigures
+from schemas.ablate import FIGURES, SCAN_MEDIAN, SHAPE_RATIO, AblateSummary, Comparison, Verdict
 from schemas.parquet import fixed_values
 from tasks.measure import bootstrap
 from tasks.measure.evaluation_report import MM, templates
@@ -20,8 +19,6 @@ from tasks.store.storage import Store
 PAGE, MARKDOWN, NUMBERS = (f"_report/ablations.{suffix}" for suffix in ("html", "md", "json"))
 MIN_SUBJECTS = 10  # for an interval
 FULL = "full recipe"
-# Figures of E_d and F_d: a model without a detail stage has none of them.
-DETAIL_FIGURES = {"displacement_corr", "displacement_strength", "hidden_mm", "transfer_corr", "transfer_mm"}
 
 
 class MeasuredRows:
@@ -74,27 +71,6 @@ def compare(rows: MeasuredRows, variant: str, figure: str, methods: Sequence[tup
     return Comparison(variant=variant, figure=figure, full=full, ablated=ablated, low=low, high=high, verdict=verdict)
 
 
-def model_figures(
-    labels: Mapping[str, str], methods: Sequence[MethodFigures], figures: Sequence[str], coarse_only: Collection[str]
-) -> list[ModelFigures]:
-    """Return a row per label, with a value per seed, then a row per baseline.
-
-    labels: method -> label, in the order of the rows. Methods in `coarse_only` have no figures of detail.
-    """
-    found: dict[str, dict[str, float | None]] = {}
-    for one in methods:
-        pooled = {SCAN_MEDIAN.name: one.scan.median, SHAPE_RATIO.name: one.shape_ratio}
-        found[one.method] = {**{name: figure.mean for name, figure in one.metrics.items()}, **pooled}
-    rows: dict[str, dict[str, list[float]]] = {}
-    for method in dict.fromkeys([*(name for name in labels if name in found), *found]):
-        row = rows.setdefault(labels.get(method, method), {})
-        for name in dict.fromkeys(["nme", SCAN_MEDIAN.name, *figures]):
-            value = found[method].get(name)
-            if value is not None and not (method in coarse_only and name in DETAIL_FIGURES):
-                row.setdefault(name, []).append(value)
-    return [ModelFigures(model=label, figures=row) for label, row in rows.items()]
-
-
 # --- tables and page --------------------------------------------------------------------------------------------------
 
 
@@ -110,15 +86,6 @@ def ablation_table(summary: AblateSummary) -> list[dict[str, str]]:
             "the variant is": row.verdict,
         }
         for row in summary.comparisons
-    ]
-
-
-def models_table(summary: AblateSummary) -> list[dict[str, str]]:
-    """Return a row per model, with a column per figure."""
-    names = dict.fromkeys(name for model in summary.models for name in model.figures)
-    return [
-        {"model": model.model, **{name: _seeds(model.figures.get(name, [])) for name in names}}
-        for model in summary.models
     ]
 
 
@@ -161,11 +128,12 @@ def remarks(summary: AblateSummary) -> list[str]:
 
 def write_report(summary: AblateSummary) -> None:
     """Write the page, the Markdown and, last, the JSON."""
-    tables = {"What each loss is worth": ablation_table(summary), "All models": models_table(summary)}
-    store, notes = Store(summary.dest), remarks(summary)
-    page = templates.get_template("ablations.html.j2").render(summary=summary, remarks=notes, tables=tables)
+    store, notes, table = Store(summary.dest), remarks(summary), ablation_table(summary)
+    page = templates.get_template("ablations.html.j2").render(
+        summary=summary, remarks=notes, tables={"What each loss is worth": table}
+    )
     store.write(PAGE, page.encode())
-    parts = ["\n".join(f"- {line}" for line in notes), *(_markdown(table) for table in tables.values() if table)]
+    parts = ["\n".join(f"- {line}" for line in notes), *([_markdown(table)] if table else [])]
     store.write(MARKDOWN, ("\n\n".join(parts) + "\n").encode())
     store.write(NUMBERS, summary.model_dump_json(indent=2).encode())
 

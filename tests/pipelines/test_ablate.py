@@ -21,9 +21,10 @@ from pipelines.ablate import MODELS, ablate, changed_stages, plan_runs
 from pipelines.synth import synth
 from pipelines.train import train
 from schemas.ablate import VARIANTS, AblateConfig, AblateSummary
+from schemas.evaluate import EvaluateSummary
 from schemas.parquet import fixed_array, fixed_field
 from schemas.world import SynthConfig
-from tasks.measure.ablation_report import FULL, MeasuredRows, ablation_table, compare, models_table
+from tasks.measure.ablation_report import FULL, MeasuredRows, ablation_table, compare
 from tasks.measure.world_truth import EvaluateError
 from tasks.store.storage import Store
 from tasks.training.records import MODEL
@@ -76,6 +77,13 @@ def model_of(dest: Path, name: str) -> bytes:
     return (dest / MODELS / "seed-0" / name / MODEL / WEIGHTS_FILE).read_bytes()
 
 
+def evaluated(summary: AblateSummary) -> dict[str, dict[str, float | None]]:
+    """Return the mean of each figure over images, by method, from the evaluation's summary."""
+    text = Path(summary.evaluation, "_report/summary.json").read_text()
+    methods = EvaluateSummary.model_validate_json(text).methods
+    return {one.method: {name: figure.mean for name, figure in one.metrics.items()} for one in methods}
+
+
 @pytest.mark.slow
 def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
     dest, summary = done
@@ -86,16 +94,17 @@ def test_tables_pages_and_numbers(done: tuple[Path, AblateSummary]) -> None:
         (VARIANTS[name].label, figure) for name in TAKEN if name != "identity" for figure in VARIANTS[name].figures
     ]
     assert {row.verdict for row in summary.comparisons} == {"too few subjects"}
-    models = {model.model: model.figures for model in summary.models}
-    assert list(models)[:3] == ["pretrain only", "coarse only", FULL]
+    models = evaluated(summary)
+    full, coarse, without = (
+        models[name] for name in ("model", "coarse only, seed 0", f"{VARIANTS[TAKEN[0]].label}, seed 0")
+    )
     assert "mean face" in models
-    # Without a detail stage there is no displacement to judge; the landmarks are the coarse stage's.
-    assert "displacement_corr" not in models["coarse only"]
-    assert models["coarse only"]["nme"] == models[FULL]["nme"] != models["pretrain only"]["nme"]
-    assert models["without detail consistency"]["nme"] == models[FULL]["nme"]
-    assert models["without detail consistency"]["transfer_mm"] != models[FULL]["transfer_mm"]
+    # The detail stage leaves the landmarks as the coarse stage's.
+    assert coarse["nme"] == full["nme"] != models["pretrain only, seed 0"]["nme"]
+    assert without["nme"] == full["nme"]
+    assert without["transfer_mm"] != full["transfer_mm"]
     [eyes] = [row for row in summary.comparisons if row.figure == "lids"]
-    assert (eyes.full, eyes.ablated) == (models[FULL]["lids"], models["without eye closure"]["lids"])
+    assert (eyes.full, eyes.ablated) == ([full["lids"]], [models["without eye closure, seed 0"]["lids"]])
     stored = AblateSummary.model_validate_json((dest / "_report/ablations.json").read_text())
     assert stored == summary
     for suffix in ("md", "html"):
@@ -162,17 +171,16 @@ def test_a_repeated_run_trains_nothing_and_rewrites_the_report(
     again = state.result()
     assert again.trained == {}
     assert again.comparisons == summary.comparisons
-    assert again.models == summary.models
     assert (dest / "_report/ablations.html").is_file()
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: json.loads(artifact.data) for artifact in client.read_latest_artifacts()}
     assert artifacts["ablations"] == ablation_table(summary)
-    assert artifacts["ablations-models"] == models_table(summary)
 
 
 @pytest.mark.slow
 def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, AblateSummary], archive: Path) -> None:
     dest, summary = done
+    figures = evaluated(summary)
     name = "without-skin-mask"
     lost = dest / MODELS / "seed-0" / name
     before = model_of(dest, name)
@@ -182,7 +190,8 @@ def test_a_lost_variant_is_trained_again_and_nothing_else(done: tuple[Path, Abla
     again = ablate(settings(archive, dest))
     assert list(again.trained) == ["without skin mask, seed 0"]
     assert model_of(dest, name) == before
-    assert again.models == summary.models
+    assert again.comparisons == summary.comparisons
+    assert evaluated(again) == figures
 
 
 @pytest.mark.slow
@@ -190,14 +199,14 @@ def test_another_variant_uses_what_is_there_and_is_evaluated_with_the_rest(
     done: tuple[Path, AblateSummary], archive: Path
 ) -> None:
     dest, summary = done
+    nme = evaluated(summary)["model"]["nme"]
     other = ablate(settings(archive, dest, variants=["symmetry"]))
     assert list(other.trained) == ["without symmetry, seed 0"]
     assert [row.figure for row in other.comparisons] == ["hidden_mm"]
     methods = set(pq.read_table(committed_parts(other.evaluation))["method"].to_pylist())
     assert methods > {"model", "pretrain only, seed 0", "coarse only, seed 0", "without symmetry, seed 0"}
     assert "without skin mask, seed 0" not in methods
-    nme = [model.figures["nme"] for found in (other, summary) for model in found.models if model.model == FULL]
-    assert nme[0] == nme[1]
+    assert evaluated(other)["model"]["nme"] == nme
     resumed = ablate(settings(archive, dest, existing="resume", seeds=[7], variants=TAKEN))
     assert (resumed.trained, resumed.seeds, resumed.comparisons) == ({}, [0], other.comparisons)
 
@@ -216,7 +225,7 @@ def test_new_starts_over(archive: Path, tmp_path: Path) -> None:
     again = ablate(other.model_copy(update={"existing": "new"}))
     assert list(again.trained) == [f"{FULL}, seed 0"]
     assert model_of(tmp_path, "pretrain") != before
-    assert again.models[0].model == FULL
+    assert "model" in evaluated(again)
     assert again.comparisons == []
 
 
