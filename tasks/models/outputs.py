@@ -90,7 +90,7 @@ def to_source(points: NDArray[np.float32], transforms: NDArray[np.float64]) -> N
 
 
 def as_jpegs(images: Tensor) -> list[dict[str, bytes | None]]:
-    """(B,3,H,W) in [0, 1] as values of a PICTURE column."""
+    """(B,3,H,W) in [0, 1] as values of an image column."""
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [{"bytes": _jpeg(one), "path": None} for one in pixels]
 
