@@ -38,7 +38,7 @@ def numbers(frames: list[int], places: list[tuple[float, float]], **known: objec
     return follow(np.array(frames) / 25, at(*places), shapes, identities, 0.5).tolist()
 
 
-def test_two_subjects_who_walk_past_one_another():
+def test_two_subjects_crossing_paths():
     frames = [frame for frame in range(20) for _ in range(2)]
     places = [place for frame in range(20) for place in ((100 + 12 * frame, 100), (330 - 12 * frame, 190))]
     assert numbers(frames, places) == [0, 1] * 20

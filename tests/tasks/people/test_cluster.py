@@ -39,7 +39,7 @@ def test_subjects_of_any_number_of_images() -> None:
         assert label == np.flatnonzero(labels == label).min(), "a person is named by the first face"
 
 
-def test_one_subject_and_nobody_else_stay_together() -> None:
+def test_only_faces_of_one_subject_stay_together() -> None:
     vectors, _ = people([50])
     assert len(np.unique(run(vectors))) == 1
 

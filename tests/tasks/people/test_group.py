@@ -154,7 +154,7 @@ def test_filters_name_the_figure(archive: Archive) -> None:
     assert archive.group(identity={"method": "none"}, filters=off).report.kept == 6
 
 
-def test_nobody_is_like_another_without_a_method(archive: Archive) -> None:
+def test_every_face_is_alone_without_a_method(archive: Archive) -> None:
     archive.add(crowd(range(2), 3))
     assignments = archive.group(identity={"method": "none"}).assignments
     assert assignments["identity_id"].to_pylist() == [f"p-{face}" for face in assignments["face_id"].to_pylist()]
@@ -223,7 +223,7 @@ def test_new_images_change_only_what_they_must(archive: Archive, tmp_path: Path)
     assert as_bytes(after.assignments, tmp_path / "a") == as_bytes(again.assignments, tmp_path / "b")
 
 
-def test_who_is_known_stays_when_filters_change_and_goes_when_the_image_does(archive: Archive) -> None:
+def test_identities_survive_other_filters_and_go_with_their_image(archive: Archive) -> None:
     archive.add({f"{number}.jpg": f"1 eye_distance={20 + number}" for number in range(5)})
     before = archive.group()
     name = before.assignments["identity_id"][0].as_py()
@@ -258,7 +258,7 @@ def test_the_founder_of_a_subject_comes_back_as_another(archive: Archive) -> Non
     assert {now[row["face_id"]] for row in others} == {founder["identity_id"]}
 
 
-def test_images_swapped_under_one_name_change_who_they_show(archive: Archive) -> None:
+def test_images_swapped_under_one_name_change_their_identities(archive: Archive) -> None:
     archive.add(crowd(range(2), 3))
     before = archive.group()
     names = {name: identity for name, (identity, _) in archive.found(before).items()}

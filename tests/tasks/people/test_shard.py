@@ -351,7 +351,7 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(world: Path, all_by_
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_ray_task_is_told_as_without_ray(world: Path, all_by_ray: RayConfig) -> None:
+def test_a_fault_in_a_ray_task_is_reported_as_without_ray(world: Path, all_by_ray: RayConfig) -> None:
     part = committed_parts(str(world / "annotations"))[3]
     pq.write_table(pq.read_table(part, columns=["face_id", "embedding"]), part)
     config = settings(world).model_copy(update={"ray": all_by_ray})
@@ -422,7 +422,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_the_run_can_go_on(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_run_can_resume(small_disk: Path, tmp_path: Path) -> None:
     add_photos(tmp_path / "photos", range(20))
     annotate(tmp_path / "photos", tmp_path / "annotations", padding=8000)
     assignments = assign(tmp_path / "annotations", 9)

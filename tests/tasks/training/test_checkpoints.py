@@ -125,7 +125,7 @@ def test_an_interrupted_prune_is_finished_by_the_next(tmp_path: Path, monkeypatc
         assert not [path for path in first if path.exists()]
 
 
-def test_adam_goes_on_as_if_it_had_not_stopped() -> None:
+def test_adam_resumes_as_if_uninterrupted() -> None:
     def steps(model: nn.Linear, optimizer: torch.optim.Adam, first: int, last: int) -> None:
         for step in range(first, last):
             optimizer.zero_grad()

@@ -19,7 +19,7 @@ from tasks.training.stage import StageRun
 from tests.tasks.train_runs import job_of, small_config
 
 
-def test_dlibs_network_judges_where_no_weights_are_given(caplog):
+def test_dlibs_network_is_the_default_identity_loss(caplog):
     network = identity_network(NetworksConfig())
     assert isinstance(network, DlibRecognition)
     assert network.name == load_dlib().name

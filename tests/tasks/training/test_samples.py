@@ -142,7 +142,7 @@ def run(samples: Samples, batches: int) -> list[FaceBatch]:
 
 
 @pytest.mark.parametrize("stop", [7, 11, 12])
-def test_resume_goes_on_to_the_exact_sample(faces: str, stop: int) -> None:
+def test_resume_continues_at_the_exact_sample(faces: str, stop: int) -> None:
     """20 batches straight, over the epoch's end at 11, against a stop and a fresh object with the saved position."""
     straight = run(samples_of(faces), 20)
     before = samples_of(faces)
@@ -163,7 +163,7 @@ def test_resume_on_two_ranks_what_one_began(faces: str) -> None:
         assert torch.equal(whole.images, torch.cat([first.images, second.images]))
 
 
-def test_resume_with_another_batch_goes_on_at_the_same_share(faces: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_with_another_batch_continues_at_the_same_share(faces: str, caplog: pytest.LogCaptureFixture) -> None:
     before = samples_of(faces, subjects=2)
     run(before, 4)  # 8 of 22 samples
     after = samples_of(faces, subjects=1)

@@ -54,7 +54,7 @@ def train(dest: Path, **settings: Any) -> list[TrainProgress]:
     return seen
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     train(tmp_path / "straight")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
     died = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240, check=False)
@@ -97,7 +97,7 @@ def test_accumulated_parts_learn_what_the_whole_batch_teaches(tmp_path: Path) ->
     assert [p.losses["total"] for p in parts] == pytest.approx([p.losses["total"] for p in whole], rel=1e-3)
 
 
-def test_checkpoints_are_pruned_and_judged(tmp_path: Path) -> None:
+def test_checkpoints_are_pruned_by_validation(tmp_path: Path) -> None:
     train(tmp_path, checkpoint_every=1, keep_last=1, keep_best=1, validation_batches=1)
     records = list_checkpoints(Store(tmp_path), "coarse")
     assert records[-1].step == 4

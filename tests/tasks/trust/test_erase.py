@@ -80,7 +80,7 @@ def faces(folder: Path) -> list[dict[str, object]]:
 # --- who goes and who stays -------------------------------------------------------------------------------------------
 
 
-def test_a_subject_leaves_all_datasets_and_nobody_else_changes(datasets: Path) -> None:
+def test_erasing_a_subject_changes_no_other(datasets: Path) -> None:
     gone = erasable.ids_of(datasets)
     assert len(gone) == 20
     before = {name: rows(datasets / name) for name in ("people/annotations", "heads", "exports")}
@@ -104,7 +104,7 @@ def test_a_subject_leaves_all_datasets_and_nobody_else_changes(datasets: Path) -
     assert erasable.PERSON not in (datasets / "people/annotations" / ERASED / "tombstone-000001.json").read_text()
 
 
-def test_runs_over_the_same_images_bring_nobody_back(datasets: Path) -> None:
+def test_runs_over_the_same_images_restore_no_erased_subject(datasets: Path) -> None:
     gone = set(erasable.ids_of(datasets))
     erase(uris(datasets), PERSON)
     left = rows(datasets / "people/annotations")
@@ -180,7 +180,7 @@ def test_a_unit_of_erased_images_alone_has_no_part(photos, tmp_path: Path) -> No
     ]
 
 
-def test_ids_that_nobody_has_are_an_error_before_anything_is_written(datasets: Path) -> None:
+def test_unknown_ids_are_an_error_before_anything_is_written(datasets: Path) -> None:
     before = erasable.contents(datasets)
     with pytest.raises(
         EraseError, match=r"face nobody-00, identity eve: in none of these datasets. Nothing was erased"

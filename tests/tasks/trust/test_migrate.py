@@ -93,7 +93,7 @@ def test_it_is_of_use_afterwards(tiny: str) -> None:
 
 
 @pytest.mark.parametrize("at", range(6))
-def test_killed_in_the_middle_it_goes_on(tiny: str, at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_killed_migration_resumes(tiny: str, at: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = shutil.copytree(STORED, tmp_path / "whole")
     migrate(str(whole))
     real, count = Store.write, 0

@@ -35,7 +35,7 @@ def test_a_run_on_this_machine_notes_nothing(tmp_path: Path) -> None:
     prove_paths(ReconstructConfig.model_validate(values))
 
 
-def test_dest_is_told_by_a_file_that_only_the_driver_can_have_written(tmp_path: Path) -> None:
+def test_dest_is_recognised_by_a_file_of_the_driver(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with paths_by_setting({"dest": str(out)}, ELSEWHERE) as paths:
         paths.check_here()
@@ -50,7 +50,7 @@ def test_dest_is_told_by_a_file_that_only_the_driver_can_have_written(tmp_path: 
 
 
 @pytest.mark.parametrize("given", ["photos", "photos/a/*.jpg", "photos/a/one.jpg"])
-def test_what_is_read_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_what_is_read_is_recognised_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.chdir(tmp_path)
     image = tmp_path / "photos" / "a" / "one.jpg"
     image.parent.mkdir(parents=True)
