@@ -319,7 +319,7 @@ class Store:
     def write(self, name: str, data: bytes) -> tuple[int, str]:
         """Publish bytes as `name`; returns (bytes, SHA-256)."""
         with self.scratch(name) as path:
-            path.write_bytes(data)
+            _write_scratch(path, data)
             return self.publish(path, name)
 
     def create(self, name: str, data: bytes) -> None:
@@ -332,7 +332,7 @@ class Store:
                 fs.pipe_file(target, data, mode="create")
             return
         with self.scratch(name) as path:
-            path.write_bytes(data)
+            _write_scratch(path, data)
             _sync(path)
             created = _link(path, Path(uri))
         if not created:
@@ -363,6 +363,15 @@ class Store:
         if uri.partition("://")[0] not in OBJECT_STORES:
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         return fs, path
+
+
+def _write_scratch(path: Path, data: bytes) -> None:
+    """Write a scratch file, again where the `check_writable` of another process removed the folder, still empty."""
+    try:
+        path.write_bytes(data)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 @contextlib.contextmanager

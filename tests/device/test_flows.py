@@ -161,7 +161,7 @@ def test_a_stage_trains_validates_and_resumes(tmp_path, device, stage):
 def test_the_small_preset_starts_from_dlibs_features(tmp_path, device, monkeypatch):
     """`deca train --preset small`: the backbone's start and the first linear answer, then a step."""
     monkeypatch.setattr("tasks.training.inputs.START_IMAGES", 8)
-    monkeypatch.setattr("tasks.training.inputs.SOLVED_PICTURES", 8)
+    monkeypatch.setattr("tasks.training.inputs.SOLVED_IMAGES", 8)
     small = {name: value for name, value in PRESETS["small"].items() if name in ("backbone", "weights", "slow_ends")}
     config = small_config(tmp_path, **small, pretrain=ONE_STEP, coarse=ONE_STEP | {"steps": 0}, precision="bf16")
     run = StageRun(job_of(config, "pretrain"))

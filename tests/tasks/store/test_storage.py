@@ -90,6 +90,23 @@ def test_unwritable_places_are_found_before_any_work(tmp_path: Path, s3: Any) ->
     assert good.list() == []
 
 
+def test_a_folder_that_another_write_test_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands on one new DEST: `check_writable` of the other removes the folder before the first write into it."""
+    real, store = Path.write_bytes, Store(tmp_path / "out")
+
+    def late(path: Path, data: bytes) -> int:
+        if path.parent.exists() and not store.exists("a"):
+            monkeypatch.setattr(Path, "write_bytes", real)
+            path.parent.rmdir()
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", late)
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+
+
 def test_a_write_test_that_was_killed_is_gone_after_the_next(
     tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
