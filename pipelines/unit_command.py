@@ -79,12 +79,13 @@ def unit_command(
     def register(function: Callable[..., int]) -> Callable[..., int]:
         names = [option for option in SHARED if extend or option != "extend"]
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
-        shared = [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=SHARED[option][1], annotation=kind)
-            for option in names
-            if (kind := SHARED[option][0])
-        ]
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        shared = []
+        for option in names:
+            annotation, default = SHARED[option]
+            shared.append(
+                inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
 
         def command(**given: Any) -> int:
             run = UnitRun(flow or name, **{option: given.pop(option) for option in names})

@@ -102,11 +102,6 @@ def stored_plan(dest: str, existing: str, weights: dict[str, str], upgrade: bool
     return begin_upgrade(plan) if upgrade else plan
 
 
-def resumed(config: Config) -> Config:
-    """The effective config of a flow that has nothing else to prepare."""
-    return effective_config(config, config.dest)
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What a new plan is frozen from."""
@@ -135,12 +130,12 @@ class UnitFlow(Generic[Config, Summary]):
 
     name: str
     worker: Callable[..., Worker]
+    prepare: Callable[[Config], Config]
     weights: Callable[[Config], dict[str, str]]
     inputs: Callable[[Config], Inputs]
     summary: type[Summary]
     figures: Callable[..., dict[str, Any]]
     lines: Callable[[Summary], Lines]
-    prepare: Callable[[Config], Config] = resumed
     arguments: Callable[[Plan, Config], tuple[Any, ...]] = lambda plan, config: (config,)
     after: tuple[Callable[[Plan, Config, RunSummary], Any], ...] = ()
     report: Callable[..., object] | None = None
@@ -163,21 +158,22 @@ class UnitFlow(Generic[Config, Summary]):
         """List the items and cut them into units, or open the plan in DEST."""
         dest, upgrade = self.dest(config), config.ray.upgrade
         if config.existing in ("resume", "retry"):
-            return stored_plan(dest, config.existing, weights, upgrade)
-        inputs = self.inputs(config)
-        plan = open_or_build(
-            dest,
-            inputs.source,
-            config=config.plan_config() | inputs.pinned,
-            weights=weights,
-            source_config=getattr(config, "inputs", None),
-            units=config.units,
-            workers=expected_workers(self.ray(config)) if inputs.sized_by_workers else None,
-            items=inputs.items,
-            mode=MODES.get(config.existing, "auto"),
-            upgrade=upgrade,
-        )
-        store_config(plan, config)
+            plan = stored_plan(dest, config.existing, weights, upgrade)
+        else:
+            inputs = self.inputs(config)
+            plan = open_or_build(
+                dest,
+                inputs.source,
+                config=config.plan_config() | inputs.pinned,
+                weights=weights,
+                source_config=getattr(config, "inputs", None),
+                units=config.units,
+                workers=expected_workers(self.ray(config)) if inputs.sized_by_workers else None,
+                items=inputs.items,
+                mode=MODES.get(config.existing, "auto"),
+                upgrade=upgrade,
+            )
+            store_config(plan, config)
         logger.info(
             "%d %s in %d units, plan %s", plan.inputs.items, self._items(plan), plan.units, plan.fingerprint[:8]
         )
